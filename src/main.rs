@@ -1,1 +1,73 @@
-fn main(){}
+//! `proa`: the whole platform in one binary.
+//!
+//! Owns the command line, the wiring of the parts and the progress a person sees. Never holds logic that a library
+//! crate could hold.
+
+mod apply;
+mod cli;
+mod echo;
+mod images;
+mod paths;
+mod preflight;
+mod progress;
+mod reset;
+mod rollback;
+mod run;
+mod samples;
+
+use clap::Parser;
+use cli::{Cli, Command};
+
+fn main() -> std::process::ExitCode {
+    // A shim is this same file started again for one container. It must stay single-threaded (libcontainer forks),
+    // so it is told apart before anything else is set up.
+    if proa_runtime::is_shim_invocation() {
+        proa_runtime::shim_main();
+    }
+    let cli = Cli::parse();
+    init_tracing();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(dispatch(cli.command));
+            // Blocking helpers (a log follower, a DNS look-up) must not hold the exit up.
+            runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+            outcome
+        });
+    match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("proa: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Up(args) => run::up(args).await,
+        Command::Server(args) => run::server(args).await,
+        Command::Controllers(args) => run::controllers(args).await,
+        Command::Agent(args) => run::agent(args).await,
+        Command::Rollback(args) => rollback::run(args).await,
+        Command::Image(command) => images::run(command).await,
+        Command::Crds => print_crds(),
+        Command::Reset(args) => reset::run(&args.data_dir),
+        Command::Echo => echo::run().await,
+    }
+}
+
+fn print_crds() -> anyhow::Result<()> {
+    print!("{}", proa_crds::yaml()?);
+    Ok(())
+}
+
+/// Logs go to stderr; `PROA_LOG` takes the usual filter syntax. Only warnings by default: what a person should see
+/// while `up` runs is printed by [`progress`].
+fn init_tracing() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PROA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,180 @@
+//! The command line: what a user may type. A contract: names and defaults change only with a major version.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where everything is kept unless `--data-dir` says otherwise.
+pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/proa";
+
+#[derive(Parser)]
+#[command(
+    name = "proa",
+    version,
+    about = "A whole Kubernetes-style container platform in one binary",
+    after_help = "Start with:  proa up --apply manifests/quickstart.yaml"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run the whole platform in one process: API server, controllers, scheduler and node agent
+    Up(Up),
+    /// Run the API server alone
+    Server(Server),
+    /// Run the controllers and the scheduler against an API server
+    Controllers(Controllers),
+    /// Run a node agent against an API server
+    Agent(Agent),
+    /// Go back to an earlier revision: `proa rollback deployment/web [--to N]`
+    Rollback(Rollback),
+    /// Load, pull, list and remove container images
+    #[command(subcommand)]
+    Image(Image),
+    /// Print the custom resource definitions of the proa.dev family
+    Crds,
+    /// Stop what still runs in a data directory and remove everything that belongs to it
+    Reset(DataDir),
+    /// The sample web service that the quickstart runs
+    #[command(hide = true)]
+    Echo,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct DataDir {
+    /// Directory that holds all state
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
+    pub(crate) data_dir: PathBuf,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct ServerArgs {
+    #[command(flatten)]
+    pub(crate) data: DataDir,
+    /// Address and port the API is served on
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
+    pub(crate) listen: SocketAddr,
+    /// Also write the admin kubeconfig to FILE (it is always at DIR/admin.kubeconfig)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Name of this machine's node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// Apply these manifests once the API answers, and wait until they are rolled out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) apply: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct Server {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct Controllers {
+    /// Credentials and address of the API server
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: PathBuf,
+    /// Which API family of the workload kinds to reconcile
+    #[arg(long, value_enum, default_value = "standard")]
+    pub(crate) family: FamilyArg,
+}
+
+#[derive(Args)]
+pub(crate) struct Agent {
+    /// Credentials and address of the API server
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: PathBuf,
+    #[command(flatten)]
+    pub(crate) data: DataDir,
+    /// Name of this machine's node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// Which API family of the workload kinds to serve
+    #[arg(long, value_enum, default_value = "standard")]
+    pub(crate) family: FamilyArg,
+}
+
+#[derive(Args)]
+pub(crate) struct Rollback {
+    /// What to take back, as KIND/NAME
+    #[arg(value_name = "KIND/NAME")]
+    pub(crate) target: String,
+    /// Revision to go back to [default: the one before the current]
+    #[arg(long, value_name = "N")]
+    pub(crate) to: Option<i64>,
+    /// Namespace of the object
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Credentials and address of the API server [default: $KUBECONFIG, then DIR/admin.kubeconfig]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Which API family the object is of [default: the standard one when the object exists there]
+    #[arg(long, value_enum)]
+    pub(crate) family: Option<FamilyArg>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Image {
+    /// Load the images of an OCI or docker archive
+    Load {
+        /// The archive, gzip-compressed or not
+        file: PathBuf,
+        #[command(flatten)]
+        data: DataDir,
+    },
+    /// List images
+    Ls {
+        #[command(flatten)]
+        data: DataDir,
+    },
+    /// Remove images by reference or id
+    Rm {
+        /// References or ids
+        #[arg(required = true)]
+        references: Vec<String>,
+        #[command(flatten)]
+        data: DataDir,
+    },
+    /// Pull an image from its registry
+    Pull {
+        /// Reference, such as `registry.example/app:v1`
+        reference: String,
+        /// Speak plain HTTP to this registry (loopback registries are spoken to in HTTP anyway)
+        #[arg(long, value_name = "HOST[:PORT]")]
+        insecure_registry: Vec<String>,
+        #[command(flatten)]
+        data: DataDir,
+    },
+}
+
+/// The two API families the workload kinds are served in.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum FamilyArg {
+    /// `v1` and `apps/v1`
+    #[value(name = "standard", alias = "v1")]
+    Standard,
+    /// `proa.dev/v1`
+    #[value(name = "proa.dev", alias = "proa")]
+    Proa,
+}
+
+impl From<FamilyArg> for proa_crds::Family {
+    fn from(family: FamilyArg) -> Self {
+        match family {
+            FamilyArg::Standard => proa_crds::Family::Standard,
+            FamilyArg::Proa => proa_crds::Family::Proa,
+        }
+    }
+}
