@@ -1,0 +1,12 @@
+//! The whole system, as a user meets it: the real binary, the real kubectl, real containers and real packets, each test
+//! on a platform of its own in a network namespace of its own. Needs root and kubectl.
+
+mod command_line;
+mod faults;
+mod harness;
+mod kubectl;
+mod network;
+mod pods;
+mod rollback;
+mod rollout;
+mod samples;
