@@ -1,0 +1,164 @@
+//! Going back by itself, with evidence and configuration, without fighting the next apply.
+
+use crate::harness::{Cluster, eventually};
+
+/// A guarded Deployment whose two pods answer with version `image`.
+fn guarded(image: &str) -> String {
+    format!(
+        "
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web
+  annotations: {{proa.dev/rollback: on-failure}}
+spec:
+  replicas: 2
+  progressDeadlineSeconds: 30
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: echo
+        image: {image}
+        readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
+"
+    )
+}
+
+fn condition(cluster: &Cluster, name: &str, field: &str) -> String {
+    cluster.kubectl(&["get", "deployment", "web", "-o", &format!("jsonpath={{.status.conditions[?(@.type==\"{name}\")].{field}}}")])
+}
+
+fn rolled_out(cluster: &Cluster) {
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+}
+
+fn rolled_back(cluster: &Cluster) {
+    cluster.kubectl(&["wait", "deployment/web", "--for=condition=RolledBack", "--timeout=60s"]);
+    rolled_out(cluster);
+}
+
+fn running_images(cluster: &Cluster) -> Vec<String> {
+    let list = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={range .items[?(@.status.phase==\"Running\")]}{.spec.containers[0].image}{\"\\n\"}{end}"]);
+    list.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_crash_looping_revision_goes_back_says_why_and_stays_refused_until_it_changes() {
+    let cluster = Cluster::up();
+    cluster.apply(&guarded("example/echo:v1"));
+    rolled_out(&cluster);
+    cluster.apply(&guarded("example/echo:broken"));
+    rolled_back(&cluster);
+    assert_eq!(running_images(&cluster), ["example/echo:v1", "example/echo:v1"]);
+    let why = condition(&cluster, "RolledBack", "message");
+    assert!(why.contains("revision 2") && why.contains("broken on purpose"), "{why}");
+    let events = cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=web"]);
+    assert!(events.contains("RolledBack"), "{events}");
+
+    // A pipeline applies the same again: nothing new is started, and the condition says so.
+    cluster.apply(&guarded("example/echo:broken"));
+    cluster.kubectl(&["wait", "deployment/web", "--for=condition=RolloutRefused", "--timeout=30s"]);
+    assert_eq!(running_images(&cluster), ["example/echo:v1", "example/echo:v1"]);
+    let broken = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.containers[0].image}"]);
+    assert!(!broken.contains("broken"), "{broken}");
+
+    // Somebody says so: it is tried once more, and goes back once more.
+    let replica_sets = || cluster.kubectl(&["get", "events", "-o", "name", "--field-selector=reason=RolledBack"]);
+    let before = replica_sets();
+    cluster.kubectl(&["annotate", "deployment/web", "proa.dev/retry=1"]);
+    cluster.apply(&guarded("example/echo:broken"));
+    eventually("the retried revision fails again", || (replica_sets() != before).then_some(()));
+    rolled_back(&cluster);
+
+    // A template that differs rolls out, and the object is what its manifest says.
+    cluster.apply(&guarded("example/echo:v2"));
+    rolled_out(&cluster);
+    eventually("only v2 runs", || (running_images(&cluster) == ["example/echo:v2", "example/echo:v2"]).then_some(()));
+    assert_ne!(condition(&cluster, "RolledBack", "status"), "True");
+    assert_ne!(condition(&cluster, "RolloutRefused", "status"), "True");
+}
+
+#[test]
+fn an_image_that_does_not_exist_and_a_missing_config_map_are_not_waited_for() {
+    let cluster = Cluster::up();
+    cluster.apply(&guarded("example/echo:v1"));
+    rolled_out(&cluster);
+    cluster.apply(&guarded("127.0.0.1:9/no/such:image"));
+    rolled_back(&cluster);
+    assert!(condition(&cluster, "RolledBack", "message").contains("127.0.0.1:9/no/such:image"));
+    let missing = guarded("example/echo:v1").replace("        readinessProbe", "        envFrom: [{configMapRef: {name: absent}}]\n        readinessProbe");
+    cluster.apply(&missing);
+    eventually("the message names what is missing", || condition(&cluster, "RolledBack", "message").contains("absent").then_some(()));
+    rolled_out(&cluster);
+    assert_eq!(running_images(&cluster).len(), 2);
+}
+
+#[test]
+fn without_the_annotation_nothing_goes_back_by_itself() {
+    let cluster = Cluster::up();
+    let plain = |image: &str| guarded(image).replace("  annotations: {proa.dev/rollback: on-failure}\n", "");
+    cluster.apply(&plain("example/echo:v1"));
+    rolled_out(&cluster);
+    cluster.apply(&plain("example/echo:broken"));
+    cluster.wait_for("pods", ".items[*].status.containerStatuses[*].state.waiting.reason", "CrashLoopBackOff");
+    assert_eq!(condition(&cluster, "RolledBack", "status"), "");
+    assert_eq!(cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].image}"]), "example/echo:broken");
+}
+
+#[test]
+fn undo_restores_the_config_that_revision_ran_with_and_the_next_rollout_reads_live_again() {
+    let cluster = Cluster::up();
+    let config = |value: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{GREETING: {value}}}\n");
+    let with_config = |image: &str| {
+        guarded(image).replace("        readinessProbe", "        envFrom: [{configMapRef: {name: settings}}]\n        readinessProbe")
+    };
+    let greetings = || {
+        let ips = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={range .items[?(@.status.phase==\"Running\")]}{.status.podIP}{\"\\n\"}{end}"]);
+        let mut greetings: Vec<String> =
+            ips.lines().filter_map(|ip| cluster.get(format!("{ip}:8080").parse().ok()?, "/env/GREETING").ok()).map(|(_, body)| body).collect();
+        greetings.dedup();
+        greetings
+    };
+    cluster.apply(&config("hello"));
+    cluster.apply(&with_config("example/echo:v1"));
+    rolled_out(&cluster);
+    assert_eq!(greetings(), ["hello\n"]);
+    cluster.apply(&config("goodbye"));
+    cluster.apply(&with_config("example/echo:v2"));
+    rolled_out(&cluster);
+    eventually("the new revision reads live configuration", || (greetings() == ["goodbye\n"]).then_some(()));
+
+    cluster.kubectl(&["rollout", "undo", "deployment/web"]);
+    rolled_out(&cluster);
+    eventually("the old revision reads what it ran with", || (greetings() == ["hello\n"]).then_some(()));
+    assert_eq!(condition(&cluster, "ConfigRevision", "status"), "True");
+    assert_eq!(cluster.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data.GREETING}"]), "goodbye", "the named object is nobody's to change");
+
+    // The next apply: exactly what the manifest says, live configuration again.
+    let manifest = with_config("example/echo:v2").replace("  replicas: 2", "  replicas: 2\n  minReadySeconds: 0");
+    cluster.apply(&manifest);
+    rolled_out(&cluster);
+    eventually("live configuration again", || (greetings() == ["goodbye\n"]).then_some(()));
+    assert_ne!(condition(&cluster, "ConfigRevision", "status"), "True");
+}
+
+#[test]
+fn undo_does_not_poison_the_next_apply() {
+    let cluster = Cluster::up();
+    let with_env = |image: &str, env: &str| guarded(image).replace("        readinessProbe", &format!("        env: [{env}]\n        readinessProbe"));
+    cluster.apply(&with_env("example/echo:v1", "{name: ONLY_IN_V1, value: a}"));
+    rolled_out(&cluster);
+    cluster.apply(&with_env("example/echo:v2", "{name: ONLY_IN_V2, value: b}"));
+    rolled_out(&cluster);
+    cluster.kubectl(&["rollout", "undo", "deployment/web"]);
+    rolled_out(&cluster);
+    // On Kubernetes ONLY_IN_V1 would stay for ever: the record of the last apply does not know it.
+    let last_applied = "jsonpath={.metadata.annotations.kubectl\\.kubernetes\\.io/last-applied-configuration}";
+    eventually("the record follows", || cluster.kubectl(&["get", "deployment", "web", "-o", last_applied]).contains("ONLY_IN_V1").then_some(()));
+    cluster.apply(&with_env("example/echo:v2", "{name: ONLY_IN_V3, value: c}"));
+    let names = cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].env[*].name}"]);
+    assert_eq!(names, "ONLY_IN_V3");
+}
