@@ -2,6 +2,7 @@
 //! on a platform of its own in a network namespace of its own. Needs root and kubectl.
 
 mod command_line;
+mod family;
 mod faults;
 mod harness;
 mod kubectl;

@@ -1,0 +1,56 @@
+//! One type, two families: the custom kinds on a plain API server, driven by the same controllers and the same agent.
+
+use std::process::{Child, Stdio};
+
+use crate::harness::{Cluster, eventually, text};
+
+/// A part in a process of its own, ended with the test.
+struct Part(Child);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // SIGTERM first, as a user would: the agent leaves its containers to `reset`.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
+    let cluster = Cluster::prepared();
+    let _server = Part(cluster.proa(&["server"]).stderr(Stdio::inherit()).spawn().expect("proa server starts"));
+    eventually("the API server answers", || {
+        (cluster.kubeconfig().exists() && cluster.try_kubectl(&["get", "namespaces"]).status.success()).then_some(())
+    });
+    let crds = cluster.namespace.command(crate::harness::PROA).arg("crds").output().expect("proa crds runs");
+    cluster.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &String::from_utf8_lossy(&crds.stdout));
+    cluster.kubectl(&["wait", "crd/deployments.proa.dev", "crd/pods.proa.dev", "--for=condition=Established", "--timeout=10s"]);
+
+    let kubeconfig = cluster.kubeconfig();
+    let kubeconfig = kubeconfig.to_str().expect("a path");
+    let mut controllers = cluster.namespace.command(crate::harness::PROA);
+    controllers.args(["controllers", "--family", "proa.dev", "--kubeconfig", kubeconfig]);
+    let _controllers = Part(controllers.spawn().expect("proa controllers starts"));
+    let mut agent = cluster.proa(&["agent", "--family", "proa.dev", "--node-name", "machine", "--kubeconfig", kubeconfig]);
+    let _agent = Part(agent.spawn().expect("proa agent starts"));
+    eventually("the machine registers", || cluster.try_kubectl(&["get", "nodes.proa.dev", "machine"]).status.success().then_some(()));
+
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/custom-family.yaml");
+    cluster.kubectl(&["apply", "-f", manifest]);
+    let available = || cluster.wait_for("deployments.proa.dev/web", ".status.availableReplicas", "2");
+    let images = || cluster.kubectl(&["get", "pods.proa.dev", "-o", "jsonpath={.items[*].spec.containers[0].image}"]);
+    available();
+    assert_eq!(images(), "example/echo:v1 example/echo:v1");
+
+    let second = std::fs::read_to_string(manifest).expect("the sample").replace("echo:v1", "echo:v2");
+    cluster.apply(&second);
+    eventually("v2 runs", || (images() == "example/echo:v2 example/echo:v2").then_some(()));
+    available();
+
+    let mut rollback = cluster.namespace.command(crate::harness::PROA);
+    let output = rollback.args(["rollback", "deployment/web", "--to", "1", "--kubeconfig", kubeconfig]).output().expect("proa rollback runs");
+    assert!(output.status.success(), "{}", text(&output));
+    eventually("v1 runs again", || (images() == "example/echo:v1 example/echo:v1").then_some(()));
+    available();
+    assert_eq!(cluster.kubectl(&["get", "pods", "-o", "name"]), "", "no standard pod was made");
+}
