@@ -41,7 +41,7 @@ pub(crate) enum Command {
     Reset(DataDir),
     /// The sample web service that the quickstart runs
     #[command(hide = true)]
-    Echo,
+    Echo(Echo),
 }
 
 #[derive(Args, Clone)]
@@ -157,6 +157,13 @@ pub(crate) enum Image {
         #[command(flatten)]
         data: DataDir,
     },
+}
+
+#[derive(Args)]
+pub(crate) struct Echo {
+    /// Serve nothing: wait until this URL answers with 200, then exit
+    #[arg(long, value_name = "URL")]
+    pub(crate) wait_for: Option<String>,
 }
 
 /// The two API families the workload kinds are served in.

@@ -5,8 +5,11 @@
 //! and exits with 1, so that a failing rollout can be shown.
 
 use std::env;
+use std::time::Duration;
 
 use anyhow::Context;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use warp::Filter;
 
@@ -44,4 +47,31 @@ fn pod_name() -> String {
     env::var("POD_NAME")
         .or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()))
         .unwrap_or_default()
+}
+
+/// Asks `url` twice a second until it answers with 200: what an init container waits for.
+///
+/// # Errors
+/// When `url` is not of the form `http://HOST[:PORT]/PATH`.
+pub(crate) async fn wait_for(url: &str) -> anyhow::Result<()> {
+    let rest = url.strip_prefix("http://").with_context(|| format!("{url:?} does not begin with http://"))?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    println!("waiting for {url}");
+    while !answers(&address, host, path).await {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    println!("{url} answers");
+    Ok(())
+}
+
+async fn answers(address: &str, host: &str, path: &str) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await?;
+        Ok::<bool, std::io::Error>(status.ends_with(b"200"))
+    };
+    matches!(tokio::time::timeout(Duration::from_secs(2), ask).await, Ok(Ok(true)))
 }

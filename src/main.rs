@@ -55,7 +55,10 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Image(command) => images::run(command).await,
         Command::Crds => print_crds(),
         Command::Reset(args) => reset::run(&args.data_dir),
-        Command::Echo => echo::run().await,
+        Command::Echo(args) => match args.wait_for {
+            Some(url) => echo::wait_for(&url).await,
+            None => echo::run().await,
+        },
     }
 }
 

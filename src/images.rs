@@ -1,0 +1,53 @@
+//! `proa image …`: the content store by hand.
+
+use std::fs::File;
+
+use anyhow::Context;
+use proa_images::ImageStore;
+
+use crate::cli;
+use crate::paths::DataDir;
+
+pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
+    match command {
+        cli::Image::Load { file, data } => {
+            let archive = File::open(&file).with_context(|| format!("cannot open {}", file.display()))?;
+            for reference in open(&data)?.load(archive).with_context(|| format!("cannot load {}", file.display()))? {
+                println!("Loaded image: {reference}");
+            }
+            Ok(())
+        }
+        cli::Image::Ls { data } => list(&open(&data)?),
+        cli::Image::Rm { references, data } => {
+            let images = open(&data)?;
+            for reference in references {
+                images.remove(&reference).with_context(|| format!("cannot remove {reference}"))?;
+                println!("Removed: {reference}");
+            }
+            Ok(())
+        }
+        cli::Image::Pull { reference, insecure_registry, data } => {
+            let images = open(&data)?.with_insecure_registries(insecure_registry);
+            let image = images.pull(&reference, None, |_| {}).await.with_context(|| format!("cannot pull {reference}"))?;
+            println!("{}", image.id);
+            Ok(())
+        }
+    }
+}
+
+fn open(data: &cli::DataDir) -> anyhow::Result<ImageStore> {
+    let directory = DataDir::new(&data.data_dir)?.images();
+    ImageStore::open(&directory).with_context(|| format!("cannot open the images in {}", directory.display()))
+}
+
+fn list(images: &ImageStore) -> anyhow::Result<()> {
+    println!("{:<50} {:<14} {:>10}", "REFERENCE", "ID", "SIZE");
+    for image in images.list()? {
+        let id = image.id.to_string();
+        let id = id.trim_start_matches("sha256:");
+        for reference in &image.references {
+            println!("{reference:<50} {:<14} {:>10}", &id[..12.min(id.len())], indicatif::HumanBytes(image.size).to_string());
+        }
+    }
+    Ok(())
+}
