@@ -1,0 +1,293 @@
+//! The model: random histories run against a plain map, with reopening at any moment. What the model
+//! says is what the store must say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use proa_store::{
+    Chunk, CommitError, Embedded, Entry, Event, EventKind, Expect, Key, Log, Op, Options, RangeError, Revision, Txn,
+    Value, WatchError,
+};
+use proptest::prelude::*;
+
+const KEYS: [&str; 8] = ["/a/1", "/a/2", "/a/20", "/b/1", "/b/1/x", "/c", "/ä", "z"];
+const PREFIXES: [&str; 6] = ["", "/", "/a/", "/a/2", "/b/1", "nothing"];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Commit(Vec<Draft>),
+    /// These are sent before any is awaited.
+    Together(Vec<Vec<Draft>>),
+    Range { prefix: usize, back: u64, after: Option<usize>, limit: usize },
+    Get(usize),
+    Watch { prefix: usize, back: u64 },
+    Compact { back: u64 },
+    Reopen,
+}
+
+/// A step of a transaction whose expectation is drawn relative to the model's state.
+#[derive(Clone, Debug)]
+struct Draft {
+    key: usize,
+    put: Option<(Vec<u8>, bool)>,
+    last: bool,
+    expect: DraftExpect,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum DraftExpect {
+    Any,
+    Absent,
+    Right,
+    Wrong,
+}
+
+fn draft() -> impl Strategy<Value = Draft> {
+    let expect = prop_oneof![
+        4 => Just(DraftExpect::Any),
+        1 => Just(DraftExpect::Absent),
+        3 => Just(DraftExpect::Right),
+        1 => Just(DraftExpect::Wrong),
+    ];
+    let put = proptest::option::weighted(0.7, (proptest::collection::vec(any::<u8>(), 0..12), any::<bool>()));
+    (0..KEYS.len(), put, any::<bool>(), expect).prop_map(|(key, put, last, expect)| Draft { key, put, last, expect })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let txn = || proptest::collection::vec(draft(), 0..4);
+    prop_oneof![
+        10 => txn().prop_map(Step::Commit),
+        2 => proptest::collection::vec(txn(), 1..6).prop_map(Step::Together),
+        4 => (0..PREFIXES.len(), 0..12u64, proptest::option::of(0..KEYS.len()), 0..4usize)
+            .prop_map(|(prefix, back, after, limit)| Step::Range { prefix, back, after, limit }),
+        2 => (0..KEYS.len()).prop_map(Step::Get),
+        3 => (0..PREFIXES.len(), 0..12u64).prop_map(|(prefix, back)| Step::Watch { prefix, back }),
+        1 => (0..12u64).prop_map(|back| Step::Compact { back }),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// The whole history, forgetting nothing.
+struct Model {
+    states: Vec<BTreeMap<Key, Entry>>, // index 0 is revision 1
+    events: Vec<Event>,
+}
+
+impl Model {
+    fn new() -> Model {
+        Model { states: vec![BTreeMap::new()], events: Vec::new() }
+    }
+
+    fn revision(&self) -> Revision {
+        Revision(self.states.len() as u64)
+    }
+
+    fn current(&self) -> &BTreeMap<Key, Entry> {
+        self.states.last().unwrap()
+    }
+
+    fn at(&self, revision: Revision) -> &BTreeMap<Key, Entry> {
+        &self.states[revision.0 as usize - 1]
+    }
+
+    fn draw(&self, drafts: &[Draft]) -> Txn {
+        let op = |draft: &Draft| {
+            let key: Key = KEYS[draft.key].into();
+            let modified = self.current().get(&key).map(|e| e.modified);
+            let expect = match (draft.expect, modified) {
+                (DraftExpect::Any, _) => Expect::Any,
+                (DraftExpect::Absent, _) | (DraftExpect::Right, None) => Expect::Absent,
+                (DraftExpect::Right, Some(revision)) => Expect::At(revision),
+                (DraftExpect::Wrong, revision) => Expect::At(Revision(revision.map_or(1, |r| r.0 + 1))),
+            };
+            let value = |bytes: &[u8], splice: bool| Value {
+                bytes: Bytes::copy_from_slice(bytes),
+                revision_at: splice.then_some(bytes.len() / 2),
+            };
+            match &draft.put {
+                Some((bytes, splice)) => Op::Put { key, value: value(bytes, *splice), expect },
+                None => Op::Delete { key, expect, last: draft.last.then(|| value(b"last:", true)) },
+            }
+        };
+        Txn { ops: drafts.iter().map(op).collect() }
+    }
+
+    fn commit(&mut self, txn: &Txn) -> Result<(Revision, Vec<Entry>), String> {
+        let revision = self.revision().next();
+        let (mut state, mut events, mut entries) = (self.current().clone(), Vec::new(), Vec::new());
+        for (i, op) in txn.ops.iter().enumerate() {
+            if txn.ops[..i].iter().any(|o| o.key() == op.key()) {
+                return Err("twice".into());
+            }
+        }
+        for op in &txn.ops {
+            let current = state.get(op.key()).cloned();
+            let holds = match op.expect() {
+                Expect::Any => true,
+                Expect::Absent => current.is_none(),
+                Expect::At(revision) => current.as_ref().map(|e| e.modified) == Some(revision),
+            };
+            if !holds {
+                return Err(format!("conflict {} {:?}", op.key(), current.map(|e| e.modified)));
+            }
+            match op {
+                Op::Put { key, value, .. } => {
+                    let created = current.as_ref().map_or(revision, |e| e.created);
+                    let entry =
+                        Entry { key: key.clone(), bytes: splice(value, revision), created, modified: revision };
+                    state.insert(key.clone(), entry.clone());
+                    entries.push(entry.clone());
+                    events.push(Event { revision, kind: EventKind::Put { entry, previous: current } });
+                }
+                Op::Delete { key, last, .. } => {
+                    let Some(previous) = state.remove(key) else { continue };
+                    let last = last.as_ref().map_or(previous.bytes.clone(), |v| splice(v, revision));
+                    events.push(Event { revision, kind: EventKind::Delete { key: key.clone(), last, previous } });
+                }
+            }
+        }
+        if events.is_empty() {
+            return Ok((self.revision(), entries));
+        }
+        self.states.push(state);
+        self.events.extend(events);
+        Ok((revision, entries))
+    }
+
+    fn range(&self, prefix: &str, at: Revision, after: Option<&str>, limit: usize) -> Chunk {
+        let wanted = |e: &&Entry| e.key.starts_with(prefix) && after.is_none_or(|a| &*e.key > a);
+        let all: Vec<Entry> = self.at(at).values().filter(wanted).cloned().collect();
+        let taken = if limit == 0 { all.len() } else { limit.min(all.len()) };
+        let remaining = all.len() - taken;
+        Chunk { entries: all[..taken].to_vec(), revision: at, more: remaining > 0, remaining }
+    }
+
+    fn events(&self, prefix: &str, after: Revision) -> Vec<Event> {
+        self.events.iter().filter(|e| e.revision > after && e.key().starts_with(prefix)).cloned().collect()
+    }
+}
+
+fn splice(value: &Value, revision: Revision) -> Bytes {
+    let Some(at) = value.revision_at else { return value.bytes.clone() };
+    let mut out = value.bytes[..at].to_vec();
+    out.extend_from_slice(revision.0.to_string().as_bytes());
+    out.extend_from_slice(&value.bytes[at..]);
+    out.into()
+}
+
+/// Small files and a short history, so that rolling over, forgetting and checkpoints happen all the time.
+fn options() -> Options {
+    Options {
+        history_events: 12,
+        history_bytes: 1 << 20,
+        history_age: Duration::from_secs(3600),
+        segment_bytes: 150,
+        checkpoint_bytes: 300,
+    }
+}
+
+fn said(result: Result<proa_store::Committed, CommitError>) -> Result<(Revision, Vec<Entry>), String> {
+    match result {
+        Ok(done) => Ok((done.revision, done.entries)),
+        Err(CommitError::Conflict { key, current }) => Err(format!("conflict {key} {current:?}")),
+        Err(CommitError::Invalid(_)) => Err("twice".into()),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+async fn drain(stream: &mut futures::stream::BoxStream<'static, Result<Arc<[Event]>, WatchError>>) -> Vec<Event> {
+    let mut events = Vec::new();
+    // Everything committed is in the ring already: what is not ready now is not there.
+    while let Some(Some(batch)) = stream.next().now_or_never() {
+        events.extend_from_slice(&batch.expect("a watcher that is read after each step does not lag"));
+    }
+    events
+}
+
+async fn run(steps: Vec<Step>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Embedded::open(dir.path(), options()).await.unwrap();
+    let mut model = Model::new();
+    let (mut tail, mut tail_after) = (store.watch("/a/", Revision::FIRST), Revision::FIRST);
+    for step in steps {
+        let oldest = store.oldest();
+        match step {
+            Step::Commit(drafts) => {
+                let txn = model.draw(&drafts);
+                let expected = model.commit(&txn);
+                assert_eq!(said(store.commit(txn).await), expected);
+            }
+            Step::Together(many) => {
+                let txns: Vec<Txn> = many.iter().map(|drafts| model.draw(drafts)).collect();
+                let commits: Vec<_> = txns.iter().map(|txn| store.commit(txn.clone())).collect();
+                let results = futures::future::join_all(commits).await;
+                for (txn, result) in txns.iter().zip(results) {
+                    let expected = model.commit(txn);
+                    assert_eq!(said(result), expected);
+                }
+            }
+            Step::Range { prefix, back, after, limit } => {
+                let at = (back > 0).then(|| Revision((model.revision().0 + 1).saturating_sub(back)));
+                let after = after.map(|i| KEYS[i]);
+                let got = store.range(PREFIXES[prefix], at, after, limit).await;
+                match at {
+                    Some(at) if at < oldest => {
+                        assert_eq!(got, Err(RangeError::Compacted { requested: at, oldest }));
+                    }
+                    at => {
+                        let at = at.unwrap_or(model.revision());
+                        assert_eq!(got, Ok(model.range(PREFIXES[prefix], at, after, limit)));
+                    }
+                }
+            }
+            Step::Get(key) => {
+                let expected = (model.current().get(KEYS[key]).cloned(), model.revision());
+                assert_eq!(store.get(KEYS[key]).await, Ok(expected));
+            }
+            Step::Watch { prefix, back } => {
+                let after = Revision(model.revision().0.saturating_sub(back));
+                let mut stream = store.watch(PREFIXES[prefix], after);
+                if after < oldest {
+                    assert_eq!(
+                        stream.next().await,
+                        Some(Err(WatchError::Compacted { requested: after, oldest }))
+                    );
+                    assert_eq!(stream.next().await, None);
+                } else {
+                    assert_eq!(drain(&mut stream).await, model.events(PREFIXES[prefix], after));
+                }
+            }
+            Step::Compact { back } => {
+                let before = Revision(model.revision().0.saturating_sub(back));
+                store.compact(before).await.unwrap();
+                assert!(store.oldest() >= before.min(oldest));
+            }
+            Step::Reopen => {
+                store.close().await;
+                assert!(matches!(store.get("z").await, Err(RangeError::Closed)));
+                assert!(tail.next().await.is_none());
+                drop(store);
+                store = Embedded::open(dir.path(), options()).await.unwrap();
+                assert!(store.oldest() <= model.revision());
+                tail_after = model.revision();
+                tail = store.watch("/a/", tail_after);
+            }
+        }
+        assert_eq!(store.revision(), model.revision());
+        assert_eq!(drain(&mut tail).await, model.events("/a/", tail_after));
+        tail_after = model.revision();
+        assert_eq!(store.range("", None, None, 0).await, Ok(model.range("", model.revision(), None, 0)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, rng_seed: proptest::test_runner::RngSeed::Fixed(7), failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn the_store_says_what_the_model_says(steps in proptest::collection::vec(step(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(run(steps));
+    }
+}
