@@ -1,1 +1,32 @@
-//! x
+//! The workload types of Proa, in their two API families.
+//!
+//! Owns: the [`Family`] value that says under which group and version the workload kinds are served, the typed
+//! aliases ([`Pod`], [`ReplicaSet`], [`Deployment`], [`Service`], [`Node`], [`EndpointSlice`]) that work with either
+//! family, the names several crates must agree on ([`annotations`], [`conditions`], [`reasons`]) and the custom
+//! resource definitions of the `proa.dev` family ([`custom_resource_definitions`]).
+//!
+//! Never talks to anything: no client, no files (the YAML in `crds/yaml/` is written by a test), no clock.
+
+pub mod annotations;
+pub mod conditions;
+mod definitions;
+mod endpoint_slice;
+mod family;
+pub mod reasons;
+
+pub use definitions::{custom_resource_definitions, custom_resource_definitions_yaml};
+pub use endpoint_slice::EndpointSlice;
+pub use family::Family;
+
+use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
+
+/// A pod of either family.
+pub type Pod = kube::core::Object<core::PodSpec, core::PodStatus>;
+/// A node of either family.
+pub type Node = kube::core::Object<core::NodeSpec, core::NodeStatus>;
+/// A service of either family.
+pub type Service = kube::core::Object<core::ServiceSpec, core::ServiceStatus>;
+/// A replica set of either family.
+pub type ReplicaSet = kube::core::Object<apps::ReplicaSetSpec, apps::ReplicaSetStatus>;
+/// A deployment of either family.
+pub type Deployment = kube::core::Object<apps::DeploymentSpec, apps::DeploymentStatus>;

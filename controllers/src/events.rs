@@ -1,0 +1,156 @@
+//! Kubernetes Events, written beside the work: a loop never waits for one.
+
+use crate::Clock;
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+    core::{ApiResource, ObjectMeta},
+};
+use std::collections::{HashMap, VecDeque};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+/// Longest message the API takes.
+const MESSAGE_LIMIT: usize = 1024;
+/// Events that wait to be written; more are dropped (they are a courtesy, not a record).
+const WAITING_LIMIT: usize = 1024;
+/// How many different events are remembered, to count repeats instead of writing them again.
+const REMEMBERED: usize = 1024;
+
+/// Whether an event tells of the normal course of things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The normal course.
+    Normal,
+    /// Something a user should look at.
+    Warning,
+}
+
+/// What happened to an object, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Normal or Warning.
+    pub kind: Kind,
+    /// One CamelCase word.
+    pub reason: &'static str,
+    /// One sentence.
+    pub message: String,
+}
+
+struct Item {
+    about: ObjectReference,
+    component: &'static str,
+    note: Note,
+}
+
+/// A handle to write events with; clones share the writer.
+#[derive(Clone)]
+pub struct Recorder(mpsc::Sender<Item>);
+
+impl Recorder {
+    /// Starts the writer.
+    pub fn start(client: Client, clock: Clock) -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING_LIMIT);
+        tokio::spawn(write(client, clock, receiver));
+        Recorder(sender)
+    }
+
+    /// A recorder that forgets everything.
+    pub fn silent() -> Self {
+        Recorder(mpsc::channel(1).0)
+    }
+
+    /// Writes an event about `object`.
+    pub fn note<K: Resource>(&self, component: &'static str, resource: &ApiResource, object: &K, note: Note) {
+        let about = ObjectReference {
+            api_version: Some(resource.api_version.clone()),
+            kind: Some(resource.kind.clone()),
+            namespace: object.namespace(),
+            name: object.meta().name.clone(),
+            uid: object.meta().uid.clone(),
+            resource_version: object.meta().resource_version.clone(),
+            field_path: None,
+        };
+        self.note_about(component, about, note);
+    }
+
+    /// Writes an event about the object referred to.
+    pub fn note_about(&self, component: &'static str, about: ObjectReference, note: Note) {
+        let _ = self.0.try_send(Item { about, component, note });
+    }
+}
+
+/// What makes two events the same.
+type Identity = (String, &'static str, &'static str, String);
+
+#[derive(Default)]
+struct Memory {
+    /// Namespace, name and count of the event written for an identity.
+    written: HashMap<Identity, (String, String, i32)>,
+    order: VecDeque<Identity>,
+}
+
+async fn write(client: Client, clock: Clock, mut items: mpsc::Receiver<Item>) {
+    let mut memory = Memory::default();
+    while let Some(item) = items.recv().await {
+        if let Err(error) = write_one(&client, &clock, &mut memory, item).await {
+            debug!(%error, "an event was not written");
+        }
+    }
+}
+
+async fn write_one(client: &Client, clock: &Clock, memory: &mut Memory, item: Item) -> Result<(), kube::Error> {
+    let Item { about, component, note } = item;
+    let now = clock.now();
+    let mut message = note.message;
+    if message.len() > MESSAGE_LIMIT {
+        let end = (0..=MESSAGE_LIMIT - 3).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        message.truncate(end);
+        message.push_str("...");
+    }
+    let identity = (about.uid.clone().unwrap_or_default(), component, note.reason, message.clone());
+    if let Some((namespace, name, count)) = memory.written.get_mut(&identity) {
+        *count += 1;
+        let patch = serde_json::json!({"count": *count, "lastTimestamp": Time(now)});
+        let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+        match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            other => return other.map(drop),
+        }
+    }
+    let namespace = about.namespace.clone().filter(|ns| !ns.is_empty()).unwrap_or_else(|| "default".to_owned());
+    let subject = about.name.clone().unwrap_or_default();
+    let event = Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{subject}.{:016x}", rand::random::<u64>())),
+            namespace: Some(namespace.clone()),
+            ..Default::default()
+        },
+        involved_object: about,
+        reason: Some(note.reason.to_owned()),
+        message: Some(message),
+        type_: Some(format!("{:?}", note.kind)),
+        source: Some(EventSource { component: Some(component.to_owned()), host: None }),
+        reporting_component: Some(component.to_owned()),
+        reporting_instance: Some(String::new()),
+        first_timestamp: Some(Time(now)),
+        last_timestamp: Some(Time(now)),
+        count: Some(1),
+        ..Default::default()
+    };
+    let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+    let written = api.create(&PostParams::default(), &event).await?;
+    if memory.order.len() >= REMEMBERED
+        && let Some(oldest) = memory.order.pop_front()
+    {
+        memory.written.remove(&oldest);
+    }
+    if memory.written.insert(identity.clone(), (namespace, written.name_any(), 1)).is_none() {
+        memory.order.push_back(identity);
+    }
+    Ok(())
+}

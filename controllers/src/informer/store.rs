@@ -1,0 +1,241 @@
+//! The objects of one kind, with indices. Pure: no IO, no tasks.
+
+use super::revision_of;
+use crate::Key;
+use kube::Resource;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// What happened to one object.
+#[derive(Debug)]
+pub struct Change<K> {
+    /// The object's key.
+    pub key: Key,
+    /// The object before, if the store held it.
+    pub old: Option<Arc<K>>,
+    /// The object now; `None` after a deletion.
+    pub new: Option<Arc<K>>,
+}
+
+impl<K> Clone for Change<K> {
+    fn clone(&self) -> Self {
+        Change { key: self.key.clone(), old: self.old.clone(), new: self.new.clone() }
+    }
+}
+
+impl<K> Change<K> {
+    /// The object now, or as it last was.
+    pub fn latest(&self) -> Option<&Arc<K>> {
+        self.new.as_ref().or(self.old.as_ref())
+    }
+
+    /// Both states, old first.
+    pub fn states(&self) -> impl Iterator<Item = &Arc<K>> {
+        self.old.iter().chain(self.new.iter())
+    }
+}
+
+type IndexFn<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
+
+struct Index<K> {
+    values: IndexFn<K>,
+    keys: HashMap<String, BTreeSet<Key>>,
+}
+
+/// An ordered map of objects with indices.
+pub(crate) struct Store<K> {
+    objects: BTreeMap<Key, Arc<K>>,
+    indices: HashMap<&'static str, Index<K>>,
+    revision: u64,
+}
+
+impl<K> Default for Store<K> {
+    fn default() -> Self {
+        Store { objects: BTreeMap::new(), indices: HashMap::new(), revision: 0 }
+    }
+}
+
+impl<K: Resource> Store<K> {
+    pub(crate) fn add_index(&mut self, name: &'static str, values: IndexFn<K>) {
+        if self.indices.contains_key(name) {
+            return;
+        }
+        let mut index = Index { values, keys: HashMap::new() };
+        for (key, object) in &self.objects {
+            index.insert(key, object);
+        }
+        self.indices.insert(name, index);
+    }
+
+    /// Takes in an object as seen on the wire; `None` when the store already holds something newer.
+    pub(crate) fn put(&mut self, object: K) -> Option<Change<K>> {
+        let key = Key::of(&object);
+        let revision = revision_of(&object);
+        self.revision = self.revision.max(revision.unwrap_or(0));
+        if let (Some(held), Some(revision)) = (self.objects.get(&key), revision)
+            && held.meta().uid == object.meta().uid
+            && revision_of(held.as_ref()).is_some_and(|held| held > revision)
+        {
+            return None;
+        }
+        let new = Arc::new(object);
+        let old = self.objects.insert(key.clone(), new.clone());
+        for index in self.indices.values_mut() {
+            if let Some(old) = &old {
+                index.remove(&key, old);
+            }
+            index.insert(&key, &new);
+        }
+        Some(Change { key, old, new: Some(new) })
+    }
+
+    /// Takes an object out. `last` is its final state on the wire.
+    pub(crate) fn remove(&mut self, key: &Key, last: Option<&K>) -> Option<Change<K>> {
+        if let Some(last) = last {
+            self.revision = self.revision.max(revision_of(last).unwrap_or(0));
+        }
+        let old = self.objects.remove(key)?;
+        for index in self.indices.values_mut() {
+            index.remove(key, &old);
+        }
+        Some(Change { key: key.clone(), old: Some(old), new: None })
+    }
+
+    /// Replaces everything by a fresh list. Reports every object, changed or not: the slow relist behind the watch.
+    pub(crate) fn replace(&mut self, objects: Vec<K>) -> Vec<Change<K>> {
+        let mut gone: BTreeSet<Key> = self.objects.keys().cloned().collect();
+        let mut changes = Vec::with_capacity(objects.len());
+        for object in objects {
+            gone.remove(&Key::of(&object));
+            changes.extend(self.put(object));
+        }
+        for key in gone {
+            changes.extend(self.remove(&key, None));
+        }
+        changes
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.objects.get(key).cloned()
+    }
+
+    pub(crate) fn list(&self) -> Vec<Arc<K>> {
+        self.objects.values().cloned().collect()
+    }
+
+    pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        let from = Key::new(namespace, "");
+        self.objects.range(from..).take_while(|(key, _)| &*key.namespace == namespace).map(|(_, object)| object.clone()).collect()
+    }
+
+    pub(crate) fn by_index(&self, name: &str, value: &str) -> Vec<Arc<K>> {
+        let Some(keys) = self.indices.get(name).and_then(|index| index.keys.get(value)) else { return Vec::new() };
+        keys.iter().filter_map(|key| self.objects.get(key).cloned()).collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// The newest resource version seen.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+}
+
+impl<K> Index<K> {
+    fn insert(&mut self, key: &Key, object: &K) {
+        for value in (self.values)(object) {
+            self.keys.entry(value).or_default().insert(key.clone());
+        }
+    }
+
+    fn remove(&mut self, key: &Key, object: &K) {
+        for value in (self.values)(object) {
+            if let Some(keys) = self.keys.get_mut(&value) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.keys.remove(&value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::core::ObjectMeta;
+
+    fn object(name: &str, revision: u64, app: &str) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                namespace: Some("ns".into()),
+                uid: Some(format!("uid-{name}")),
+                resource_version: Some(revision.to_string()),
+                labels: Some([("app".to_owned(), app.to_owned())].into()),
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    fn store() -> Store<ConfigMap> {
+        let mut store = Store::default();
+        store.add_index("app", Box::new(|map: &ConfigMap| map.metadata.labels.iter().flatten().map(|(_, v)| v.clone()).collect()));
+        store
+    }
+
+    fn names(found: &[Arc<ConfigMap>]) -> Vec<&str> {
+        found.iter().filter_map(|o| o.metadata.name.as_deref()).collect()
+    }
+
+    #[test]
+    fn an_index_follows_its_objects() {
+        let mut store = store();
+        store.put(object("a", 1, "x"));
+        store.put(object("b", 2, "x"));
+        assert_eq!(names(&store.by_index("app", "x")), ["a", "b"]);
+        store.put(object("a", 3, "y"));
+        assert_eq!(names(&store.by_index("app", "x")), ["b"]);
+        assert_eq!(names(&store.by_index("app", "y")), ["a"]);
+        store.remove(&Key::new("ns", "b"), None);
+        assert!(store.by_index("app", "x").is_empty());
+        assert_eq!(store.revision(), 3);
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_held_changes_nothing() {
+        let mut store = store();
+        store.put(object("a", 5, "new"));
+        assert!(store.put(object("a", 4, "old")).is_none());
+        assert_eq!(names(&store.by_index("app", "new")), ["a"]);
+    }
+
+    #[test]
+    fn a_fresh_list_takes_out_what_it_does_not_hold() {
+        let mut store = store();
+        store.put(object("a", 1, "x"));
+        store.put(object("b", 2, "x"));
+        let changes = store.replace(vec![object("b", 2, "x"), object("c", 3, "x")]);
+        assert_eq!(changes.len(), 3);
+        assert!(changes.iter().any(|c| &*c.key.name == "a" && c.new.is_none()));
+        assert_eq!(names(&store.list()), ["b", "c"]);
+    }
+
+    #[test]
+    fn a_namespace_is_a_range() {
+        let mut store = store();
+        store.put(object("a", 1, "x"));
+        let mut other = object("z", 2, "x");
+        other.metadata.namespace = Some("nt".into());
+        store.put(other);
+        assert_eq!(names(&store.in_namespace("ns")), ["a"]);
+        assert_eq!(names(&store.in_namespace("nt")), ["z"]);
+        assert!(store.in_namespace("n").is_empty());
+    }
+}

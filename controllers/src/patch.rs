@@ -1,0 +1,81 @@
+//! JSON merge patches (RFC 7386) made from two states of an object.
+//!
+//! Controllers never replace an object: a field they do not know would be lost.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// The merge patch that turns `from` into `to`; `None` when they are equal.
+pub fn merge_diff(from: &Value, to: &Value) -> Option<Value> {
+    match (from, to) {
+        (Value::Object(from), Value::Object(to)) => {
+            let mut patch = Map::new();
+            for key in from.keys().filter(|key| !to.contains_key(*key)) {
+                patch.insert(key.clone(), Value::Null);
+            }
+            for (key, value) in to {
+                let change = match from.get(key) {
+                    Some(old) => merge_diff(old, value),
+                    None => Some(value.clone()),
+                };
+                if let Some(change) = change {
+                    patch.insert(key.clone(), change);
+                }
+            }
+            (!patch.is_empty()).then_some(Value::Object(patch))
+        }
+        _ if from == to => None,
+        _ => Some(to.clone()),
+    }
+}
+
+/// An object as JSON. The API types serialize to JSON always; what does not would be `null`.
+pub fn json<T: Serialize>(object: &T) -> Value {
+    serde_json::to_value(object).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn apply(target: &mut Value, patch: &Value) {
+        let Value::Object(patch) = patch else {
+            *target = patch.clone();
+            return;
+        };
+        if !target.is_object() {
+            *target = json!({});
+        }
+        let target = target.as_object_mut().expect("made an object above");
+        for (key, value) in patch {
+            if value.is_null() {
+                target.remove(key);
+            } else {
+                apply(target.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+    }
+
+    fn tree() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), (0..5i64).prop_map(Value::from), "[ab]{0,2}".prop_map(Value::from)];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                proptest::collection::btree_map("[a-d]", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_patch_of_two_states_leads_from_one_to_the_other(from in tree(), to in tree()) {
+            let mut patched = from.clone();
+            if let Some(patch) = merge_diff(&from, &to) {
+                apply(&mut patched, &patch);
+            }
+            prop_assert_eq!(patched, to);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Annotation and label names shared over crates: the one place for them.
+
+/// On a Deployment or a Namespace: `on-failure` turns automatic rollback on, `off` (on a Deployment) turns it off again.
+pub const ROLLBACK: &str = "proa.dev/rollback";
+/// The value of [`ROLLBACK`] that turns it on.
+pub const ROLLBACK_ON_FAILURE: &str = "on-failure";
+/// On a Deployment: a new value starts a failed, refused revision again.
+pub const RETRY: &str = "proa.dev/retry";
+/// On a Deployment: `off` means that no configuration is kept with revisions.
+pub const CONFIG_REVISIONS: &str = "proa.dev/config-revisions";
+/// On a ReplicaSet and its pods: the Secret that holds the configuration they read instead of the live objects.
+pub const CONFIG_REVISION: &str = "proa.dev/config-revision";
+/// The `type` of the Secrets that keep a revision's configuration.
+pub const CONFIG_REVISION_SECRET_TYPE: &str = "proa.dev/config-revision";
+
+/// On a ReplicaSet: its own name. `kubectl rollout undo` copies a ReplicaSet's annotations to the Deployment, so this
+/// name found on a Deployment says that an undo arrived, and to which ReplicaSet.
+pub const REVISION_OF: &str = "proa.dev/revision-of";
+/// On a ReplicaSet: when its revision first completed a rollout (RFC 3339).
+pub const HEALTHY: &str = "proa.dev/healthy";
+/// On a ReplicaSet: why its revision failed, as JSON (reason, message, pod, log, time, the retry value it failed under).
+pub const FAILURE: &str = "proa.dev/failure";
+/// On a ReplicaSet: the `last-applied-configuration` of the Deployment while this revision was current.
+pub const APPLIED_CONFIGURATION: &str = "proa.dev/applied-configuration";
+/// On a ReplicaSet: which template fields each server-side applier owned while this revision was current, as JSON.
+pub const APPLIED_FIELDS: &str = "proa.dev/applied-fields";
+
+/// The annotations that belong on ReplicaSets alone: never copied from a Deployment, removed from it after an undo.
+pub const REPLICA_SET_ONLY: [&str; 6] = [REVISION_OF, HEALTHY, FAILURE, APPLIED_CONFIGURATION, APPLIED_FIELDS, CONFIG_REVISION];
+
+/// What client-side `kubectl apply` remembers.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// The cause shown by `kubectl rollout history`.
+pub const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
+/// The revision number of a ReplicaSet, and the current one of a Deployment.
+pub const REVISION: &str = "deployment.kubernetes.io/revision";
+/// Earlier revision numbers of a ReplicaSet, comma-separated.
+pub const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
+/// The size of the Deployment when the ReplicaSet was last scaled.
+pub const DESIRED_REPLICAS: &str = "deployment.kubernetes.io/desired-replicas";
+/// Size plus surge of the Deployment when the ReplicaSet was last scaled.
+pub const MAX_REPLICAS: &str = "deployment.kubernetes.io/max-replicas";
+/// A rollback request of `extensions/v1beta1`; never copied.
+pub const DEPRECATED_ROLLBACK_TO: &str = "deprecated.deployment.rollback.to";
+/// On a pod: the cheaper, the sooner deleted by its ReplicaSet (KEP-2255).
+pub const POD_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// The label that tells the ReplicaSets of one Deployment apart.
+pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";

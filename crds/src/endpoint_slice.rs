@@ -1,0 +1,60 @@
+//! EndpointSlice of either family.
+//!
+//! Its fields are not under `spec`, so `kube::core::Object` does not fit; the [`kube::Resource`] implementation is
+//! written out.
+
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
+use kube::{
+    Resource,
+    core::{ApiResource, DynamicResourceScope, ObjectMeta, TypeMeta},
+};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// Addresses behind a service (`discovery.k8s.io/v1` or `proa.dev/v1`).
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSlice {
+    /// `apiVersion` and `kind`.
+    #[serde(flatten, default)]
+    pub types: Option<TypeMeta>,
+    /// Standard metadata.
+    pub metadata: ObjectMeta,
+    /// `IPv4`, `IPv6` or `FQDN`.
+    pub address_type: String,
+    /// The endpoints; at most 1000.
+    #[serde(default)]
+    pub endpoints: Option<Vec<Endpoint>>,
+    /// The ports every endpoint of this slice serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<EndpointPort>>,
+}
+
+impl Resource for EndpointSlice {
+    type DynamicType = ApiResource;
+    type Scope = DynamicResourceScope;
+
+    fn kind(dt: &ApiResource) -> Cow<'_, str> {
+        dt.kind.as_str().into()
+    }
+
+    fn group(dt: &ApiResource) -> Cow<'_, str> {
+        dt.group.as_str().into()
+    }
+
+    fn version(dt: &ApiResource) -> Cow<'_, str> {
+        dt.version.as_str().into()
+    }
+
+    fn plural(dt: &ApiResource) -> Cow<'_, str> {
+        dt.plural.as_str().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}

@@ -1,0 +1,49 @@
+//! Reasons of conditions and events, as Kubernetes and its tools spell them.
+
+/// Progressing: a ReplicaSet was made for the new template.
+pub const NEW_REPLICA_SET: &str = "NewReplicaSetCreated";
+/// Progressing: an existing ReplicaSet has the new template.
+pub const FOUND_REPLICA_SET: &str = "FoundNewReplicaSet";
+/// Progressing: pods are being moved.
+pub const REPLICA_SET_UPDATED: &str = "ReplicaSetUpdated";
+/// Progressing: the rollout is complete.
+pub const NEW_REPLICA_SET_AVAILABLE: &str = "NewReplicaSetAvailable";
+/// Progressing: the ReplicaSet could not be made.
+pub const REPLICA_SET_CREATE_ERROR: &str = "ReplicaSetCreateError";
+/// Progressing: no progress within `progressDeadlineSeconds`.
+pub const PROGRESS_DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
+/// Progressing: paused.
+pub const PAUSED: &str = "DeploymentPaused";
+/// Progressing: resumed.
+pub const RESUMED: &str = "DeploymentResumed";
+/// Available: yes.
+pub const MINIMUM_AVAILABLE: &str = "MinimumReplicasAvailable";
+/// Available: no.
+pub const MINIMUM_UNAVAILABLE: &str = "MinimumReplicasUnavailable";
+/// ReplicaFailure, events: a pod could not be created.
+pub const FAILED_CREATE: &str = "FailedCreate";
+/// ReplicaFailure, events: a pod could not be deleted.
+pub const FAILED_DELETE: &str = "FailedDelete";
+/// Event: a pod was created.
+pub const SUCCESSFUL_CREATE: &str = "SuccessfulCreate";
+/// Event: a pod was deleted.
+pub const SUCCESSFUL_DELETE: &str = "SuccessfulDelete";
+/// Event: a Deployment changed the size of a ReplicaSet.
+pub const SCALING_REPLICA_SET: &str = "ScalingReplicaSet";
+/// Event: an empty selector.
+pub const SELECTING_ALL: &str = "SelectingAll";
+
+/// RolledBack, RolloutRefused: an image of the revision does not exist or may not be pulled.
+pub const IMAGE_NOT_FOUND: &str = "ImageNotFound";
+/// RolledBack, RolloutRefused: the configuration the revision asks for is not there.
+pub const CONFIGURATION_ERROR: &str = "ConfigurationError";
+/// RolledBack, RolloutRefused: every pod of the revision keeps crashing.
+pub const CRASH_LOOP: &str = "CrashLoop";
+/// Event: a failed revision was taken back.
+pub const ROLLED_BACK: &str = "RolledBack";
+/// Event: a revision known to fail was applied again.
+pub const ROLLOUT_REFUSED: &str = "RolloutRefused";
+/// Event: a failed revision is tried again because `proa.dev/retry` changed.
+pub const ROLLOUT_RETRIED: &str = "RolloutRetried";
+/// ConfigRevision: the Deployment went back to a revision whose configuration differs from the live one.
+pub const GONE_BACK: &str = "GoneBack";
