@@ -113,11 +113,8 @@ impl Embedded {
     pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Embedded, OpenError> {
         fs::create_dir_all(dir).map_err(|e| OpenError::io(dir, e))?;
         let lock = lock(dir)?;
-        let bounds = HistoryBounds {
-            events: options.history_events,
-            bytes: options.history_bytes,
-            age: options.history_age,
-        };
+        let bounds =
+            HistoryBounds { events: options.history_events, bytes: options.history_bytes, age: options.history_age };
         let recovered = recover(dir, disk, bounds, options.segment_bytes)?;
         let shared = Arc::new(Shared::new(recovered.state, recovered.checkpoint));
         let writer = Writer::new(shared.clone(), recovered.segments, options.checkpoint_bytes);

@@ -32,20 +32,20 @@ pub(crate) struct Watchers(Mutex<Vec<Weak<Sleeper>>>);
 
 impl Watchers {
     fn register(&self, prefix: &str) -> Arc<Sleeper> {
-        let sleeper =
-            Arc::new(Sleeper { prefix: prefix.into(), unseen_after: AtomicU64::new(0), bell: Notify::new() });
+        let sleeper = Arc::new(Sleeper { prefix: prefix.into(), unseen_after: AtomicU64::new(0), bell: Notify::new() });
         self.0.lock().push(Arc::downgrade(&sleeper));
         sleeper
     }
 
-    /// Wakes those who have something to see in `events`, which are applied already.
+    /// Wakes those who have something to see in `events`; called with the state still locked for writing,
+    /// right after they were applied.
     pub(crate) fn publish(&self, events: &[Event]) {
         let Some(first) = events.first() else { return };
         let before = first.revision.0 - 1;
         self.0.lock().retain(|weak| {
             let Some(sleeper) = weak.upgrade() else { return false };
             if events.iter().any(|event| event.key().starts_with(&*sleeper.prefix)) {
-                let _ = sleeper.unseen_after.compare_exchange(0, before, Ordering::SeqCst, Ordering::SeqCst);
+                let _ = sleeper.unseen_after.compare_exchange(0, before, Ordering::Relaxed, Ordering::Relaxed);
                 sleeper.bell.notify_one();
             }
             true
@@ -63,7 +63,10 @@ impl Watchers {
 struct Cursor {
     shared: Arc<Shared>,
     sleeper: Arc<Sleeper>,
+    /// Everything up to here has been given, or was not wanted.
     after: Revision,
+    /// The last look found nothing more: only what was announced since is news.
+    caught_up: bool,
     ended: bool,
 }
 
@@ -78,7 +81,7 @@ pub(crate) fn watch(
     if after < oldest {
         return stream::iter([Err(WatchError::Compacted { requested: after, oldest })]).boxed();
     }
-    let cursor = Cursor { shared, sleeper, after, ended: false };
+    let cursor = Cursor { shared, sleeper, after, caught_up: false, ended: false };
     stream::unfold(cursor, |mut cursor| async move {
         let item = cursor.next().await?;
         Some((item, cursor))
@@ -89,12 +92,8 @@ pub(crate) fn watch(
 impl Cursor {
     async fn next(&mut self) -> Option<Result<Arc<[Event]>, WatchError>> {
         while !self.ended {
-            // Taken before looking, so that what arrives while looking is announced again.
-            let unseen_after = self.sleeper.unseen_after.swap(0, Ordering::SeqCst);
-            self.after = self.after.max(Revision(unseen_after));
             let closed = self.shared.is_closed();
-            let next = self.shared.state.read().next(&self.sleeper.prefix, self.after);
-            match next {
+            match self.look() {
                 Next::Events(events, read) => {
                     self.after = read;
                     return Some(Ok(events));
@@ -106,10 +105,24 @@ impl Cursor {
                 Next::UpToDate(_) if closed => self.ended = true,
                 Next::UpToDate(read) => {
                     self.after = read;
+                    self.caught_up = true;
                     self.sleeper.bell.notified().await;
                 }
             }
         }
         None
+    }
+
+    fn look(&mut self) -> Next {
+        // Events are applied and announced under one write lock: here both or neither are seen.
+        let state = self.shared.state.read();
+        let unseen_after = Revision(self.sleeper.unseen_after.swap(0, Ordering::Relaxed));
+        if std::mem::take(&mut self.caught_up) {
+            if unseen_after == Revision(0) {
+                return Next::UpToDate(state.revision());
+            }
+            self.after = self.after.max(unseen_after);
+        }
+        state.next(&self.sleeper.prefix, self.after)
     }
 }

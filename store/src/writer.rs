@@ -191,8 +191,10 @@ impl Writer {
         let mut revision = last;
         let mut written = Vec::new().into_iter();
         if !records.is_empty() {
-            let applied = self.shared.state.write().apply(records, Instant::now());
+            let mut state = self.shared.state.write();
+            let applied = state.apply(records, Instant::now());
             self.shared.watchers.publish(&applied.events);
+            drop(state);
             written = applied.written.into_iter();
         }
         for Judged { reply, answer, .. } in judged {
@@ -351,8 +353,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (shared, mut writer) = {
             let bounds = crate::state::HistoryBounds { events: 10, bytes: 1 << 20, age: std::time::Duration::MAX };
-            let recovered =
-                crate::recovery::recover(dir.path(), Arc::new(disk.clone()), bounds, 1 << 20).unwrap();
+            let recovered = crate::recovery::recover(dir.path(), Arc::new(disk.clone()), bounds, 1 << 20).unwrap();
             let shared = Arc::new(Shared::new(recovered.state, recovered.checkpoint));
             (shared.clone(), Writer::new(shared, recovered.segments, 1 << 20))
         };

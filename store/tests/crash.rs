@@ -60,7 +60,8 @@ async fn client(store: Arc<Embedded>, client: usize, done: u64) {
     for n in done + 1.. {
         let text = format!("{n}@{}", "");
         let value = || Value::with_revision_at(text.clone(), text.len());
-        let put = |name: &str| Op::Put { key: format!("/c/{client}/{name}").into(), value: value(), expect: Expect::Any };
+        let put =
+            |name: &str| Op::Put { key: format!("/c/{client}/{name}").into(), value: value(), expect: Expect::Any };
         let mut ops = vec![put("first"), put(&format!("n{n:08}")), put("second")];
         if n > KEPT {
             let key = format!("/c/{client}/n{:08}", n - KEPT).into();
@@ -103,7 +104,9 @@ fn no_acknowledged_write_is_lost_and_no_half_is_kept_when_killed() {
         let mut read = |line: Vec<u8>| {
             let line = String::from_utf8(line).unwrap();
             let mut words = line.split(' ').skip_while(|word| !word.ends_with("ack"));
-            let Some([client, n]) = words.next().and_then(|_| Some([words.next()?, words.next()?])) else { return false };
+            let Some([client, n]) = words.next().and_then(|_| Some([words.next()?, words.next()?])) else {
+                return false;
+            };
             let (client, n): (usize, u64) = (client.parse().unwrap(), n.parse().unwrap());
             acknowledged[client] = acknowledged[client].max(n);
             true

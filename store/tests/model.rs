@@ -21,10 +21,20 @@ enum Step {
     Commit(Vec<Draft>),
     /// These are sent before any is awaited.
     Together(Vec<Vec<Draft>>),
-    Range { prefix: usize, back: u64, after: Option<usize>, limit: usize },
+    Range {
+        prefix: usize,
+        back: u64,
+        after: Option<usize>,
+        limit: usize,
+    },
     Get(usize),
-    Watch { prefix: usize, back: u64 },
-    Compact { back: u64 },
+    Watch {
+        prefix: usize,
+        back: u64,
+    },
+    Compact {
+        back: u64,
+    },
     Reopen,
 }
 
@@ -136,8 +146,7 @@ impl Model {
             match op {
                 Op::Put { key, value, .. } => {
                     let created = current.as_ref().map_or(revision, |e| e.created);
-                    let entry =
-                        Entry { key: key.clone(), bytes: splice(value, revision), created, modified: revision };
+                    let entry = Entry { key: key.clone(), bytes: splice(value, revision), created, modified: revision };
                     state.insert(key.clone(), entry.clone());
                     entries.push(entry.clone());
                     events.push(Event { revision, kind: EventKind::Put { entry, previous: current } });
@@ -251,10 +260,7 @@ async fn run(steps: Vec<Step>) {
                 let after = Revision(model.revision().0.saturating_sub(back));
                 let mut stream = store.watch(PREFIXES[prefix], after);
                 if after < oldest {
-                    assert_eq!(
-                        stream.next().await,
-                        Some(Err(WatchError::Compacted { requested: after, oldest }))
-                    );
+                    assert_eq!(stream.next().await, Some(Err(WatchError::Compacted { requested: after, oldest })));
                     assert_eq!(stream.next().await, None);
                 } else {
                     assert_eq!(drain(&mut stream).await, model.events(PREFIXES[prefix], after));
