@@ -1,0 +1,112 @@
+//! Measures a platform from the outside, as a client: Proa, started here, or whatever a kubeconfig points at.
+//!
+//! Every subcommand prints one table: what was measured, the median over the runs, the smallest and the largest. Run it on
+//! an idle machine with release binaries; `SPECIFICATION.md` quotes the commands.
+
+mod api;
+mod coldstart;
+mod idle;
+mod platform;
+mod podstart;
+mod process;
+mod raw;
+mod report;
+mod rollout;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "proa-bench", version, about = "Measures Proa, or any Kubernetes API server")]
+struct Cli {
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+/// What is measured.
+#[derive(Args, Clone)]
+struct Target {
+    /// Measure the cluster of this kubeconfig instead of a Proa started for the purpose
+    #[arg(long, value_name = "FILE", global = true)]
+    kubeconfig: Option<PathBuf>,
+    /// The binary to start when no kubeconfig is given
+    #[arg(long, value_name = "FILE", default_value = "target/x86_64-unknown-linux-gnu/release/proa", global = true)]
+    proa: PathBuf,
+    /// Names of the processes whose memory and CPU count
+    #[arg(long, value_name = "NAME", default_value = "proa", global = true)]
+    process: Vec<String>,
+    /// Image of the pods; it should be on the node already
+    #[arg(long, value_name = "REF", default_value = "example/echo:v1", global = true)]
+    image: String,
+    /// How often to measure
+    #[arg(long, value_name = "N", default_value_t = 5, global = true)]
+    runs: usize,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Fresh start to API ready, to node ready and to the first pod Running (starts Proa itself)
+    Coldstart,
+    /// Resident memory of all processes and CPU use with some idle pods
+    Idle {
+        /// Pods that run while it is measured
+        #[arg(long, default_value_t = 1)]
+        pods: usize,
+        /// Seconds over which CPU use is taken
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+    },
+    /// Apply to Running of single pods, and the CPU one start and stop costs
+    Podstart {
+        /// Pods started one after the other in each run
+        #[arg(long, default_value_t = 20)]
+        pods: usize,
+    },
+    /// A Deployment: to all Ready, rolling update, rollback, deletion
+    Rollout {
+        /// Its replicas
+        #[arg(long, default_value_t = 50)]
+        replicas: i32,
+    },
+    /// Durable creates per second over TLS
+    Writes {
+        /// Clients, each on a connection of its own
+        #[arg(long, value_delimiter = ',', default_value = "1,10,50")]
+        clients: Vec<usize>,
+        /// Seconds of each measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Lists of many objects, whole and by the page
+    Lists {
+        /// Objects in the list
+        #[arg(long, default_value_t = 10_000)]
+        objects: usize,
+    },
+    /// Events delivered to many watchers of one kind
+    Watchers {
+        /// Watchers, each on a connection of its own
+        #[arg(long, value_delimiter = ',', default_value = "100")]
+        watchers: Vec<usize>,
+        /// Changes written meanwhile
+        #[arg(long, default_value_t = 1_000)]
+        events: usize,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Cli { target, bench } = Cli::parse();
+    match bench {
+        Bench::Coldstart => coldstart::run(&target).await,
+        Bench::Idle { pods, seconds } => idle::run(&target, pods, seconds).await,
+        Bench::Podstart { pods } => podstart::run(&target, pods).await,
+        Bench::Rollout { replicas } => rollout::run(&target, replicas).await,
+        Bench::Writes { clients, seconds } => api::writes(&target, &clients, seconds).await,
+        Bench::Lists { objects } => api::lists(&target, objects).await,
+        Bench::Watchers { watchers, events } => api::watchers(&target, &watchers, events).await,
+    }
+}
