@@ -17,8 +17,8 @@ mod admissionregistration;
 mod apps;
 mod autoscaling;
 mod batch;
-mod certificates;
 mod cells;
+mod certificates;
 mod columns;
 mod config;
 pub mod crd;
@@ -29,13 +29,13 @@ mod namespace;
 mod networking;
 mod node;
 pub mod pod;
+mod pod_cells;
 mod rbac;
 mod rows;
 mod rules;
 mod service;
 mod storage;
 mod template;
-mod workload_status;
 
 #[cfg(test)]
 mod tests;
