@@ -11,8 +11,13 @@ pub mod informer;
 pub mod key;
 pub mod owners;
 pub mod patch;
+pub mod pods;
 pub mod queue;
+pub mod replicaset;
 pub mod runner;
+pub mod selector;
+#[cfg(test)]
+pub(crate) mod sim;
 
 pub use clock::Clock;
 pub use context::Context;
@@ -51,5 +56,5 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 
 /// Adding a loop is one line here.
 fn start_loops(context: &Context) {
-    let _ = context;
+    context.start(replicaset::ReplicaSets::new(context));
 }

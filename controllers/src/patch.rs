@@ -2,6 +2,7 @@
 //!
 //! Controllers never replace an object: a field they do not know would be lost.
 
+use kube::api::PatchParams;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -27,6 +28,14 @@ pub fn merge_diff(from: &Value, to: &Value) -> Option<Value> {
         _ if from == to => None,
         _ => Some(to.clone()),
     }
+}
+
+/// The field manager of every write of ours.
+pub const MANAGER: &str = "proa-controllers";
+
+/// Patch parameters that name us as the field manager.
+pub fn params() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() }
 }
 
 /// An object as JSON. The API types serialize to JSON always; what does not would be `null`.

@@ -1,0 +1,52 @@
+//! `metav1.LabelSelector` against labels.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use std::collections::BTreeMap;
+
+/// Whether the selector selects those labels. An operator that does not exist selects nothing; an empty selector
+/// selects everything.
+pub fn matches(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
+    let value = |key: &str| labels.and_then(|labels| labels.get(key));
+    selector.match_labels.iter().flatten().all(|(key, wanted)| value(key) == Some(wanted))
+        && selector.match_expressions.iter().flatten().all(|requirement| {
+            let held = value(&requirement.key);
+            let listed = |held: &String| requirement.values.iter().flatten().any(|value| value == held);
+            match requirement.operator.as_str() {
+                "In" => held.is_some_and(listed),
+                "NotIn" => !held.is_some_and(listed),
+                "Exists" => held.is_some(),
+                "DoesNotExist" => held.is_none(),
+                _ => false,
+            }
+        })
+}
+
+/// Whether the selector says nothing, and so selects everything.
+pub fn is_empty(selector: &LabelSelector) -> bool {
+    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty) && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(selector: serde_json::Value, labels: &[(&str, &str)]) -> bool {
+        let labels = labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        matches(&serde_json::from_value(selector).expect("a selector"), Some(&labels))
+    }
+
+    #[test]
+    fn labels_and_expressions_must_all_hold() {
+        assert!(check(json!({"matchLabels": {"a": "1"}}), &[("a", "1"), ("b", "2")]));
+        assert!(!check(json!({"matchLabels": {"a": "1", "b": "1"}}), &[("a", "1"), ("b", "2")]));
+        assert!(check(json!({"matchExpressions": [{"key": "a", "operator": "In", "values": ["0", "1"]}]}), &[("a", "1")]));
+        assert!(!check(json!({"matchExpressions": [{"key": "a", "operator": "In", "values": ["0", "1"]}]}), &[]));
+        assert!(check(json!({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["0"]}]}), &[]));
+        assert!(!check(json!({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1"]}]}), &[("a", "1")]));
+        assert!(check(json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]}), &[("a", "")]));
+        assert!(!check(json!({"matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}), &[("a", "")]));
+        assert!(!check(json!({"matchExpressions": [{"key": "a", "operator": "Gt"}]}), &[("a", "1")]));
+        assert!(check(json!({}), &[]));
+    }
+}
