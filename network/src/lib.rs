@@ -13,6 +13,9 @@
 
 pub mod cidr;
 pub mod dns;
+mod names;
+pub mod netlink;
+pub mod nft;
 pub mod pod;
 mod reset;
 pub mod service;
