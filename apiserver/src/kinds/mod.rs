@@ -15,6 +15,7 @@ use serde_json::Value;
 
 mod admissionregistration;
 mod apps;
+mod at;
 mod autoscaling;
 mod batch;
 mod cells;
