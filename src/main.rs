@@ -7,6 +7,7 @@ mod apply;
 mod cli;
 mod echo;
 mod images;
+mod node;
 mod paths;
 mod preflight;
 mod progress;

@@ -16,6 +16,15 @@ impl DataDir {
         &self.0
     }
 
+    /// Tells this installation apart from others on the machine, in names of interfaces, cgroups and tables: eight
+    /// hexadecimal digits of the path's hash (FNV-1a, stable over versions).
+    pub(crate) fn instance(&self) -> String {
+        let hash = self.0.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        format!("{:08x}", (hash >> 32) as u32)
+    }
+
     pub(crate) fn store(&self) -> PathBuf {
         self.0.join("store")
     }

@@ -1,9 +1,10 @@
 //! Starting the parts: all in one process (`up`), or each in its own.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use kube::Client;
 use proa_crds::Family;
 use tokio::net::TcpListener;
@@ -14,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::cli;
 use crate::paths::DataDir;
 use crate::progress::Progress;
-use crate::{apply, preflight, samples};
+use crate::{apply, node, preflight, samples};
 
 /// `proa up`: store, API server, controllers and agent in this process.
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let progress = Progress::new();
     preflight::check_machine()?;
-    let node_name = args.node_name.map_or_else(host_name, Ok)?;
+    let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
     let parts = Parts::new();
     let control = ControlPlane::start(&args.server, &parts, &progress).await?;
 
@@ -28,7 +29,14 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         let (client, shutdown) = (control.client("system:kube-controller-manager")?, parts.shutdown.clone());
         async move { Ok(proa_controllers::run(client, proa_controllers::Options::new(Family::Standard), shutdown).await?) }
     });
-    let agent = agent_config(control.client("system:proa-agent")?, Family::Standard, node_name.clone(), &control.data, control.kubelet_client_ca())?;
+    let agent = node::config(
+        control.client("system:proa-agent")?,
+        Family::Standard,
+        node_name.clone(),
+        &control.data,
+        control.server.pki().ca_pem().to_owned(),
+        control.address,
+    )?;
     let images = agent.images.clone();
     parts.spawn("agent", {
         let shutdown = parts.shutdown.clone();
@@ -81,10 +89,11 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     preflight::create_data_dir(&args.data.data_dir)?;
     let data = DataDir::new(&args.data.data_dir)?;
     let client = client_from(&args.kubeconfig).await?;
-    let node_name = args.node_name.map_or_else(host_name, Ok)?;
-    let authority = certificate_authority(&args.kubeconfig)?;
+    let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
+    let authority = node::certificate_authority(&args.kubeconfig)?;
+    let api = api_address(&args.kubeconfig)?;
     let parts = Parts::new();
-    let config = agent_config(client, args.family.into(), node_name, &data, authority)?;
+    let config = node::config(client, args.family.into(), node_name, &data, authority, api)?;
     let images = config.images.clone();
     let shutdown = parts.shutdown.clone();
     parts.spawn("agent", async move { Ok(proa_kubelet_agent::run(config, shutdown).await?) });
@@ -154,7 +163,7 @@ fn part_ended(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::Joi
 struct ControlPlane {
     data: DataDir,
     server: proa_apiserver::Server,
-    url: String,
+    address: SocketAddr,
 }
 
 impl ControlPlane {
@@ -179,17 +188,13 @@ impl ControlPlane {
             async move { Ok(server.serve(listener, shutdown).await?) }
         });
         progress.done("API server", &url);
-        Ok(ControlPlane { data, server, url })
+        Ok(ControlPlane { data, server, address: listen })
     }
 
     /// A client in this process: no socket, no TLS, the same code.
     fn client(&self, user: &str) -> anyhow::Result<Client> {
         let service = self.server.local(proa_apiserver::User::new(user, &["system:masters"]));
         Ok(Client::new(service, "default"))
-    }
-
-    fn kubelet_client_ca(&self) -> String {
-        self.server.pki().ca_pem().to_owned()
     }
 }
 
@@ -234,16 +239,6 @@ pub(crate) async fn client_from(kubeconfig: &Path) -> anyhow::Result<Client> {
         .await
         .with_context(|| format!("{} is not a usable kubeconfig", kubeconfig.display()))?;
     Ok(Client::try_from(config)?)
-}
-
-fn host_name() -> anyhow::Result<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name: give one with --node-name")?;
-    let name = name.trim().to_lowercase();
-    if proa_apimachinery::names::is_dns1123_subdomain(&name).is_empty() {
-        Ok(name)
-    } else {
-        bail!("the host name {name:?} cannot be a node's name (DNS-1123 wanted): give one with --node-name")
-    }
 }
 
 /// Writes a file only its owner may read: it holds a private key.
