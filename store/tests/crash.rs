@@ -115,7 +115,7 @@ fn no_acknowledged_write_is_lost_and_no_half_is_kept_when_killed() {
         if round % 8 == 0 {
             std::thread::sleep(Duration::from_millis(random.random_range(0..30)));
         } else {
-            while let Some(line) = lines.next() {
+            for line in lines.by_ref() {
                 if read(line.unwrap()) {
                     break;
                 }
