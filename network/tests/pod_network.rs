@@ -131,16 +131,17 @@ fn reset_leaves_the_machine_as_it_was_found() {
     machine(|| async {
         // A namespace whose `lo` was never up has not even 127.0.0.1: let it have been up once.
         drop(Node::new());
-        let before = snapshot();
-        let node = Node::new();
+        let dir = tempfile::tempdir().unwrap();
+        let before = snapshot(dir.path());
+        let node = Node::at(dir);
         node.pods.add_local_address(ip("10.96.0.10")).await.unwrap();
         node.pod("a").await;
         node.pod("b").await;
-        assert_ne!(snapshot(), before);
+        assert_ne!(snapshot(node.dir.path()), before);
         let _listener = std::net::TcpListener::bind("10.96.0.10:53").expect("the node answers at the DNS address");
         for _ in 0..2 {
             proa_network::reset(&node.config.state_dir, &node.config.instance).unwrap();
-            assert_eq!(snapshot(), before);
+            assert_eq!(snapshot(node.dir.path()), before);
             assert!(!node.config.state_dir.exists());
         }
     });
@@ -202,6 +203,15 @@ fn sixteen_pods_at_once_all_get_a_working_network_of_their_own() {
             let _server = serve::echo(Some(&net.netns), &net.id, at(&format!("{}:80", net.ip)));
             assert_eq!(serve::ask(None, at(&format!("{}:80", net.ip))).unwrap().0, net.id);
         }
+        let begun = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for (net, _) in nets {
+            let pods = node.pods.clone();
+            tasks.spawn(async move { pods.teardown(&net.id).await.unwrap() });
+        }
+        tasks.join_all().await;
+        eprintln!("16 torn down in parallel: {:?} in all", begun.elapsed());
+        assert_eq!(interfaces().len(), 1);
         let mut alone = Vec::new();
         let mut gone = Vec::new();
         for pod in 0..20 {
@@ -225,7 +235,7 @@ fn interfaces() -> BTreeSet<String> {
 }
 
 /// Everything of the machine that the network may touch.
-fn snapshot() -> Vec<String> {
+fn snapshot(state_dir: &Path) -> Vec<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
     let mut socket = Socket::netfilter().unwrap();
     vec![
@@ -236,7 +246,7 @@ fn snapshot() -> Vec<String> {
         format!("{:?}", proa_network::nft::tables(&mut socket).unwrap()),
         read("/proc/thread-self/mountinfo")
             .lines()
-            .filter(|l| l.contains("nsfs") && l.contains("/network/"))
+            .filter(|l| l.contains(state_dir.to_str().unwrap()))
             .count()
             .to_string(),
     ]

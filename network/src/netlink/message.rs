@@ -13,7 +13,6 @@ pub(crate) mod flags {
     pub(crate) const REPLACE: u16 = 0x100;
     pub(crate) const EXCL: u16 = 0x200;
     pub(crate) const CREATE: u16 = 0x400;
-    pub(crate) const APPEND: u16 = 0x800;
     /// On an acknowledgement: the offending request is not repeated in full.
     pub(crate) const CAPPED: u16 = 0x100;
     /// On an acknowledgement: attributes with the kernel's own words follow.

@@ -17,6 +17,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -174,6 +175,37 @@ impl Socket {
         let mut writer = Writer::new();
         writer.begin(libc::RTM_DELLINK, flags::ACK).raw(&ifinfo(0, 0, 0)).text(IFLA_IFNAME, name);
         gone_is_fine(self.request(&writer, |_| format!("removing interface {name}")))
+    }
+
+    /// Removes several interfaces in one go, marked by an otherwise unused `group`. Returns what failed, by name.
+    pub(crate) fn delete_links(&mut self, names: &[String], group: u32) -> Vec<(String, NetlinkError)> {
+        let mut failed = Vec::new();
+        if let [name] = names {
+            failed.extend(self.delete_link(name).err().map(|e| (name.clone(), e)));
+            return failed;
+        }
+        let mut marked = Vec::new();
+        for name in names {
+            let mut writer = Writer::new();
+            let message = writer.begin(libc::RTM_SETLINK, flags::ACK).raw(&ifinfo(0, 0, 0)).text(IFLA_IFNAME, name);
+            message.u32(IFLA_GROUP, group);
+            match self.request(&writer, |_| format!("marking interface {name}")) {
+                Ok(()) => marked.push(name),
+                Err(e) if e.errno() == Some(Errno::ENODEV) => {}
+                Err(e) => failed.push((name.clone(), e)),
+            }
+        }
+        if !marked.is_empty() {
+            let mut writer = Writer::new();
+            writer.begin(libc::RTM_DELLINK, flags::ACK).raw(&ifinfo(0, 0, 0)).u32(IFLA_GROUP, group);
+            if gone_is_fine(self.request(&writer, |_| "removing interfaces".into())).is_err() {
+                // One by one, to know which.
+                for name in marked {
+                    failed.extend(self.delete_link(name).err().map(|e| (name.clone(), e)));
+                }
+            }
+        }
+        failed
     }
 
     /// Puts a host address (/32, /128) on an interface.

@@ -10,6 +10,7 @@ mod expr;
 
 pub use batch::{Batch, Chain, ChainKind, Element, Hook, SetKind, SetSpec, delete_table};
 pub use dump::{DumpedElement, chains, elements, tables};
+pub(crate) use expr::interface_name;
 pub use expr::{
     Base, CmpOp, CtKey, Data, DynsetOp, Expr, FibResult, FibTarget, MetaKey, NatKind, Reg, Reject, SetRef, Verdict,
 };

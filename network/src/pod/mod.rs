@@ -10,6 +10,7 @@
 mod claims;
 pub(crate) mod host;
 mod namespace;
+mod removal;
 mod setup;
 
 use std::collections::{BTreeSet, HashMap};
@@ -24,6 +25,7 @@ use crate::names;
 use crate::netlink::{NetlinkError, Socket};
 use claims::Claims;
 use host::Host;
+use removal::Removal;
 
 pub use claims::ClaimError;
 pub use host::HostError;
@@ -125,6 +127,7 @@ struct Inner {
     /// Whether the kernel has IPv6: then interfaces are told not to give themselves addresses.
     ipv6: bool,
     socket: Mutex<Socket>,
+    removal: Removal,
     claims: Mutex<Claims>,
     host: Mutex<Host>,
     /// One lock per sandbox with something under way.
@@ -156,6 +159,7 @@ impl PodNetwork {
             mtu,
             ipv6: Path::new("/proc/sys/net/ipv6").exists(),
             socket: Mutex::new(socket),
+            removal: Removal::new(Socket::route().map_err(NetlinkError::from)?, names::group(&config.instance)),
             claims: Mutex::new(claims),
             host: Mutex::new(host),
             busy: Mutex::default(),
@@ -239,9 +243,9 @@ pub(crate) fn remove_all(socket: &mut Socket, state_dir: &Path, instance: &str) 
     let prefix = names::interface_prefix(instance);
     match socket.links() {
         Ok(links) => {
-            for link in links.iter().filter(|l| l.name.starts_with(&prefix)) {
-                errors.extend(socket.delete_link(&link.name).err().map(PodNetError::from));
-            }
+            let ours: Vec<String> = links.into_iter().map(|l| l.name).filter(|n| n.starts_with(&prefix)).collect();
+            let failed = socket.delete_links(&ours, names::group(instance));
+            errors.extend(failed.into_iter().map(|(_, e)| PodNetError::from(e)));
         }
         Err(e) => errors.push(e.into()),
     }

@@ -77,7 +77,7 @@ impl Inner {
         let prefix = names::interface_prefix(&self.config.instance);
         let links = self.socket.lock().links()?;
         for link in links.into_iter().filter(|l| l.name.starts_with(&prefix) && !wanted.contains(&l.name)) {
-            let removed = self.socket.lock().delete_link(&link.name);
+            let removed = self.removal.remove(&link.name);
             match removed {
                 Ok(()) => swept.interfaces.push(link.name),
                 Err(e) => errors.push(e.into()),
@@ -97,7 +97,10 @@ impl Inner {
 
     fn make(&self, net: &PodNet, mtu: u32) -> Result<(), PodNetError> {
         // Whatever an interrupted attempt left is replaced: half a network is not worth finding out about.
-        self.socket.lock().delete_link(&net.interface)?;
+        let left = self.socket.lock().link(&net.interface)?.is_some();
+        if left {
+            self.removal.remove(&net.interface)?;
+        }
         namespace::unpin(&net.netns)?;
 
         let mut pod = namespace::create(&net.netns)?;
@@ -135,7 +138,7 @@ impl Inner {
     /// is given back when nothing that bears it is left.
     fn unmake(&self, net: &PodNet) -> Result<(), PodNetError> {
         let mut errors: Vec<PodNetError> = Vec::new();
-        let interface = self.socket.lock().delete_link(&net.interface);
+        let interface = self.removal.remove(&net.interface);
         let interface_gone = interface.is_ok();
         errors.extend(interface.err().map(PodNetError::from));
         errors.extend(namespace::unpin(&net.netns).err().map(PodNetError::from));

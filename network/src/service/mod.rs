@@ -1,8 +1,22 @@
 //! The service proxy: cluster addresses, node ports and host ports, in one nftables table.
+//!
+//! Owns that table and nothing else of the machine's rules. Never watches anything: it is told the whole desired state
+//! and finds out the difference to what it applied last.
+
+mod flows;
+mod model;
+mod render;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::cidr::Cidr;
+use crate::names;
+use crate::netlink::{NetlinkError, Socket};
+use crate::nft::Batch;
+use model::Model;
 
 /// A transport protocol a service port can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -13,6 +27,26 @@ pub enum Protocol {
     Udp,
     /// SCTP.
     Sctp,
+}
+
+impl Protocol {
+    /// Its number in the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// Its name in lower case, as in SRV records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
 }
 
 /// One port of one service, as it should be served on this node.
@@ -91,6 +125,9 @@ pub struct Synced {
 /// Why the proxy could not be brought to the desired state.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
+    /// The kernel refused; nothing of the transaction happened, and the next `sync` starts from nothing.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
     /// Not built yet.
     #[error("{0} is not supported by Proa yet")]
     Unsupported(String),
@@ -99,19 +136,71 @@ pub enum ProxyError {
 /// The service proxy of one node. Cheap to clone; all clones are the same proxy.
 #[derive(Clone)]
 pub struct ServiceProxy {
-    config: std::sync::Arc<ProxyConfig>,
+    inner: Arc<Mutex<Inner>>,
+}
+
+struct Inner {
+    config: ProxyConfig,
+    socket: Socket,
+    /// What the kernel holds; `None` when that is not known.
+    applied: Option<Model>,
+    /// Looking for stale flows failed last time.
+    flows_due: bool,
 }
 
 impl ServiceProxy {
     /// Opens the proxy in the calling thread's network namespace. Nothing changes there until the first `sync`, which
     /// replaces whatever an earlier run left in one transaction; established connections are kept.
     pub fn open(config: ProxyConfig) -> Result<ServiceProxy, ProxyError> {
-        Ok(ServiceProxy { config: config.into() })
+        for block in [Some(config.pod_cidr), Some(config.cluster_cidr), config.service_cidr].into_iter().flatten() {
+            if block.base().is_ipv6() {
+                return Err(ProxyError::Unsupported(format!("an IPv6 network ({block})")));
+            }
+        }
+        let socket = Socket::netfilter().map_err(NetlinkError::from)?;
+        Ok(ServiceProxy { inner: Arc::new(Mutex::new(Inner { config, socket, applied: None, flows_due: false })) })
     }
 
-    /// Brings the kernel to `table`: works out the difference and applies it in one transaction.
+    /// Brings the kernel to `table`: works out the difference and applies it in one transaction. A connection that is
+    /// established stays where it is, whatever happens to its endpoint's place in the table; UDP flows to endpoints
+    /// that no longer serve are forgotten, so that their next datagram finds one that does.
     pub async fn sync(&self, table: ServiceTable) -> Result<Synced, ProxyError> {
-        let _ = (table, &self.config);
-        Err(ProxyError::Unsupported("service proxy".into()))
+        let inner = self.inner.clone();
+        match tokio::task::spawn_blocking(move || inner.lock().sync(&table)).await {
+            Ok(result) => result,
+            Err(e) => std::panic::resume_unwind(e.into_panic()),
+        }
+    }
+}
+
+impl Inner {
+    fn sync(&mut self, table: &ServiceTable) -> Result<Synced, ProxyError> {
+        let new = Model::of(table, &self.config);
+        // Taken, so that an error leaves "not known": the next sync then replaces everything.
+        let old = self.applied.take();
+        let mut batch = Batch::new(&names::table(&self.config.instance));
+        match &old {
+            Some(old) => render::difference(&mut batch, old, &new),
+            None => {
+                // Adding first lets the removal succeed whether or not there was one.
+                batch.add_table();
+                batch.delete_table();
+                render::foundation(&mut batch, &self.config);
+                render::difference(&mut batch, &Model::default(), &new);
+            }
+        }
+        let messages = batch.commit(&mut self.socket)?;
+        let look = self.flows_due || old.as_ref().is_none_or(|old| flows::may_be_stale(old, &new));
+        let forgotten = if look { self.forget_stale_flows(old.as_ref(), &new) } else { Ok(0) };
+        // The table is right whatever became of the flows.
+        self.applied = Some(new);
+        self.flows_due = forgotten.is_err();
+        Ok(Synced { messages, flows_removed: forgotten? })
+    }
+
+    fn forget_stale_flows(&mut self, old: Option<&Model>, new: &Model) -> Result<usize, NetlinkError> {
+        let mut flows = self.socket.udp_flows()?;
+        flows.retain(|flow| flows::is_stale(flow, old, new, &self.config));
+        self.socket.forget_flows(&flows)
     }
 }

@@ -60,7 +60,10 @@ pub struct Node {
 
 impl Node {
     pub fn new() -> Node {
-        let dir = tempfile::tempdir().unwrap();
+        Node::at(tempfile::tempdir().unwrap())
+    }
+
+    pub fn at(dir: TempDir) -> Node {
         let config = config(dir.path());
         let pods = PodNetwork::open(config.clone()).unwrap();
         Node { dir, config, pods }
