@@ -15,12 +15,23 @@
 //! applied: `RuntimeDefault` is accepted by the agent and means "what the kernel and the capability
 //! sets allow".
 
+mod cgroup;
+mod disk;
+mod embedded;
 mod error;
 mod exit;
+mod fds;
+mod host;
+pub mod logs;
+mod oci;
+mod protocol;
 mod runtime;
 mod session;
+mod shim;
 mod spec;
+pub mod users;
 
+pub use embedded::{Embedded, reset};
 pub use error::RuntimeError;
 pub use exit::{Exit, ExitReason};
 pub use runtime::{
@@ -28,6 +39,7 @@ pub use runtime::{
     Stats,
 };
 pub use session::{BoxedRead, BoxedWrite, Session, SessionControl, TerminalSize};
+pub use shim::{is_shim, shim_main};
 pub use spec::{
     AttachSpec, ContainerSpec, Device, ExecSpec, Mount, MountKind, Propagation, Resources, Rlimit,
     SandboxSpec, User,
