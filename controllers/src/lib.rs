@@ -11,13 +11,16 @@ pub mod informer;
 pub mod key;
 pub mod owners;
 pub mod patch;
+pub mod pod_status;
 pub mod pods;
 pub mod queue;
 pub mod replicaset;
 pub mod runner;
+pub mod scheduler;
 pub mod selector;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod taints;
 
 pub use clock::Clock;
 pub use context::Context;
@@ -57,4 +60,5 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 /// Adding a loop is one line here.
 fn start_loops(context: &Context) {
     context.start(replicaset::ReplicaSets::new(context));
+    scheduler::start(context);
 }
