@@ -16,7 +16,7 @@ pub(super) fn may_be_stale(old: &Model, new: &Model) -> bool {
 fn udp(model: &Model) -> impl Iterator<Item = (Option<Destination>, u16, &Outcome, Option<&super::model::Backend>)> {
     let backend = |outcome: &Outcome| match outcome {
         Outcome::Chain(name) => model.backends.get(name),
-        _ => None,
+        Outcome::Refuse | Outcome::Drop => None,
     };
     let services = model.services.iter().filter(|(to, _)| to.protocol == Protocol::Udp);
     let ports = model.node_ports.iter().filter(|((protocol, _), _)| *protocol == Protocol::Udp);
@@ -35,7 +35,7 @@ pub(super) fn is_stale(flow: &Flow, old: Option<&Model>, new: &Model, config: &P
     if let Some(outcome) = new.services.get(&to) {
         return !serves(new, outcome);
     }
-    if old.is_some_and(|old| old.services.contains_key(&to)) {
+    if old.is_some_and(|old| old.services.get(&to).is_some()) {
         return true;
     }
     // A node port may be at any address: only flows that were rewritten to a pod are surely ours.
@@ -43,6 +43,6 @@ pub(super) fn is_stale(flow: &Flow, old: Option<&Model>, new: &Model, config: &P
     let key = (Protocol::Udp, flow.aimed_at.port());
     match new.node_ports.get(&key) {
         Some(outcome) => rewritten && !serves(new, outcome),
-        None => rewritten && old.is_some_and(|old| old.node_ports.contains_key(&key)),
+        None => rewritten && old.is_some_and(|old| old.node_ports.get(&key).is_some()),
     }
 }

@@ -1,9 +1,9 @@
 //! What the kernel should hold, worked out from the desired table. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
 
-use super::{Protocol, ProxyConfig, ServicePort, ServiceTable};
+use super::{HostPort, Protocol, ProxyConfig, ServicePort, ServiceTable};
 
 /// Transport protocol, address and port of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,7 +17,7 @@ pub(super) struct Destination {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Outcome {
     /// One of a chain's endpoints gets it.
-    Chain(String),
+    Chain(Arc<str>),
     /// Nobody serves it: refused at once.
     Refuse,
     /// Somebody serves it, but not here, and the traffic policy wants here: dropped, as on Kubernetes.
@@ -33,83 +33,134 @@ pub(super) struct Backend {
     pub(super) affinity: Option<u32>,
 }
 
+/// Pairs in order of their keys, each key once. Sorted vectors rather than trees: a sync makes all of it anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sorted<K, V>(Vec<(K, V)>);
+
+impl<K: Ord, V> Sorted<K, V> {
+    /// Where a key occurs more than once, the first one counts.
+    fn first_wins(mut pairs: Vec<(K, V)>) -> Sorted<K, V> {
+        pairs.sort_by(|a, b| a.0.cmp(&b.0));
+        pairs.dedup_by(|later, first| later.0 == first.0);
+        Sorted(pairs)
+    }
+
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.0.binary_search_by(|(k, _)| k.cmp(key)).ok().map(|at| &self.0[at].1)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(K, V)> {
+        self.0.iter()
+    }
+}
+
+impl<K, V> Default for Sorted<K, V> {
+    fn default() -> Self {
+        Sorted(Vec::new())
+    }
+}
+
 /// The variable part of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Model {
     /// By chain name.
-    pub(super) backends: BTreeMap<String, Backend>,
+    pub(super) backends: Sorted<Arc<str>, Backend>,
     /// Cluster, external and host addresses.
-    pub(super) services: BTreeMap<Destination, Outcome>,
+    pub(super) services: Sorted<Destination, Outcome>,
     /// Ports at every local address of the node.
-    pub(super) node_ports: BTreeMap<(Protocol, u16), Outcome>,
+    pub(super) node_ports: Sorted<(Protocol, u16), Outcome>,
     /// Addresses of endpoints that may be their own clients.
-    pub(super) hairpins: BTreeSet<Ipv4Addr>,
+    pub(super) hairpins: Sorted<Ipv4Addr, ()>,
     /// Endpoints not among this node's pods: clients from outside the cluster are masqueraded to them.
-    pub(super) remote: BTreeSet<Destination>,
+    pub(super) remote: Sorted<Destination, ()>,
 }
 
 impl Model {
     /// Works out what `table` means on this node. IPv6 addresses are left out (services of two families work by their
     /// IPv4 half). Where two entries want the same destination, the first in the table has it.
     pub(super) fn of(table: &ServiceTable, config: &ProxyConfig) -> Model {
-        let mut model = Model::default();
+        let mut draft = Draft::default();
         for port in &table.ports {
-            model.add_port(port, &table.answered_here, config);
+            draft.add_port(port, &table.answered_here);
         }
         for published in &table.host_ports {
-            let SocketAddr::V4(target) = published.target else { continue };
-            let at = published.host_ip.filter(|ip| !ip.is_unspecified());
-            let name = format!("host/{}/{}/{target}", published.protocol.name(), published.port);
-            let outcome = model.chain(name, vec![target], None, published.protocol, config);
-            match at {
-                Some(IpAddr::V4(ip)) => {
-                    let key = Destination { ip, protocol: published.protocol, port: published.port };
-                    model.services.entry(key).or_insert(outcome);
-                }
-                Some(IpAddr::V6(_)) => {}
-                None => {
-                    model.node_ports.entry((published.protocol, published.port)).or_insert(outcome);
+            draft.add_host_port(published);
+        }
+        draft.finish(config)
+    }
+}
+
+/// A model being put together, in the table's order.
+#[derive(Default)]
+struct Draft {
+    backends: Vec<(Arc<str>, (Backend, Protocol))>,
+    services: Vec<(Destination, Outcome)>,
+    node_ports: Vec<((Protocol, u16), Outcome)>,
+}
+
+impl Draft {
+    fn finish(self, config: &ProxyConfig) -> Model {
+        let services = Sorted::first_wins(self.services);
+        let node_ports = Sorted::first_wins(self.node_ports);
+        // Chains that lost every destination to an earlier entry are not made.
+        let outcomes = services.iter().map(|(_, o)| o).chain(node_ports.iter().map(|(_, o)| o));
+        let mut used: Vec<&Arc<str>> =
+            outcomes.filter_map(|o| if let Outcome::Chain(name) = o { Some(name) } else { None }).collect();
+        used.sort_unstable();
+        let mut backends = Sorted::first_wins(self.backends).0;
+        backends.retain(|(name, _)| used.binary_search(&name).is_ok());
+        let (mut hairpins, mut remote) = (Vec::new(), Vec::new());
+        for (_, (backend, protocol)) in &backends {
+            for endpoint in &backend.endpoints {
+                hairpins.push((*endpoint.ip(), ()));
+                if !config.pod_cidr.contains((*endpoint.ip()).into()) {
+                    let to = Destination { ip: *endpoint.ip(), protocol: *protocol, port: endpoint.port() };
+                    remote.push((to, ()));
                 }
             }
         }
-        // Chains that lost every destination to an earlier entry are not made.
-        let used: BTreeSet<&String> = model
-            .services
-            .values()
-            .chain(model.node_ports.values())
-            .filter_map(|o| if let Outcome::Chain(name) = o { Some(name) } else { None })
-            .collect();
-        let unused: Vec<String> = model.backends.keys().filter(|name| !used.contains(name)).cloned().collect();
-        for name in unused {
-            model.backends.remove(&name);
+        Model {
+            backends: Sorted(backends.into_iter().map(|(name, (backend, _))| (name, backend)).collect()),
+            services,
+            node_ports,
+            hairpins: Sorted::first_wins(hairpins),
+            remote: Sorted::first_wins(remote),
         }
-        model
     }
 
-    fn add_port(&mut self, port: &ServicePort, answered_here: &[IpAddr], config: &ProxyConfig) {
+    fn add_host_port(&mut self, published: &HostPort) {
+        let SocketAddr::V4(target) = published.target else { return };
+        let name = format!("host/{}/{}/{target}", published.protocol.name(), published.port).replace(':', "/");
+        let outcome = self.chain(name, vec![target], None, published.protocol);
+        match published.host_ip.filter(|ip| !ip.is_unspecified()) {
+            Some(IpAddr::V4(ip)) => {
+                let key = Destination { ip, protocol: published.protocol, port: published.port };
+                self.services.push((key, outcome));
+            }
+            Some(IpAddr::V6(_)) => {}
+            None => self.node_ports.push(((published.protocol, published.port), outcome)),
+        }
+    }
+
+    fn add_port(&mut self, port: &ServicePort, answered_here: &[IpAddr]) {
         let all = v4(&port.endpoints);
         let local = v4(&port.local_endpoints);
         let inside = v4_ips(&port.cluster_ips, answered_here);
         let outside = v4_ips(&port.external_ips, answered_here);
+        let key = |ip| Destination { ip, protocol: port.protocol, port: port.port };
         if !inside.is_empty() {
-            let outcome = self.outcome("svc", port, &all, &local, port.internal_local, config);
-            for ip in inside {
-                let key = Destination { ip, protocol: port.protocol, port: port.port };
-                self.services.entry(key).or_insert_with(|| outcome.clone());
-            }
+            let outcome = self.outcome("svc", port, &all, &local, port.internal_local);
+            self.services.extend(inside.into_iter().map(|ip| (key(ip), outcome.clone())));
         }
         if outside.is_empty() && port.node_port.is_none() {
             return;
         }
         // The same choice from inside and outside shares one chain.
         let kind = if port.external_local == port.internal_local { "svc" } else { "ext" };
-        let outcome = self.outcome(kind, port, &all, &local, port.external_local, config);
-        for ip in outside {
-            let key = Destination { ip, protocol: port.protocol, port: port.port };
-            self.services.entry(key).or_insert_with(|| outcome.clone());
-        }
+        let outcome = self.outcome(kind, port, &all, &local, port.external_local);
+        self.services.extend(outside.into_iter().map(|ip| (key(ip), outcome.clone())));
         if let Some(number) = port.node_port {
-            self.node_ports.entry((port.protocol, number)).or_insert(outcome);
+            self.node_ports.push(((port.protocol, number), outcome));
         }
     }
 
@@ -120,7 +171,6 @@ impl Model {
         all: &[SocketAddrV4],
         local: &[SocketAddrV4],
         only_local: bool,
-        config: &ProxyConfig,
     ) -> Outcome {
         let endpoints = if only_local { local } else { all };
         match (endpoints.is_empty(), all.is_empty()) {
@@ -129,7 +179,7 @@ impl Model {
             _ => {
                 // The protocol is part of the name: a service may serve one port in two protocols.
                 let name = format!("{kind}/{}/{}", port.name.replace(':', "/"), port.protocol.name());
-                self.chain(name, endpoints.to_vec(), port.affinity_seconds, port.protocol, config)
+                self.chain(name, endpoints.to_vec(), port.affinity_seconds, port.protocol)
             }
         }
     }
@@ -140,27 +190,23 @@ impl Model {
         endpoints: Vec<SocketAddrV4>,
         affinity: Option<u32>,
         protocol: Protocol,
-        config: &ProxyConfig,
     ) -> Outcome {
         // Names of Kubernetes objects stay well below the kernel's 255; anything else is cut to what it takes.
         while name.len() > 240 {
             name.pop();
         }
-        for endpoint in &endpoints {
-            self.hairpins.insert(*endpoint.ip());
-            if !config.pod_cidr.contains((*endpoint.ip()).into()) {
-                self.remote.insert(Destination { ip: *endpoint.ip(), protocol, port: endpoint.port() });
-            }
-        }
-        self.backends.entry(name.clone()).or_insert(Backend { endpoints, affinity });
+        let name: Arc<str> = name.into();
+        self.backends.push((name.clone(), (Backend { endpoints, affinity }, protocol)));
         Outcome::Chain(name)
     }
 }
 
 fn v4(addresses: &[SocketAddr]) -> Vec<SocketAddrV4> {
-    let only: BTreeSet<SocketAddrV4> =
+    let mut only: Vec<SocketAddrV4> =
         addresses.iter().filter_map(|a| if let SocketAddr::V4(v4) = a { Some(*v4) } else { None }).collect();
-    only.into_iter().collect()
+    only.sort_unstable();
+    only.dedup();
+    only
 }
 
 fn v4_ips(addresses: &[IpAddr], except: &[IpAddr]) -> Vec<Ipv4Addr> {

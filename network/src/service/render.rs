@@ -9,14 +9,14 @@
 //! postrouting ─ hairpin | loopback | leaving the cluster | outside client to another node's endpoint ─ masquerade
 //! ```
 //!
-//! One rule picks: a random number indexes an unnamed map of endpoints. With session affinity a rule before it looks
-//! the client up in a timed map; what it finds counts only while it is still one of the endpoints.
+//! A chain picks by a random number. With session affinity a rule before that looks the client up in a timed map; what
+//! it finds counts only while it is still one of the endpoints.
 //! Nothing is marked: which packets to masquerade follows from addresses alone, so no bit of anybody's mark is taken.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
 use std::net::SocketAddrV4;
 
-use super::model::{Backend, Destination, Model, Outcome};
+use super::model::{Backend, Destination, Model, Outcome, Sorted};
 use super::{Protocol, ProxyConfig};
 use crate::cidr::Cidr;
 use crate::names;
@@ -42,6 +42,8 @@ const ENDPOINT_TYPE: u32 = IPV4 << 6 | PORT;
 const LOCAL: u32 = 2;
 /// `IPS_DST_NAT`: the connection's destination was rewritten.
 const DESTINATION_REWRITTEN: u32 = 1 << 5;
+/// Up to so many endpoints get a rule each; more share an unnamed map, which costs the kernel as much as several rules.
+const FEW: usize = 4;
 const ICMP_PORT_UNREACHABLE: u8 = 3;
 
 /// Adds everything that does not depend on services. The table must not exist.
@@ -148,46 +150,35 @@ fn postrouting_rules(batch: &mut Batch, config: &ProxyConfig) {
 pub(super) fn difference(batch: &mut Batch, old: &Model, new: &Model) {
     let services = Changes::between(&old.services, &new.services, service_element);
     let node_ports = Changes::between(&old.node_ports, &new.node_ports, node_port_element);
-    let keys = |set: &std::collections::BTreeSet<_>| set.iter().map(|k| (*k, ())).collect::<BTreeMap<_, _>>();
-    let hairpins = Changes::between(&keys(&old.hairpins), &keys(&new.hairpins), |ip, ()| Element {
+    let hairpins = Changes::between(&old.hairpins, &new.hairpins, |ip, ()| Element {
         key: [ip.octets(), ip.octets()].concat(),
         data: None,
     });
-    let endpoints =
-        |set: &std::collections::BTreeSet<Destination>| set.iter().map(|k| (*k, ())).collect::<BTreeMap<_, _>>();
-    let remote = Changes::between(&endpoints(&old.remote), &endpoints(&new.remote), |to, ()| Element {
-        key: destination_key(*to),
-        data: None,
-    });
+    let remote = Changes::between(&old.remote, &new.remote, |to, ()| Element { key: destination_key(*to), data: None });
     let sets = [(SERVICES, &services), (NODE_PORTS, &node_ports), (HAIRPINS, &hairpins), (REMOTE, &remote)];
     for (set, changes) in sets {
         batch.delete_elements(set, &changes.gone);
     }
-    let stays = |name: &String, backend: &Backend| new.backends.get(name) == Some(backend);
-    for (name, backend) in old.backends.iter().filter(|(name, backend)| !stays(name, backend)) {
-        batch.flush_chain(name);
-        let affinity = |b: &Backend| affinity_map(name, b);
-        let before = affinity(backend);
-        if before.is_some() && before != new.backends.get(name).and_then(affinity) {
-            batch.delete_set(before.as_deref().unwrap_or_default());
+    for change in changed(&old.backends, &new.backends) {
+        let name = change.key;
+        let map = |backend: Option<&Backend>| backend.and_then(|b| affinity_map(name, b));
+        let (before, after) = (map(change.old), map(change.new));
+        if change.old.is_some() {
+            batch.flush_chain(name);
         }
-        if !new.backends.contains_key(name) {
+        if let Some(gone) = before.as_deref().filter(|_| before != after) {
+            batch.delete_set(gone);
+        }
+        let Some(backend) = change.new else {
             batch.delete_chain(name);
-        }
-    }
-    for (name, backend) in &new.backends {
-        let before = old.backends.get(name);
-        if before == Some(backend) {
             continue;
-        }
-        if before.is_none() {
+        };
+        if change.old.is_none() {
             batch.add_chain(&Chain { name, hook: None });
         }
-        let map = affinity_map(name, backend);
-        if let Some(map) = map.as_deref().filter(|m| before.and_then(|b| affinity_map(name, b)).as_deref() != Some(*m))
-        {
+        if let Some(come) = after.as_deref().filter(|_| before != after) {
             batch.add_set(&SetSpec {
-                name: map,
+                name: come,
                 key_len: 4,
                 kind: SetKind::Map(8),
                 timeout: backend.affinity,
@@ -195,7 +186,7 @@ pub(super) fn difference(batch: &mut Batch, old: &Model, new: &Model) {
                 data_type: ENDPOINT_TYPE,
             });
         }
-        backend_rules(batch, name, backend, map);
+        backend_rules(batch, name, backend, after);
     }
     for (set, changes) in sets {
         batch.add_elements(set, &changes.come);
@@ -224,29 +215,40 @@ fn backend_rules(batch: &mut Batch, chain: &str, backend: &Backend, affinity: Op
             ],
         );
     }
-    let mut pick = match backend.endpoints.as_slice() {
-        [only] => vec![
-            Expr::Immediate { value: only.ip().octets().to_vec(), to: endpoint },
-            Expr::Immediate { value: only.port().to_be_bytes().to_vec(), to: port },
-        ],
-        several => {
-            let indexed: Vec<Element> = (0u32..)
-                .zip(several)
-                .map(|(i, e)| Element { key: i.to_ne_bytes().to_vec(), data: Some(Data::Value(endpoint_value(*e))) })
-                .collect();
-            let map = batch.anonymous_set(4, SetKind::Map(8), &indexed);
-            vec![
-                Expr::Random { modulus: several.len() as u32, to: scratch },
-                Expr::MapTo { set: map, key: scratch, to: endpoint },
-            ]
+    let finish = |mut pick: Vec<Expr>| {
+        if let Some(map) = &affinity {
+            // Delete first: an element with an endpoint that is gone would keep its data.
+            pick.extend([client.clone(), remember(map, DynsetOp::Delete), remember(map, DynsetOp::Update)]);
         }
+        pick.push(rewrite.clone());
+        pick
     };
-    if let Some(map) = &affinity {
-        // Delete first: an element with an endpoint that is gone would keep its data.
-        pick.extend([client, remember(map, DynsetOp::Delete), remember(map, DynsetOp::Update)]);
+    let constant = |e: &SocketAddrV4| {
+        [
+            Expr::Immediate { value: e.ip().octets().to_vec(), to: endpoint },
+            Expr::Immediate { value: e.port().to_be_bytes().to_vec(), to: port },
+        ]
+    };
+    if backend.endpoints.len() <= FEW {
+        // One rule each: the first takes one of N, the next one of the N - 1 left …
+        for (left, one) in (1u32..=FEW as u32).rev().skip(FEW - backend.endpoints.len()).zip(&backend.endpoints) {
+            let mut pick = Vec::new();
+            if left > 1 {
+                pick.push(Expr::Random { modulus: left, to: scratch });
+                pick.push(Expr::Cmp { reg: scratch, op: CmpOp::Eq, value: vec![0; 4] });
+            }
+            pick.extend(constant(one));
+            batch.add_rule(chain, &finish(pick));
+        }
+        return;
     }
-    pick.push(rewrite);
-    batch.add_rule(chain, &pick);
+    let indexed: Vec<Element> = (0u32..)
+        .zip(&backend.endpoints)
+        .map(|(i, e)| Element { key: i.to_ne_bytes().to_vec(), data: Some(Data::Value(endpoint_value(*e))) })
+        .collect();
+    let map = batch.anonymous_set(4, SetKind::Map(8), &indexed);
+    let number = Expr::Random { modulus: backend.endpoints.len() as u32, to: scratch };
+    batch.add_rule(chain, &finish(vec![number, Expr::MapTo { set: map, key: scratch, to: endpoint }]));
 }
 
 /// Elements to take out of a set and to put in; what maps to something else now is in both.
@@ -257,15 +259,49 @@ struct Changes {
 
 impl Changes {
     fn between<K: Ord, V: PartialEq>(
-        old: &BTreeMap<K, V>,
-        new: &BTreeMap<K, V>,
+        old: &Sorted<K, V>,
+        new: &Sorted<K, V>,
         element: impl Fn(&K, &V) -> Element,
     ) -> Changes {
-        let only = |a: &BTreeMap<K, V>, b: &BTreeMap<K, V>| {
-            a.iter().filter(|(k, v)| b.get(k) != Some(v)).map(|(k, v)| element(k, v)).collect()
-        };
-        Changes { gone: only(old, new), come: only(new, old) }
+        let mut changes = Changes { gone: Vec::new(), come: Vec::new() };
+        for change in changed(old, new) {
+            changes.gone.extend(change.old.map(|value| element(change.key, value)));
+            changes.come.extend(change.new.map(|value| element(change.key, value)));
+        }
+        changes
     }
+}
+
+/// A key whose value differs: absent before, absent after, or another one.
+struct Changed<'a, K, V> {
+    key: &'a K,
+    old: Option<&'a V>,
+    new: Option<&'a V>,
+}
+
+/// The differences, found by walking both in step.
+fn changed<'a, K: Ord, V: PartialEq>(
+    old: &'a Sorted<K, V>,
+    new: &'a Sorted<K, V>,
+) -> impl Iterator<Item = Changed<'a, K, V>> {
+    let (mut before, mut after) = (old.iter().peekable(), new.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (before.peek(), after.peek()) {
+                (None, None) => return None,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+            };
+            let old = if order.is_le() { before.next() } else { None };
+            let new = if order.is_ge() { after.next() } else { None };
+            let (key, _) = old.or(new)?;
+            let (old, new) = (old.map(|(_, v)| v), new.map(|(_, v)| v));
+            if old != new {
+                return Some(Changed { key, old, new });
+            }
+        }
+    })
 }
 
 fn affinity_map(chain: &str, backend: &Backend) -> Option<String> {
@@ -284,7 +320,7 @@ fn node_port_element((protocol, port): &(Protocol, u16), outcome: &Outcome) -> E
 
 fn verdict(outcome: &Outcome) -> Verdict {
     match outcome {
-        Outcome::Chain(name) => Verdict::Goto(name.clone()),
+        Outcome::Chain(name) => Verdict::Goto(name.to_string()),
         Outcome::Refuse => Verdict::Goto(REFUSE.into()),
         Outcome::Drop => Verdict::Drop,
     }

@@ -1,5 +1,5 @@
 //! A machine of one's own for each test: a thread in a new network namespace, with its own runtime, gone afterwards.
-#![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
 use std::fs::File;
 use std::future::Future;
