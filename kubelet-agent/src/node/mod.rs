@@ -1,0 +1,204 @@
+//! Owns the Node object of this machine: registration, status, and the Lease that says it is alive.
+//! Never decides which pods run here.
+
+pub(crate) mod machine;
+mod status;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::NodeSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use proa_crds::{Family, Node};
+use proa_network::Cidr;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use status::{Facts, capacity};
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const LEASE_SECONDS: i32 = 40;
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// The whole status at least this often (kubelet's nodeStatusReportFrequency).
+const REPORT: Duration = Duration::from_secs(300);
+/// How often changes of the machine are looked for.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Labels every node has.
+pub(crate) fn labels(name: &str, extra: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let arch = machine::architecture();
+    let mut labels: BTreeMap<String, String> = [
+        ("kubernetes.io/hostname", name),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", arch),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", arch),
+    ]
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .into();
+    labels.extend(extra.iter().map(|(k, v)| (k.clone(), v.clone())));
+    labels
+}
+
+/// Talks to the API about this node.
+#[derive(Clone)]
+pub(crate) struct Registration {
+    client: kube::Client,
+    nodes: Api<Node>,
+    family: Family,
+    name: String,
+}
+
+impl Registration {
+    pub(crate) fn new(client: kube::Client, family: Family, name: &str) -> Self {
+        let nodes = Api::all_with(client.clone(), &family.node());
+        Self { client, nodes, family, name: name.to_owned() }
+    }
+
+    /// Creates the Node, or brings its labels up to date; tries until the API answers.
+    pub(crate) async fn register(&self, labels: BTreeMap<String, String>, pod_cidr: Option<Cidr>) -> Node {
+        let mut delay = Duration::from_millis(20);
+        loop {
+            match self.try_register(&labels, pod_cidr).await {
+                Ok(node) => return node,
+                Err(error) => {
+                    tracing::debug!(%error, "the node is not registered yet; trying again");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(Duration::from_secs(5));
+                }
+            }
+        }
+    }
+
+    async fn try_register(
+        &self,
+        labels: &BTreeMap<String, String>,
+        pod_cidr: Option<Cidr>,
+    ) -> Result<Node, kube::Error> {
+        if self.nodes.get_opt(&self.name).await?.is_some() {
+            let patch = json!({"metadata": {"labels": labels}});
+            return self.nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        }
+        let cidr = pod_cidr.map(|c| c.to_string());
+        let spec = NodeSpec { pod_cidrs: cidr.clone().map(|c| vec![c]), pod_cidr: cidr, ..NodeSpec::default() };
+        let mut node = Node::new(&self.name, &self.family.node(), spec);
+        node.metadata.labels = Some(labels.clone());
+        match self.nodes.create(&PostParams::default(), &node).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => self.nodes.get(&self.name).await,
+            other => other,
+        }
+    }
+
+    /// The node's block of pod addresses; waits until something assigns it.
+    pub(crate) async fn pod_cidr(&self) -> Cidr {
+        let mut delay = Duration::from_millis(50);
+        loop {
+            if let Ok(node) = self.nodes.get(&self.name).await
+                && let Some(cidr) = node.spec.pod_cidr.as_deref().and_then(|c| c.parse().ok())
+            {
+                return cidr;
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// Writes the status.
+    async fn write_status(&self, facts: &Facts) -> Result<(), kube::Error> {
+        let node = self.nodes.get(&self.name).await?;
+        let status = facts.status(node.status.as_ref(), Timestamp::now());
+        let patch = json!({"status": status});
+        // Lists of a node's status have merge keys in the standard family, and are sent whole either way.
+        self.nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+    }
+
+    /// Keeps status and Lease fresh until `shutdown`. `changed` asks for a status at once.
+    pub(crate) async fn keep_alive(self, mut facts: Facts, shutdown: CancellationToken) {
+        let mut last_report = None::<tokio::time::Instant>;
+        let mut last_facts = None;
+        let mut lease_held = false;
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        let mut look = tokio::time::interval(LOOK);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = look.tick() => {
+                    facts.refresh().await;
+                }
+                _ = beat.tick() => match self.renew(lease_held).await {
+                    Ok(()) => lease_held = true,
+                    Err(error) => {
+                        lease_held = false;
+                        tracing::warn!(%error, "the node's lease was not renewed");
+                    }
+                },
+            }
+            let due = last_report.is_none_or(|at| at.elapsed() >= REPORT);
+            let picture = facts.picture();
+            if due || last_facts.as_ref() != Some(&picture) {
+                match self.write_status(&facts).await {
+                    Ok(()) => {
+                        last_report = Some(tokio::time::Instant::now());
+                        last_facts = Some(picture);
+                    }
+                    Err(kube::Error::Api(status)) if status.code == 404 => {
+                        // Somebody deleted the Node: this machine is still here.
+                        self.register(facts.labels.clone(), facts.pod_cidr).await;
+                        beat.reset_immediately();
+                    }
+                    Err(error) => tracing::warn!(%error, "the node's status was not written"),
+                }
+            }
+        }
+    }
+
+    async fn renew(&self, held: bool) -> Result<(), kube::Error> {
+        let api: Api<Lease> = Api::namespaced(self.client.clone(), LEASE_NAMESPACE);
+        let now = MicroTime(Timestamp::now());
+        let patch = json!({"spec": {
+            "holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now
+        }});
+        if held {
+            match api.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                other => return other.map(|_| ()),
+            }
+        }
+        let owner = self.nodes.get_opt(&self.name).await?.and_then(|node| {
+            let dt = self.family.node();
+            Some(OwnerReference {
+                api_version: dt.api_version,
+                kind: dt.kind,
+                name: self.name.clone(),
+                uid: node.metadata.uid?,
+                ..OwnerReference::default()
+            })
+        });
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(self.name.clone()),
+                namespace: Some(LEASE_NAMESPACE.to_owned()),
+                owner_references: owner.map(|o| vec![o]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.name.clone()),
+                lease_duration_seconds: Some(LEASE_SECONDS),
+                renew_time: Some(now),
+                ..LeaseSpec::default()
+            }),
+            ..Lease::default()
+        };
+        match api.create(&PostParams::default(), &lease).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                api.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(|_| ())
+            }
+            other => other.map(|_| ()),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Owns the set of workers: one watch on the pods of this node, one stream of runtime events, one slow relist
+//! behind them. Takes back what an earlier agent left and sweeps what no pod claims (invariants 7, 8, 9).
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kube::Api;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use proa_crds::Family;
+use proa_runtime::{ContainerState, ContainerStatus, RuntimeEvent, SandboxState};
+use tokio_util::sync::CancellationToken;
+
+use super::context::Context;
+use super::ground::{self, GroundInfo};
+use super::track::ContainerId;
+use super::worker::{self, Begin, Message};
+use super::{Pod, host_network, uid};
+
+/// The slow relist behind the runtime's events.
+const RELIST: Duration = Duration::from_secs(120);
+
+/// What the node itself had when the agent started.
+struct Found {
+    containers: HashMap<String, Vec<ContainerStatus>>,
+    grounds: HashMap<String, GroundInfo>,
+}
+
+/// Runs the pods of the node until `shutdown`. Containers are left running.
+pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
+    let mut events = ctx.runtime.events();
+    let mut found = find(&ctx).await;
+    let api: Api<Pod> = Api::all_with(ctx.client.clone(), &ctx.family.pod());
+    let config = match ctx.family {
+        // The server picks the node's pods.
+        Family::Standard => watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.node_name)),
+        // A custom resource on any server may not know that field: the agent picks.
+        Family::Proa => watcher::Config::default(),
+    };
+    let mut pods = watcher(api, config).default_backoff().boxed();
+    let mut listed: Option<BTreeSet<String>> = None;
+    let mut relist = tokio::time::interval(RELIST);
+    relist.tick().await;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = pods.next() => match event {
+                Some(Ok(event)) => on_pod(&ctx, event, &mut listed, &mut found).await,
+                Some(Err(error)) => tracing::warn!(%error, "watch of pods failed; trying again"),
+                None => return,
+            },
+            event = events.next() => match event {
+                Some(RuntimeEvent::Exited { id, exit }) => {
+                    let id = ContainerId(id);
+                    if let Some(uid) = ctx.registry.owner(&id) {
+                        ctx.registry.tell(&uid, Message::Exited { id, exit });
+                    }
+                }
+                Some(RuntimeEvent::Started { .. }) => {}
+                Some(RuntimeEvent::Lagged) => tell_exits(&ctx).await,
+                None => {
+                    tracing::warn!("the runtime's events ended; listening anew");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    events = ctx.runtime.events();
+                    tell_exits(&ctx).await;
+                }
+            },
+            _ = relist.tick() => tell_exits(&ctx).await,
+        }
+    }
+}
+
+/// Tells every worker of every exit there is: what it knows already it ignores.
+async fn tell_exits(ctx: &Context) {
+    let Ok(list) = ctx.runtime.list().await else { return };
+    for status in list {
+        if let ContainerState::Exited(exit) = status.state {
+            let id = ContainerId(status.id);
+            if let Some(uid) = ctx.registry.owner(&id) {
+                ctx.registry.tell(&uid, Message::Exited { id, exit });
+            }
+        }
+    }
+}
+
+async fn find(ctx: &Context) -> Found {
+    let mut containers: HashMap<String, Vec<ContainerStatus>> = HashMap::new();
+    match ctx.runtime.list().await {
+        Ok(list) => {
+            for status in list {
+                containers.entry(status.sandbox.clone()).or_default().push(status);
+            }
+        }
+        Err(error) => tracing::error!(%error, "the runtime cannot list its containers"),
+    }
+    let networks: HashMap<String, _> = match ctx.network.list().await {
+        Ok(list) => list.into_iter().map(|n| (n.id.clone(), n)).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "the pod network cannot be listed");
+            HashMap::new()
+        }
+    };
+    let mut grounds = HashMap::new();
+    match ctx.runtime.list_sandboxes().await {
+        Ok(list) => {
+            for sandbox in list.into_iter().filter(|s| s.state == SandboxState::Ready) {
+                let id = sandbox.spec.id.clone();
+                let info = match (&sandbox.spec.netns, networks.get(&id)) {
+                    (None, _) => GroundInfo { pod_ips: ctx.host_ips.clone(), ..GroundInfo::default() },
+                    (Some(_), Some(net)) => GroundInfo {
+                        pod_ips: vec![net.ip.to_string()],
+                        netns: Some(net.netns.clone()),
+                        ..GroundInfo::default()
+                    },
+                    // Its network is lost: it has to be made anew.
+                    (Some(_), None) => continue,
+                };
+                grounds.insert(id, info);
+            }
+        }
+        Err(error) => tracing::error!(%error, "the runtime cannot list its sandboxes"),
+    }
+    Found { containers, grounds }
+}
+
+async fn on_pod(
+    ctx: &Arc<Context>,
+    event: watcher::Event<Pod>,
+    listed: &mut Option<BTreeSet<String>>,
+    found: &mut Found,
+) {
+    match event {
+        watcher::Event::Init => *listed = Some(BTreeSet::new()),
+        watcher::Event::InitApply(pod) => {
+            if let Some(listed) = listed
+                && is_ours(ctx, &pod)
+            {
+                listed.insert(uid(&pod).to_owned());
+            }
+            wanted(ctx, pod, found);
+        }
+        watcher::Event::InitDone => {
+            let listed = listed.take().unwrap_or_default();
+            for uid in ctx.registry.uids() {
+                if !listed.contains(&uid) {
+                    ctx.registry.tell(&uid, Message::Gone);
+                }
+            }
+            sweep(ctx, found).await;
+        }
+        watcher::Event::Apply(pod) => wanted(ctx, pod, found),
+        watcher::Event::Delete(pod) => {
+            ctx.registry.tell(uid(&pod), Message::Gone);
+        }
+    }
+}
+
+fn is_ours(ctx: &Context, pod: &Pod) -> bool {
+    pod.spec.node_name.as_deref() == Some(&ctx.node_name)
+}
+
+fn wanted(ctx: &Arc<Context>, pod: Pod, found: &mut Found) {
+    if !is_ours(ctx, &pod) {
+        return;
+    }
+    let uid = uid(&pod).to_owned();
+    let pod = Arc::new(pod);
+    if ctx.registry.tell(&uid, Message::Pod(pod.clone())) {
+        return;
+    }
+    let ground = found.grounds.remove(&uid).filter(|g| g.netns.is_some() || host_network(&pod));
+    let found = found.containers.remove(&uid).unwrap_or_default();
+    worker::spawn(Begin { ctx: ctx.clone(), pod, found, ground });
+}
+
+/// Removes what belongs to no pod any more: sandboxes, networks, directories.
+async fn sweep(ctx: &Arc<Context>, found: &mut Found) {
+    let known: BTreeSet<String> = ctx.registry.uids().into_iter().collect();
+    let mut leftovers: BTreeSet<String> = found.containers.drain().map(|(uid, _)| uid).collect();
+    leftovers.extend(found.grounds.drain().map(|(uid, _)| uid));
+    if let Ok(list) = ctx.runtime.list_sandboxes().await {
+        leftovers.extend(list.into_iter().map(|s| s.spec.id));
+    }
+    if let Ok(entries) = std::fs::read_dir(ctx.layout.root()) {
+        leftovers.extend(entries.flatten().filter_map(|e| e.file_name().into_string().ok()));
+    }
+    for uid in leftovers.difference(&known) {
+        tracing::info!(uid, "removing what a pod that is gone left behind");
+        match ground::teardown(ctx, uid).await {
+            Ok(()) => ground::forget(ctx, uid),
+            Err(error) => tracing::warn!(uid, error, "leftovers of a pod stay behind"),
+        }
+    }
+    if let Err(error) = ctx.network.sweep(&known).await {
+        tracing::warn!(error, "leftovers of the pod network stay behind");
+    }
+}

@@ -1,0 +1,842 @@
+//! Owns one pod: SyncPod → SyncTerminating → SyncTerminated. An actor: it alone changes the pod's tracks; slow
+//! work runs in tasks that report to its mailbox. What to do is decided in [`super::actions`], what to show in
+//! [`super::status`].
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, PodStatus};
+use kube::Api;
+use kube::api::{DeleteParams, Preconditions};
+use proa_network::{HostPort, Protocol};
+use proa_runtime::{ContainerStatus, Exit};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::actions::{Action, Ground, Seen, containers, pod_actions};
+use super::context::{Context, View};
+use super::ground::{self, GroundError, GroundInfo};
+use super::start::{SIGTERM, Start, StartError, Started};
+use super::status::{self, Facts};
+use super::stop::Stop;
+use super::track::{ContainerId, Role, State, Track};
+use super::writer::StatusWriter;
+use super::{Pod, adopt, host_network, uid};
+use crate::events::Severity;
+use crate::probes::{self, Prober, Verdict};
+use crate::{last_words, volumes};
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// the pod as the API has it now
+    Pod(Arc<Pod>),
+    /// the API has it no more
+    Gone,
+    /// a container ended
+    Exited { id: ContainerId, exit: Exit },
+    /// a probe came to a verdict
+    Probed { id: ContainerId, verdict: Verdict },
+    /// the ground is made, or is not
+    Prepared(Result<GroundInfo, GroundError>),
+    /// volumes were brought up to date; when to do it again
+    Refreshed(Result<Option<Timestamp>, String>),
+    /// a start came to its end
+    Started { index: usize, result: Box<Result<Started, StartError>> },
+    /// a stop learned of the exit by itself
+    Stopped { id: ContainerId, exit: Exit },
+    /// the proxies do not send new connections any more
+    Drained,
+    /// everything is taken away
+    TornDown(Result<(), String>),
+    /// the API was asked to remove the object
+    Deleted(Result<(), String>),
+}
+
+/// How a worker begins.
+pub(crate) struct Begin {
+    pub(crate) ctx: Arc<Context>,
+    pub(crate) pod: Arc<Pod>,
+    /// containers the runtime already has of it
+    pub(crate) found: Vec<ContainerStatus>,
+    /// its sandbox and network are there
+    pub(crate) ground: Option<GroundInfo>,
+}
+
+/// The stage of a pod's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Sync,
+    /// being stopped
+    Terminating {
+        drained: bool,
+    },
+    /// nothing runs; things are being taken away
+    Dismantling,
+    /// nothing is left but the object
+    Terminated,
+    /// the object is being removed
+    Deleting,
+    /// over
+    Done,
+}
+
+struct Stopping {
+    deadline: watch::Sender<Instant>,
+}
+
+struct Worker {
+    ctx: Arc<Context>,
+    pod: Arc<Pod>,
+    list: Vec<(Role, Container)>,
+    tracks: Vec<Track>,
+    ground: Ground,
+    ground_failures: u32,
+    info: GroundInfo,
+    start_time: Timestamp,
+    stage: Stage,
+    /// the API has no such pod any more
+    gone: bool,
+    failure: Option<(&'static str, String)>,
+    /// when everything must have stopped
+    kill_at: Option<Instant>,
+    stop_signals: HashMap<ContainerId, i32>,
+    run_over: HashMap<ContainerId, CancellationToken>,
+    early_exits: HashMap<ContainerId, Exit>,
+    stops: HashMap<ContainerId, Stopping>,
+    probers: HashMap<ContainerId, Prober>,
+    ending: CancellationToken,
+    volumes_changed: Arc<Notify>,
+    config_changed: Arc<Notify>,
+    refreshing: bool,
+    refresh_at: Option<Timestamp>,
+    shown: Option<Arc<PodStatus>>,
+    writer: StatusWriter,
+    view: watch::Sender<View>,
+    mailbox: mpsc::UnboundedSender<Message>,
+    messages: mpsc::UnboundedReceiver<Message>,
+    retry_at: Option<Timestamp>,
+}
+
+/// Starts the worker of a pod.
+pub(crate) fn spawn(begin: Begin) -> tokio::task::JoinHandle<()> {
+    let worker = Worker::new(begin);
+    let span = tracing::info_span!("pod", pod = super::key(&worker.pod));
+    tokio::spawn(tracing::Instrument::instrument(worker.run(), span))
+}
+
+impl Worker {
+    fn new(begin: Begin) -> Self {
+        let Begin { ctx, pod, found, ground } = begin;
+        let now = Timestamp::now();
+        let tracks = adopt::tracks(&pod, &found, now);
+        let (mailbox, messages) = mpsc::unbounded_channel();
+        let (view, receiver) =
+            watch::channel(View { pod: pod.clone(), tracks: tracks.clone().into(), pod_ips: Vec::new(), netns: None });
+        ctx.registry.add(uid(&pod), mailbox.clone(), receiver);
+        let status = pod.status.clone().unwrap_or_default();
+        let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let failure = match (&status.phase, &status.reason) {
+            (Some(phase), Some(reason)) if phase == "Failed" && reason == "DeadlineExceeded" => {
+                Some(("DeadlineExceeded", status.message.clone().unwrap_or_default()))
+            }
+            _ => None,
+        };
+        let mut worker = Self {
+            list: containers(&pod.spec),
+            ground: if ground.is_some() { Ground::Ready } else { Ground::Missing },
+            ground_failures: 0,
+            info: ground.unwrap_or_default(),
+            start_time: status.start_time.map_or(now, |t| t.0),
+            stage: if over { Stage::Dismantling } else { Stage::Sync },
+            gone: false,
+            failure,
+            kill_at: None,
+            stop_signals: HashMap::new(),
+            run_over: HashMap::new(),
+            early_exits: HashMap::new(),
+            stops: HashMap::new(),
+            probers: HashMap::new(),
+            ending: CancellationToken::new(),
+            volumes_changed: Arc::new(Notify::new()),
+            config_changed: Arc::new(Notify::new()),
+            refreshing: false,
+            refresh_at: None,
+            shown: None,
+            writer: StatusWriter::start(ctx.client.clone(), ctx.family, &pod),
+            view,
+            mailbox,
+            messages,
+            retry_at: None,
+            tracks,
+            pod,
+            ctx,
+        };
+        worker.take_over(&found);
+        worker
+    }
+
+    /// Makes the containers found by the runtime ours again.
+    fn take_over(&mut self, found: &[ContainerStatus]) {
+        for status in found {
+            let id = ContainerId(status.id.clone());
+            self.ctx.registry.own(&id, uid(&self.pod));
+            let signal = status.labels.get(super::start::labels::STOP_SIGNAL).and_then(|s| s.parse().ok());
+            self.stop_signals.insert(id, signal.unwrap_or(SIGTERM));
+        }
+        for index in 0..self.tracks.len() {
+            if let State::Running(run) = &self.tracks[index].state {
+                let id = run.id.clone();
+                self.run_over.insert(id, CancellationToken::new());
+                // A run without probes is as ready as it can be, whatever was written before.
+                let container = &self.list[index].1;
+                self.tracks[index].started |= container.startup_probe.is_none();
+                if container.readiness_probe.is_none() && self.tracks[index].started {
+                    self.tracks[index].ready = true;
+                }
+                self.probe(index);
+            }
+        }
+        if self.ground == Ground::Ready && self.stage == Stage::Sync {
+            self.publish_host_ports();
+            self.refresh_volumes();
+        }
+        if self.stage == Stage::Dismantling {
+            self.dismantle();
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.step();
+            self.publish();
+            if self.stage == Stage::Done {
+                break;
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                message = self.messages.recv() => {
+                    // The worker holds a sender itself: the channel cannot be closed.
+                    if let Some(message) = message { self.hear(message) }
+                    while let Ok(message) = self.messages.try_recv() { self.hear(message) }
+                }
+                () = sleep_until(wake) => {
+                    self.retry_at = None;
+                    if self.refresh_at.is_some_and(|at| at <= Timestamp::now()) {
+                        self.refresh_volumes();
+                    }
+                }
+                () = self.volumes_changed.notified() => self.refresh_volumes(),
+                () = self.config_changed.notified() => self.unblock_configuration(),
+            }
+        }
+        self.ctx.services.set_host_ports(uid(&self.pod), Vec::new());
+        let uid = uid(&self.pod).to_owned();
+        self.ctx.registry.remove(&uid);
+        let ctx = self.ctx.clone();
+        drop(self);
+        ground::forget(&ctx, &uid);
+    }
+
+    fn wake_at(&self) -> Option<Timestamp> {
+        let mut wake = self.retry_at;
+        if self.stage == Stage::Sync {
+            wake = [wake, self.refresh_at].into_iter().flatten().min();
+        }
+        wake
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Pod(pod) => self.updated(pod),
+            Message::Gone => self.gone = true,
+            Message::Exited { id, exit } | Message::Stopped { id, exit } => self.exited(&id, &exit),
+            Message::Probed { id, verdict } => self.probed(&id, verdict),
+            Message::Prepared(result) => self.prepared(result),
+            Message::Refreshed(result) => {
+                self.refreshing = false;
+                self.refresh_at = match result {
+                    Ok(at) => at,
+                    Err(why) => {
+                        self.warn("FailedMount", why);
+                        Timestamp::now().saturating_add(SignedDuration::from_secs(10)).ok()
+                    }
+                };
+            }
+            Message::Started { index, result } => self.started(index, *result),
+            Message::Drained => {
+                if let Stage::Terminating { drained } = &mut self.stage {
+                    *drained = true;
+                }
+            }
+            Message::TornDown(result) => match result {
+                Ok(()) => {
+                    self.ground = Ground::Missing;
+                    self.info.netns = None;
+                    self.stage = Stage::Terminated;
+                }
+                Err(why) => {
+                    self.warn("FailedKillPod", format!("error killing pod: {why}"));
+                    self.retry_later(2);
+                    self.stage = Stage::Terminating { drained: true };
+                }
+            },
+            Message::Deleted(result) => match result {
+                Ok(()) => {}
+                Err(why) => {
+                    tracing::debug!(why, "the object was not removed; trying again");
+                    self.retry_later(1);
+                    self.stage = Stage::Terminated;
+                }
+            },
+        }
+    }
+
+    fn retry_later(&mut self, seconds: i64) {
+        let at = Timestamp::now().saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
+        self.retry_at = Some(self.retry_at.map_or(at, |r| r.min(at)));
+    }
+
+    fn warn(&self, reason: &'static str, message: impl Into<String>) {
+        self.ctx.recorder.pod(&self.pod, None, Severity::Warning, reason, message);
+    }
+
+    fn updated(&mut self, pod: Arc<Pod>) {
+        let before = std::mem::replace(&mut self.pod, pod);
+        if before.spec != self.pod.spec {
+            self.list = containers(&self.pod.spec);
+            for (role, container) in &self.list[self.tracks.len().min(self.list.len())..] {
+                self.tracks.push(Track::new(&container.name, *role));
+            }
+        }
+        let meta_changed = before.metadata.annotations != self.pod.metadata.annotations
+            || before.metadata.labels != self.pod.metadata.labels;
+        if meta_changed && self.ground == Ground::Ready {
+            self.refresh_volumes();
+        }
+        if matches!(self.stage, Stage::Terminating { .. }) {
+            self.hasten();
+        }
+    }
+
+    fn index_of(&self, id: &ContainerId) -> Option<usize> {
+        self.tracks.iter().position(|t| t.run().is_some_and(|r| r.id == *id))
+    }
+
+    fn exited(&mut self, id: &ContainerId, exit: &Exit) {
+        let Some(index) = self.index_of(id) else {
+            // Its start has not been reported yet, or it is an old story.
+            if self.tracks.iter().any(|t| t.state == State::Starting) {
+                self.early_exits.insert(id.clone(), exit.clone());
+            }
+            return;
+        };
+        let Some(run) = self.tracks[index].run().cloned() else { return };
+        self.probers.remove(id);
+        self.stops.remove(id);
+        if let Some(over) = self.run_over.remove(id) {
+            over.cancel();
+        }
+        let mut ended = adopt::ended(run, exit);
+        if ended.message.is_empty() {
+            ended.message = last_words::read(&self.ctx.layout, uid(&self.pod), &self.list[index].1, &ended);
+        }
+        self.tracks[index].end(ended);
+    }
+
+    fn probed(&mut self, id: &ContainerId, verdict: Verdict) {
+        let Some(index) = self.index_of(id) else { return };
+        match verdict {
+            Verdict::Started => {
+                self.tracks[index].started = true;
+                self.tracks[index].ready = self.list[index].1.readiness_probe.is_none();
+                self.probe(index);
+            }
+            Verdict::Ready(ready) => self.tracks[index].ready = ready,
+            Verdict::Unhealthy(unhealthy) => {
+                if self.stage == Stage::Sync {
+                    self.tracks[index].unhealthy = Some(unhealthy);
+                }
+            }
+        }
+    }
+
+    /// (Re)starts the probes of a running container.
+    fn probe(&mut self, index: usize) {
+        let State::Running(run) = &self.tracks[index].state else { return };
+        let age = Timestamp::now().duration_since(run.started_at);
+        let target = probes::Target {
+            ctx: self.ctx.clone(),
+            pod: self.pod.clone(),
+            container: self.list[index].1.clone(),
+            id: run.id.clone(),
+            pod_ip: self.info.pod_ips.first().cloned().unwrap_or_default(),
+            age: Duration::try_from(age).unwrap_or_default().saturating_sub(Duration::from_millis(500)),
+            mailbox: self.mailbox.clone(),
+        };
+        let prober = probes::start(&target, self.tracks[index].started);
+        self.probers.insert(run.id.clone(), prober);
+    }
+
+    fn prepared(&mut self, result: Result<GroundInfo, GroundError>) {
+        match result {
+            Ok(info) => {
+                for warning in &info.warnings {
+                    self.warn("HostForbids", warning.clone());
+                }
+                self.refresh_at = info.refresh_at;
+                self.info = info;
+                self.ground = Ground::Ready;
+                self.ground_failures = 0;
+                self.publish_host_ports();
+            }
+            Err(error) => {
+                self.warn(error.reason, error.message);
+                let seconds = (1_i64 << self.ground_failures.min(6)).min(60);
+                self.ground_failures += 1;
+                let retry_at = Timestamp::now().saturating_add(SignedDuration::from_secs(seconds));
+                self.ground = Ground::Failed { retry_at: retry_at.unwrap_or(Timestamp::MAX) };
+            }
+        }
+    }
+
+    fn publish_host_ports(&self) {
+        if host_network(&self.pod) {
+            return;
+        }
+        let Some(ip) = self.info.pod_ips.first().and_then(|ip| ip.parse::<IpAddr>().ok()) else { return };
+        let ports = self.list.iter().flat_map(|(_, c)| c.ports.iter().flatten()).filter_map(|p| {
+            Some(HostPort {
+                host_ip: p.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+                protocol: match p.protocol.as_deref() {
+                    Some("UDP") => Protocol::Udp,
+                    Some("SCTP") => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                },
+                port: u16::try_from(p.host_port?).ok().filter(|p| *p > 0)?,
+                target: SocketAddr::new(ip, u16::try_from(p.container_port).ok()?),
+            })
+        });
+        self.ctx.services.set_host_ports(uid(&self.pod), ports.collect());
+    }
+
+    fn refresh_volumes(&mut self) {
+        if self.refreshing || self.ground != Ground::Ready {
+            return;
+        }
+        self.refreshing = true;
+        self.refresh_at = None;
+        let (ctx, pod, changed) = (self.ctx.clone(), self.pod.clone(), self.volumes_changed.clone());
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            let result = volumes::setup(&ctx, &pod, &changed).await.map_err(|e| e.to_string());
+            let _ = mailbox.send(Message::Refreshed(result));
+        });
+    }
+
+    /// A ConfigMap or Secret a container waited for has changed: it is tried again at once.
+    fn unblock_configuration(&mut self) {
+        for track in &mut self.tracks {
+            if let State::Blocked(blocked) = &mut track.state
+                && blocked.reason == "CreateContainerConfigError"
+            {
+                blocked.retry_at = Timestamp::MIN;
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        match self.stage {
+            Stage::Sync => {
+                if self.must_end() {
+                    self.begin_termination();
+                    self.step_terminating();
+                } else {
+                    self.sync();
+                }
+            }
+            Stage::Terminating { .. } => self.step_terminating(),
+            Stage::Terminated => self.step_terminated(),
+            Stage::Deleting if self.gone => self.stage = Stage::Done,
+            Stage::Dismantling | Stage::Deleting | Stage::Done => {}
+        }
+    }
+
+    fn must_end(&self) -> bool {
+        self.gone || self.pod.metadata.deletion_timestamp.is_some() || self.failure.is_some()
+    }
+
+    fn sync(&mut self) {
+        let plan = pod_actions(&Seen {
+            spec: &self.pod.spec,
+            tracks: &self.tracks,
+            ground: &self.ground,
+            start_time: self.start_time,
+            now: Timestamp::now(),
+        });
+        self.retry_at = plan.wake_at;
+        for action in plan.actions {
+            match action {
+                Action::Prepare => self.prepare(),
+                Action::Start(index) => self.start(index),
+                Action::Stop { index, why, grace } => {
+                    let changed = why.ends_with("definition changed, will be restarted");
+                    self.tracks[index].again |= changed;
+                    let grace = grace.unwrap_or_else(|| self.spec_grace());
+                    self.stop(index, why, Instant::now() + Duration::from_secs(grace.max(1).unsigned_abs()));
+                }
+                Action::Fail { reason, message } => {
+                    self.warn(reason, message.clone());
+                    self.failure = Some((reason, message));
+                    self.begin_termination();
+                    self.step_terminating();
+                }
+                Action::Finish => {
+                    self.stage = Stage::Dismantling;
+                    self.dismantle();
+                }
+            }
+        }
+    }
+
+    fn spec_grace(&self) -> i64 {
+        self.pod.spec.termination_grace_period_seconds.unwrap_or(30)
+    }
+
+    fn prepare(&mut self) {
+        self.ground = Ground::Preparing;
+        let (ctx, pod, changed) = (self.ctx.clone(), self.pod.clone(), self.volumes_changed.clone());
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            let result = ground::prepare(&ctx, &pod, &changed).await;
+            let _ = mailbox.send(Message::Prepared(result));
+        });
+    }
+
+    fn start(&mut self, index: usize) {
+        let (role, container) = self.list[index].clone();
+        let attempt = self.tracks[index].next_attempt;
+        // The run before last is only kept as a log.
+        if let State::Ended(ended) = &self.tracks[index].state {
+            let (runtime, id) = (self.ctx.runtime.clone(), ended.run.id.clone());
+            self.ctx.registry.disown(&id);
+            tokio::spawn(async move {
+                if let Err(error) = runtime.remove(&id.0).await {
+                    tracing::debug!(container = id.0, %error, "an ended container was not removed");
+                }
+            });
+            if let Some(old) = attempt.checked_sub(2) {
+                crate::server::logs::forget(&self.ctx.layout, uid(&self.pod), &container.name, old);
+            }
+        }
+        self.tracks[index].begin_start();
+        let start = Start {
+            ctx: self.ctx.clone(),
+            pod: self.pod.clone(),
+            container,
+            role,
+            attempt,
+            pod_ips: self.info.pod_ips.clone(),
+            cancel: self.ending.clone(),
+        };
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            let result = Box::new(start.run().await);
+            let _ = mailbox.send(Message::Started { index, result });
+        });
+    }
+
+    fn started(&mut self, index: usize, result: Result<Started, StartError>) {
+        let container = self.list[index].1.clone();
+        match result {
+            Ok(Started { run, stop_signal }) => {
+                let id = run.id.clone();
+                self.stop_signals.insert(id.clone(), stop_signal);
+                self.run_over.insert(id.clone(), CancellationToken::new());
+                self.tracks[index].begin_run(
+                    run,
+                    container.startup_probe.is_some(),
+                    container.readiness_probe.is_some(),
+                );
+                if let Some(exit) = self.early_exits.remove(&id) {
+                    self.exited(&id, &exit);
+                } else if self.stage == Stage::Sync {
+                    self.probe(index);
+                }
+            }
+            Err(StartError::Ended(ended)) => {
+                self.early_exits.remove(&ended.run.id);
+                self.tracks[index].hindrance = None;
+                self.tracks[index].end(*ended);
+            }
+            Err(StartError::Cancelled) => {
+                let last = self.tracks[index].last.take();
+                self.tracks[index].state = last.map_or(State::Absent, State::Ended);
+            }
+            Err(StartError::Blocked { reason, message }) => self.block(index, reason, message),
+        }
+    }
+
+    fn block(&mut self, index: usize, reason: &'static str, message: String) {
+        let now = Timestamp::now();
+        let image = self.list[index].1.image.clone().unwrap_or_default();
+        let name = self.list[index].1.name.clone();
+        match reason {
+            "ErrImagePull" => {
+                // The first failure shows what went wrong; from the second on, that it waits, as the kubelet does.
+                let again = self.tracks[index].failures > 0;
+                let message = if again {
+                    let back_off = format!("Back-off pulling image \"{image}\"");
+                    self.ctx.recorder.pod(&self.pod, Some(&name), Severity::Normal, "BackOff", back_off.clone());
+                    self.ctx.recorder.pod(
+                        &self.pod,
+                        Some(&name),
+                        Severity::Warning,
+                        "Failed",
+                        "Error: ImagePullBackOff",
+                    );
+                    format!("{back_off}: ErrImagePull: {message}")
+                } else {
+                    message
+                };
+                // The first retry comes soon: the registry may only have hiccuped.
+                self.tracks[index].block(if again { "ImagePullBackOff" } else { reason }, message, now, 5);
+            }
+            "CreateContainerConfigError" => {
+                self.tracks[index].block(reason, message, now, 5);
+                let namespace = self.pod.metadata.namespace.as_deref().unwrap_or("default");
+                for object in crate::env::references(&self.list[index].1) {
+                    self.ctx.objects.watch(namespace, &object, &self.config_changed);
+                }
+            }
+            _ => self.tracks[index].block(reason, message, now, 10),
+        }
+    }
+
+    fn stop(&mut self, index: usize, why: String, deadline: Instant) {
+        let State::Running(run) = self.tracks[index].state.clone() else { return };
+        self.probers.remove(&run.id);
+        let (sender, receiver) = watch::channel(deadline);
+        let gone = self.run_over.entry(run.id.clone()).or_default().clone();
+        let stop = Stop {
+            ctx: self.ctx.clone(),
+            pod: self.pod.clone(),
+            container: self.list[index].1.clone(),
+            run: run.clone(),
+            signal: self.stop_signals.get(&run.id).copied().unwrap_or(SIGTERM),
+            pod_ips: self.info.pod_ips.clone(),
+            deadline: receiver,
+            gone,
+            why,
+        };
+        self.stops.insert(run.id.clone(), Stopping { deadline: sender });
+        let (mailbox, id) = (self.mailbox.clone(), run.id.clone());
+        self.tracks[index].state = State::Stopping(run);
+        self.tracks[index].unhealthy = None;
+        tokio::spawn(async move {
+            if let Some(exit) = stop.run().await {
+                let _ = mailbox.send(Message::Stopped { id, exit });
+            }
+        });
+    }
+
+    /// Seconds a pod that ends has left, by what the API says of its deletion.
+    fn grace(&self) -> Duration {
+        let meta = &self.pod.metadata;
+        let seconds = match (meta.deletion_timestamp.is_some(), meta.deletion_grace_period_seconds) {
+            (true, Some(seconds)) => seconds,
+            _ => self.spec_grace(),
+        };
+        Duration::from_secs(seconds.max(1).unsigned_abs())
+    }
+
+    fn begin_termination(&mut self) {
+        self.ending.cancel();
+        self.probers.clear();
+        self.retry_at = None;
+        self.stage = Stage::Terminating { drained: false };
+        let ips: Vec<IpAddr> = self.info.pod_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+        let running = self.tracks.iter().any(|t| t.run().is_some());
+        if self.gone || host_network(&self.pod) || ips.is_empty() || !running {
+            self.stage = Stage::Terminating { drained: true };
+            return;
+        }
+        let drained = self.ctx.services.drained(ips);
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            drained.await;
+            let _ = mailbox.send(Message::Drained);
+        });
+    }
+
+    /// A second deletion may shorten the grace period, never lengthen it.
+    fn hasten(&mut self) {
+        let sooner = Instant::now() + self.grace();
+        if let Some(kill_at) = &mut self.kill_at
+            && sooner < *kill_at
+            && self.pod.metadata.deletion_grace_period_seconds.is_some()
+        {
+            *kill_at = sooner;
+            for stop in self.stops.values() {
+                stop.deadline.send_if_modified(|at| {
+                    let earlier = sooner < *at;
+                    *at = sooner.min(*at);
+                    earlier
+                });
+            }
+        }
+    }
+
+    fn step_terminating(&mut self) {
+        if self.stage != (Stage::Terminating { drained: true }) || self.retry_at.is_some_and(|at| at > Timestamp::now())
+        {
+            return;
+        }
+        let kill_at = *self.kill_at.get_or_insert(Instant::now() + self.grace());
+        let busy = |t: &Track| matches!(t.state, State::Starting | State::Running(_) | State::Stopping(_));
+        let stopping = |t: &Track| format!("Stopping container {}", t.name);
+        for index in 0..self.tracks.len() {
+            if self.tracks[index].role != Role::Sidecar {
+                self.stop(index, stopping(&self.tracks[index]), kill_at);
+            }
+        }
+        // Sidecars go last, the one started first last of all (KEP-753).
+        if !self.tracks.iter().any(|t| t.role != Role::Sidecar && busy(t)) {
+            let last = (0..self.tracks.len()).rev().find(|i| busy(&self.tracks[*i]));
+            if let Some(index) = last {
+                self.stop(index, stopping(&self.tracks[index]), kill_at);
+            }
+        }
+        if !self.tracks.iter().any(busy) && self.ground != Ground::Preparing {
+            self.stage = Stage::Dismantling;
+            self.dismantle();
+        }
+    }
+
+    fn dismantle(&mut self) {
+        self.probers.clear();
+        self.ctx.services.set_host_ports(uid(&self.pod), Vec::new());
+        let ctx = self.ctx.clone();
+        let uid = uid(&self.pod).to_owned();
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            let result = ground::teardown(&ctx, &uid).await;
+            let _ = mailbox.send(Message::TornDown(result));
+        });
+    }
+
+    fn step_terminated(&mut self) {
+        if self.gone {
+            self.stage = Stage::Done;
+            return;
+        }
+        if self.pod.metadata.deletion_timestamp.is_none() || self.retry_at.is_some_and(|at| at > Timestamp::now()) {
+            return;
+        }
+        self.stage = Stage::Deleting;
+        self.publish();
+        let flushed = self.writer.flushed();
+        let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced_with(self.ctx.client.clone(), &namespace, &self.ctx.family.pod());
+        let name = self.pod.metadata.name.clone().unwrap_or_default();
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions { uid: self.pod.metadata.uid.clone(), ..Preconditions::default() }),
+            ..DeleteParams::default()
+        };
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            flushed.await;
+            let result = match api.delete(&name, &params).await {
+                Ok(_) => Ok(()),
+                // Gone already, or another pod bears the name: the watch will say so.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            };
+            let _ = mailbox.send(Message::Deleted(result));
+        });
+    }
+
+    /// Shows what changed: to the API, and to the node's own HTTP API.
+    fn publish(&mut self) {
+        let now = Timestamp::now();
+        let previous = self.previous();
+        let mut status = status::compute(&Facts {
+            pod: &self.pod,
+            previous: &previous,
+            tracks: &self.tracks,
+            ground_ready: self.ground == Ground::Ready,
+            pod_ips: &self.info.pod_ips,
+            host_ips: &self.ctx.host_ips,
+            start_time: self.start_time,
+            failure: self.failure.as_ref().map(|(reason, message)| (*reason, message.as_str())),
+            terminal: matches!(self.stage, Stage::Dismantling | Stage::Terminated | Stage::Deleting | Stage::Done),
+            terminating: self.stage != Stage::Sync,
+            now,
+        });
+        // A phase once final stays.
+        if let Some(phase) = previous.phase.as_deref().filter(|p| matches!(*p, "Succeeded" | "Failed")) {
+            status.phase = Some(phase.to_owned());
+            status.reason = status.reason.or_else(|| previous.reason.clone());
+            status.message = status.message.or_else(|| previous.message.clone());
+        }
+        self.view.send_if_modified(|view| {
+            let same = view.tracks[..] == self.tracks[..]
+                && Arc::ptr_eq(&view.pod, &self.pod)
+                && view.netns == self.info.netns
+                && view.pod_ips == self.info.pod_ips;
+            if same {
+                return false;
+            }
+            *view = View {
+                pod: self.pod.clone(),
+                tracks: self.tracks.clone().into(),
+                pod_ips: self.info.pod_ips.clone(),
+                netns: self.info.netns.clone(),
+            };
+            true
+        });
+        if self.gone || previous == status {
+            return;
+        }
+        let creating = status.phase.as_deref() == Some("Pending")
+            && self.tracks.iter().all(|t| matches!(t.state, State::Absent | State::Starting) && t.hindrance.is_none());
+        let status = Arc::new(status);
+        self.shown = Some(status.clone());
+        self.writer.show(status, !creating);
+    }
+
+    /// What is shown so far: our own last word, with the conditions others wrote since.
+    fn previous(&self) -> PodStatus {
+        let api = self.pod.status.clone().unwrap_or_default();
+        let Some(shown) = &self.shown else { return api };
+        let mut previous = PodStatus::clone(shown);
+        let own = status::conditions::OWN;
+        let mut conditions: Vec<_> = previous
+            .conditions
+            .take()
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|c| own.contains(&c.type_.as_str()))
+            .collect();
+        conditions.extend(api.conditions.into_iter().flatten().filter(|c| !own.contains(&c.type_.as_str())));
+        previous.conditions = Some(conditions);
+        previous.qos_class = api.qos_class;
+        previous
+    }
+}
+
+async fn sleep_until(at: Option<Timestamp>) {
+    match at {
+        Some(at) => {
+            let wait = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+            // A millisecond more, so that "not before" has surely passed.
+            tokio::time::sleep(wait.saturating_add(Duration::from_millis(1))).await;
+        }
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,1 @@
+//! Owns the streaming protocols of the node's API.
