@@ -1,1 +1,48 @@
-//! x
+//! The front of the platform: every request and every rule that guards a write.
+//!
+//! Owns the wire (TLS, HTTP, discovery, OpenAPI, tables, watches, proxies), who may do what
+//! (authentication, RBAC, admission), the one generic path from a request to the store, and the watch
+//! cache all reads are served from. Built-in kinds and custom resources are rows of one table; there is no
+//! handler per kind. It is the only crate that opens the store. It runs no control loop: the only things it
+//! does by itself are taking up CustomResourceDefinitions and forgetting old events.
+//!
+//! A request walks: [`accept`] (or [`local`], without a socket) → [`handler`] (authenticate, limit,
+//! authorize) → [`registry`] (decode, patch, default, admit, prepare, validate, commit) → the store; the
+//! answer comes from the committed bytes or from [`cache`].
+
+pub mod accept;
+mod admission;
+mod allocate;
+pub mod authn;
+pub mod authz;
+pub mod bootstrap;
+pub mod cache;
+pub mod config;
+mod core;
+mod crd;
+mod discovery;
+mod expiry;
+mod flow;
+pub mod handler;
+mod health;
+pub mod http;
+pub mod kinds;
+pub mod local;
+mod metrics;
+mod openapi;
+pub mod pki;
+mod proxy;
+pub mod registry;
+mod request_info;
+mod resources;
+mod reviews;
+pub mod server;
+mod subresource;
+mod tokens;
+pub mod user;
+
+pub use config::Config;
+pub use local::LocalService;
+pub use pki::Pki;
+pub use server::{Error, Server};
+pub use user::User;

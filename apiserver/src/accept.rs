@@ -1,0 +1,174 @@
+//! Connections: TLS with an optional client certificate, HTTP/1.1 and HTTP/2, the warp route in front of
+//! the handler.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use http::HeaderMap;
+use http::Method;
+use http_body_util::BodyExt;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use proa_apimachinery::status::ApiError;
+use rustls::server::WebPkiClientVerifier;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use warp::Filter;
+
+use crate::authn::x509;
+use crate::core::Core;
+use crate::handler::{Incoming, handle};
+use crate::http::{BODY_LIMIT, Body, Response, error};
+use crate::pki::{Identity, Pki, PkiError};
+use crate::user::User;
+
+/// A client that has not finished its handshake by then is gone.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long open requests may take to end once the server stops. Watches end at once.
+const DRAIN: Duration = Duration::from_millis(1_500);
+
+/// The user of the connection, in the request's extensions.
+#[derive(Clone)]
+pub(crate) struct Peer(pub(crate) User);
+
+/// TLS settings of the server: its certificate, clients' certificates checked when they send one.
+pub fn acceptor(pki: &Pki, identity: &Identity) -> Result<TlsAcceptor, PkiError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(pki.roots()?), Arc::clone(&provider)).allow_unauthenticated().build();
+    let verifier = verifier.map_err(|error| PkiError::Key(error.to_string()))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain()?, identity.private_key()?)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Serves connections until `stop`, then lets open requests end.
+pub async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAcceptor, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            () = core.stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                connections.spawn(connection(Arc::clone(&core), socket, tls.clone(), stop.clone()));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: connections that end free some.
+                tracing::warn!(%error, "accepting a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    let drained = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        connections.abort_all();
+    }
+}
+
+async fn connection(core: Arc<Core>, socket: TcpStream, tls: TlsAcceptor, stop: CancellationToken) {
+    // Small answers go out at once; failing to say so costs latency only.
+    let _ = socket.set_nodelay(true);
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(socket)).await else { return };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = certificate.and_then(|certificate| x509::user(certificate)).map(Peer);
+    let routes = warp::service(routes(Arc::clone(&core)));
+    let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        if let Some(peer) = &peer {
+            request.extensions_mut().insert(peer.clone());
+        }
+        let mut routes = routes.clone();
+        async move { tower::Service::call(&mut routes, request).await }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1_000).keep_alive_interval(Duration::from_secs(30));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => {
+            if let Err(error) = result {
+                tracing::debug!(error, "a connection ended");
+            }
+            return;
+        }
+        () = stop.cancelled() => {}
+        () = core.stop.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
+}
+
+/// One route: everything goes to the handler, which knows the API's paths.
+fn routes(core: Arc<Core>) -> impl Filter<Extract = (warp::reply::Response,), Error = std::convert::Infallible> + Clone {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::any()
+        .and(warp::method())
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<Peer>())
+        .and(warp::ext::optional::<OnUpgrade>())
+        .and(warp::body::stream())
+        .then(move |method: Method, path: warp::path::FullPath, query: String, headers: HeaderMap, peer: Option<Peer>, upgrade: Option<OnUpgrade>, body| {
+            let core = Arc::clone(&core);
+            async move {
+                let response = match read(&headers, body).await {
+                    Ok(body) => {
+                        let incoming = Incoming { method, path: path.as_str().to_owned(), query, headers, body, peer: peer.map(|peer| peer.0), upgrade };
+                        handle(&core, incoming).await
+                    }
+                    Err(refusal) => error(&refusal),
+                };
+                reply(response)
+            }
+        })
+        .or(warp::any().map(|| reply(error(&ApiError::bad_request("the request cannot be read")))))
+        .unify()
+}
+
+/// Reads a body, giving up as soon as it is too long.
+async fn read<B>(headers: &HeaderMap, body: impl futures::Stream<Item = Result<B, warp::Error>>) -> Result<Bytes, ApiError>
+where
+    B: bytes::Buf,
+{
+    let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > BODY_LIMIT) {
+        return Err(ApiError::too_large(BODY_LIMIT));
+    }
+    let mut read = BytesMut::new();
+    let mut body = std::pin::pin!(body);
+    while let Some(chunk) = body.next().await {
+        let mut chunk = chunk.map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))?;
+        if read.len() + chunk.remaining() > BODY_LIMIT {
+            return Err(ApiError::too_large(BODY_LIMIT));
+        }
+        read.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
+    }
+    Ok(read.freeze())
+}
+
+/// Our response as warp's: bytes as they are, streams frame by frame.
+fn reply(response: Response) -> warp::reply::Response {
+    let (mut parts, body) = response.into_parts();
+    if let (Some(length), false) = (body.length(), parts.status == http::StatusCode::SWITCHING_PROTOCOLS) {
+        parts.headers.insert(http::header::CONTENT_LENGTH, http::HeaderValue::from(length));
+    }
+    let body = match body {
+        Body::Full(bytes) => warp::reply::Response::new(bytes.into()).into_body(),
+        other => warp::Reply::into_response(warp::reply::stream(other.into_data_stream())).into_body(),
+    };
+    http::Response::from_parts(parts, body)
+}

@@ -1,0 +1,59 @@
+//! What guards or completes a write beyond the kind's own rules. Built in, in a fixed order; webhooks
+//! are not there yet.
+
+mod pods;
+
+use proa_apimachinery::object::Object;
+use proa_apimachinery::status::{ApiError, GroupResource, StatusCause};
+
+use crate::kinds::Op;
+use crate::registry::Call;
+
+/// Namespaces the system needs.
+const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
+
+/// Completes an object before validation.
+pub fn mutate(call: &Call<'_>, op: Op, new: &mut Object, _old: Option<&Object>) -> Result<(), ApiError> {
+    let kind = &call.resource.kind;
+    if op == Op::Create && kind.group.is_empty() && kind.plural == "pods" {
+        pods::admit(call, new)?;
+    }
+    Ok(())
+}
+
+/// Nothing is created in a namespace that does not exist or is going away (NamespaceLifecycle).
+pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> Result<(), ApiError> {
+    if namespace.is_empty() || !call.resource.namespaced() {
+        return Ok(());
+    }
+    let namespaces = call.core.caches.resource("namespaces");
+    let item = match namespaces.get("", namespace) {
+        Some(item) => item,
+        // It may have been created an instant ago, on another connection.
+        None => {
+            call.core.caches.consistent().await?;
+            namespaces.get("", namespace).ok_or_else(|| ApiError::not_found(GroupResource::new("", "namespaces"), namespace))?
+        }
+    };
+    if item.object().deletion_timestamp().is_none() {
+        return Ok(());
+    }
+    let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+    let mut error = ApiError::forbidden(call.resource.group_resource(), name, &why);
+    let cause = StatusCause {
+        reason: "NamespaceTerminating".into(),
+        message: format!("namespace {namespace} is being terminated"),
+        field: "metadata.namespace".into(),
+    };
+    error.details.get_or_insert_default().causes.push(cause);
+    Err(error)
+}
+
+/// The namespaces everything rests on stay.
+pub fn may_delete(call: &Call<'_>, name: &str) -> Result<(), ApiError> {
+    let kind = &call.resource.kind;
+    if kind.group.is_empty() && kind.plural == "namespaces" && IMMORTAL.contains(&name) {
+        return Err(ApiError::forbidden(call.resource.group_resource(), name, "this namespace may not be deleted"));
+    }
+    Ok(())
+}

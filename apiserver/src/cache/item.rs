@@ -1,0 +1,154 @@
+//! One object and one change of it, as the cache holds them.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use proa_apimachinery::object::Object;
+use proa_store::{Entry, Key};
+
+/// An object as it was committed. Labels and fields are decoded when first asked for.
+pub struct Item {
+    /// The store's key.
+    pub key: Key,
+    /// The committed JSON, `resourceVersion` included.
+    pub bytes: Bytes,
+    /// The revision that created the object.
+    pub created: u64,
+    /// The revision that wrote these bytes.
+    pub revision: u64,
+    meta: OnceLock<Meta>,
+}
+
+/// What selectors look at.
+#[derive(Default)]
+pub struct Meta {
+    /// `metadata.labels`.
+    pub labels: Vec<(Box<str>, Box<str>)>,
+    /// The kind's selectable fields, by the name used in field selectors.
+    pub fields: Vec<(Box<str>, Box<str>)>,
+}
+
+impl Meta {
+    /// The labels of an object, and its fields as `fields` finds them.
+    pub fn of(object: &Object, fields: &dyn Fn(&Object) -> Vec<(Box<str>, Box<str>)>) -> Meta {
+        let labels = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
+        Meta { labels, fields: fields(object) }
+    }
+
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.iter().find(|(have, _)| **have == *key).map(|(_, value)| &**value)
+    }
+
+    /// The value of a selectable field; absent ones read as empty, as on Kubernetes.
+    pub fn field(&self, name: &str) -> &str {
+        self.fields.iter().find(|(have, _)| **have == *name).map_or("", |(_, value)| &**value)
+    }
+}
+
+impl Item {
+    /// An item from its parts.
+    pub fn new(key: Key, bytes: Bytes, created: u64, revision: u64) -> Self {
+        Item { key, bytes, created, revision, meta: OnceLock::new() }
+    }
+
+    /// An item from the store's entry.
+    pub fn from_entry(entry: Entry) -> Self {
+        Item::new(entry.key, entry.bytes, entry.created.0, entry.modified.0)
+    }
+
+    /// The namespace part of the key; empty for cluster-scoped objects.
+    pub fn namespace(&self) -> &str {
+        let mut parts = self.key.split('/').skip(3);
+        match (parts.next(), parts.next()) {
+            (Some(namespace), Some(_)) => namespace,
+            _ => "",
+        }
+    }
+
+    /// The name part of the key.
+    pub fn name(&self) -> &str {
+        self.key.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The decoded object. The store holds only what this server encoded, so an undecodable entry is
+    /// damage; it reads as an empty object, which no request can match.
+    pub fn object(&self) -> Object {
+        serde_json::from_slice(&self.bytes).unwrap_or_else(|error| {
+            tracing::error!(key = %self.key, %error, "stored object does not decode");
+            Object::default()
+        })
+    }
+
+    /// Labels and selectable fields, decoded once per item.
+    pub fn meta(&self, fields: &dyn Fn(&Object) -> Vec<(Box<str>, Box<str>)>) -> &Meta {
+        self.meta.get_or_init(|| Meta::of(&self.object(), fields))
+    }
+}
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It was created or changed.
+    Put,
+    /// It is gone; the item holds its last state under the deleting revision.
+    Delete,
+}
+
+/// One committed change, shared by every watcher.
+pub struct Change {
+    /// The revision of the commit.
+    pub revision: u64,
+    /// What happened.
+    pub kind: ChangeKind,
+    /// The object after the change (for a deletion: its last state).
+    pub item: Arc<Item>,
+    /// The object before the change. Filled by the cache, which knows it already.
+    pub previous: Option<Arc<Item>>,
+    frames: [OnceLock<Bytes>; 3],
+}
+
+/// The type of a watch event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum EventType {
+    /// The object came into view.
+    Added = 0,
+    /// It changed.
+    Modified = 1,
+    /// It went out of view.
+    Deleted = 2,
+}
+
+impl EventType {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        ["ADDED", "MODIFIED", "DELETED"][self as usize]
+    }
+}
+
+impl Change {
+    pub(super) fn put(revision: u64, item: Arc<Item>) -> Self {
+        Change { revision, kind: ChangeKind::Put, item, previous: None, frames: Default::default() }
+    }
+
+    pub(super) fn delete(revision: u64, item: Arc<Item>) -> Self {
+        Change { revision, kind: ChangeKind::Delete, item, previous: None, frames: Default::default() }
+    }
+
+    /// The event's line on the wire, encoded once for all watchers.
+    pub fn frame(&self, event: EventType) -> Bytes {
+        self.frames[event as usize].get_or_init(|| event_line(event.name(), &self.item.bytes)).clone()
+    }
+}
+
+/// `{"type":…,"object":…}` and a newline.
+pub fn event_line(event: &str, object: &[u8]) -> Bytes {
+    let mut line = BytesMut::with_capacity(object.len() + event.len() + 24);
+    line.put_slice(b"{\"type\":\"");
+    line.put_slice(event.as_bytes());
+    line.put_slice(b"\",\"object\":");
+    line.put_slice(object);
+    line.put_slice(b"}\n");
+    line.freeze()
+}

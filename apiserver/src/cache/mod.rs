@@ -1,0 +1,198 @@
+//! The watch cache: owns the current objects and the recent changes of every resource, in memory.
+//!
+//! One task reads the store's log in revision order and hands each change to the cache of its
+//! resource (an ordered map of current objects, a ring of recent changes). Reads are served from
+//! here and are consistent: a reader first waits until the cache has applied the revision the store
+//! was at when the request came. The cache never writes, and never decodes an object before somebody
+//! asks for its labels or fields.
+
+mod item;
+mod resource;
+
+pub use item::{Change, ChangeKind, EventType, Item, Meta, event_line};
+pub use resource::{Cache, Snapshot, TooOld};
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use parking_lot::RwLock;
+use proa_apimachinery::status::ApiError;
+use proa_store::{Event, EventKind, Log, Revision};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Where all objects live in the store.
+pub const ROOT: &str = "/registry/";
+
+/// How long a read waits for a revision that the store has not reached.
+const FUTURE_WAIT: Duration = Duration::from_secs(3);
+
+/// The caches of all resources.
+pub struct Caches {
+    log: Arc<dyn Log>,
+    resources: RwLock<HashMap<Arc<str>, Arc<Cache>>>,
+    applied: watch::Sender<u64>,
+}
+
+/// Why the caches could not be filled.
+#[derive(Debug, thiserror::Error)]
+#[error("reading the store: {0}")]
+pub struct LoadError(String);
+
+impl Caches {
+    /// Reads everything from the store, then follows it until `stop`.
+    pub async fn load(log: Arc<dyn Log>, stop: CancellationToken) -> Result<Arc<Caches>, LoadError> {
+        let caches = Arc::new(Caches { log, resources: RwLock::default(), applied: watch::Sender::new(0) });
+        let revision = caches.reload().await?;
+        caches.applied.send_replace(revision);
+        tokio::spawn(Arc::clone(&caches).follow(stop));
+        Ok(caches)
+    }
+
+    /// The cache of a stored resource, for example `pods` or `deployments.apps`; made when new.
+    pub fn resource(&self, name: &str) -> Arc<Cache> {
+        if let Some(cache) = self.resources.read().get(name) {
+            return Arc::clone(cache);
+        }
+        let mut resources = self.resources.write();
+        if let Some(cache) = resources.get(name) {
+            return Arc::clone(cache);
+        }
+        // A resource without any object has no history either: a watch may start at any revision.
+        let cache = Arc::new(Cache::new(name, 0));
+        resources.insert(Arc::from(name), Arc::clone(&cache));
+        cache
+    }
+
+    /// Every resource's cache.
+    pub fn all(&self) -> Vec<Arc<Cache>> {
+        self.resources.read().values().cloned().collect()
+    }
+
+    /// The revision up to which every cache has applied the log.
+    pub fn applied(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    /// Waits until the caches hold everything acknowledged before now; the revision they then have.
+    pub async fn consistent(&self) -> Result<u64, ApiError> {
+        let target = self.log.revision().0;
+        self.reach(target).await
+    }
+
+    /// Waits until `revision` is applied; an error when the store does not get there in time.
+    pub async fn at_least(&self, revision: u64) -> Result<u64, ApiError> {
+        if self.applied() >= revision {
+            return Ok(self.applied());
+        }
+        match tokio::time::timeout(FUTURE_WAIT, self.reach(revision)).await {
+            Ok(reached) => reached,
+            Err(_) => Err(too_large(revision, self.applied())),
+        }
+    }
+
+    async fn reach(&self, revision: u64) -> Result<u64, ApiError> {
+        if self.applied() >= revision {
+            return Ok(self.applied());
+        }
+        let mut applied = self.applied.subscribe();
+        match applied.wait_for(|have| *have >= revision).await {
+            Ok(have) => Ok(*have),
+            Err(_) => Err(ApiError::internal("the server is shutting down")),
+        }
+    }
+
+    async fn reload(&self) -> Result<u64, LoadError> {
+        let mut entries: HashMap<Arc<str>, Vec<Arc<Item>>> = HashMap::new();
+        let mut after: Option<String> = None;
+        let mut at: Option<Revision> = None;
+        let revision = loop {
+            let chunk = self.log.range(ROOT, at, after.as_deref(), 5_000).await.map_err(|error| LoadError(error.to_string()))?;
+            at = Some(chunk.revision);
+            after = chunk.entries.last().map(|entry| entry.key.to_string());
+            for entry in chunk.entries {
+                if let Some(resource) = resource_of(&entry.key) {
+                    let resource: Arc<str> = Arc::from(resource);
+                    entries.entry(resource).or_default().push(Arc::new(Item::from_entry(entry)));
+                }
+            }
+            if !chunk.more {
+                break chunk.revision.0;
+            }
+        };
+        let known: Vec<Arc<str>> = self.resources.read().keys().cloned().collect();
+        for name in known {
+            entries.entry(name).or_default();
+        }
+        for (name, items) in entries {
+            self.resource(&name).replace(items, revision);
+        }
+        Ok(revision)
+    }
+
+    async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let from = self.applied();
+            let mut events = self.log.watch(ROOT, Revision(from));
+            let failure = loop {
+                let next = tokio::select! {
+                    () = stop.cancelled() => return,
+                    next = events.next() => next,
+                };
+                match next {
+                    Some(Ok(batch)) => self.apply(&batch),
+                    Some(Err(error)) => break error.to_string(),
+                    None => break "the log ended".to_owned(),
+                }
+            };
+            tracing::warn!(failure, from = self.applied(), "following the store again");
+            // Too far behind to catch up by events: read the whole state. Watchers older than it are told to list again.
+            match self.reload().await {
+                Ok(revision) => drop(self.applied.send_replace(revision)),
+                Err(error) => {
+                    tracing::warn!(%error, "the store cannot be read");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    /// Applies a batch: each resource's changes under one lock, then the new revision for waiters.
+    fn apply(&self, batch: &[Event]) {
+        let Some(last) = batch.last() else { return };
+        let mut groups: Vec<(&str, Vec<Arc<Change>>)> = Vec::new();
+        for event in batch {
+            let (key, change) = change_of(event);
+            let Some(resource) = resource_of(key) else { continue };
+            match groups.iter_mut().find(|(name, _)| *name == resource) {
+                Some((_, changes)) => changes.push(change),
+                None => groups.push((resource, vec![change])),
+            }
+        }
+        for (resource, changes) in groups {
+            self.resource(resource).apply(changes);
+        }
+        self.applied.send_replace(last.revision.0);
+    }
+}
+
+fn change_of(event: &Event) -> (&str, Arc<Change>) {
+    let revision = event.revision.0;
+    match &event.kind {
+        EventKind::Put { entry, .. } => (&*entry.key, Arc::new(Change::put(revision, Arc::new(Item::from_entry(entry.clone()))))),
+        EventKind::Delete { key, last, previous } => {
+            (&**key, Arc::new(Change::delete(revision, Arc::new(Item::new(key.clone(), last.clone(), previous.created.0, revision)))))
+        }
+    }
+}
+
+fn resource_of(key: &str) -> Option<&str> {
+    key.strip_prefix(ROOT)?.split_once('/').map(|(resource, _)| resource)
+}
+
+/// Kubernetes' answer to a resource version from the future (API concepts, "Unavailable resource versions").
+fn too_large(wanted: u64, have: u64) -> ApiError {
+    ApiError::timeout(format!("Too large resource version: {wanted}, current: {have}"), 1)
+}

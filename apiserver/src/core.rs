@@ -1,0 +1,59 @@
+//! What all requests share.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use proa_store::Log;
+use tokio_util::sync::CancellationToken;
+
+use crate::allocate::Allocators;
+use crate::authz::rbac::Rbac;
+use crate::cache::Caches;
+use crate::config::Config;
+use crate::crd::Definitions;
+use crate::flow::Flow;
+use crate::metrics::Metrics;
+use crate::openapi::OpenApi;
+use crate::pki::Pki;
+use crate::proxy::Agents;
+use crate::resources::Resources;
+use crate::tokens::Tokens;
+
+/// The parts of a running server.
+pub struct Core {
+    /// Its settings.
+    pub config: Config,
+    /// The store. Written by `registry` alone.
+    pub log: Arc<dyn Log>,
+    /// The watch cache.
+    pub caches: Arc<Caches>,
+    /// What is served.
+    pub resources: Resources,
+    /// The authorizer.
+    pub rbac: Rbac,
+    /// Keys and certificates.
+    pub pki: Arc<Pki>,
+    /// Service-account tokens.
+    pub tokens: Tokens,
+    /// Service addresses and node ports.
+    pub allocators: Allocators,
+    /// Counters.
+    pub metrics: Metrics,
+    /// The OpenAPI documents.
+    pub openapi: OpenApi,
+    /// How far custom resources are served.
+    pub definitions: Definitions,
+    /// Connections to node agents.
+    pub agents: Agents,
+    /// How many requests run at once.
+    pub flow: Flow,
+    /// Ends watches and connections.
+    pub stop: CancellationToken,
+}
+
+impl Core {
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}

@@ -1,0 +1,239 @@
+//! Custom resources: served while their CustomResourceDefinition exists.
+//!
+//! Owns the step from a stored definition to rows in the table of resources, the conditions that say so,
+//! and the removal of instances when a definition goes. Wakes on every change of a definition.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+use proa_apimachinery::object::Object;
+use proa_apimachinery::status::ApiError;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+
+use crate::cache::Item;
+use crate::core::Core;
+use crate::http::Request;
+use crate::kinds;
+use crate::registry::{self, meta};
+use crate::request_info::{Query, RequestInfo};
+use crate::user::{MASTERS, User};
+
+const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
+const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+/// Holds a deleted definition until its instances are gone.
+const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+/// How far the definitions have been taken up.
+pub struct Definitions {
+    revision: watch::Sender<u64>,
+    /// Wakes the loop though no definition changed: an instance of one that is going has.
+    again: Notify,
+}
+
+impl Default for Definitions {
+    fn default() -> Self {
+        Definitions { revision: watch::Sender::new(0), again: Notify::new() }
+    }
+}
+
+impl Definitions {
+    /// Waits until definitions up to `revision` are served.
+    pub async fn reached(&self, revision: u64) {
+        // An error means the server is closing: nobody is waiting for an answer then.
+        let _ = self.revision.subscribe().wait_for(|have| *have >= revision).await;
+    }
+}
+
+/// Takes up all definitions once; called before the server answers anything.
+pub fn load(core: &Arc<Core>) {
+    for item in core.caches.resource(RESOURCE).items("") {
+        serve(core, &item);
+    }
+}
+
+/// Follows the definitions until the server stops.
+pub async fn follow(core: Arc<Core>) {
+    let cache = core.caches.resource(RESOURCE);
+    let mut changed = cache.subscribe();
+    loop {
+        changed.borrow_and_update();
+        let revision = cache.last_revision();
+        let items = cache.items("");
+        take_up(&core, &items);
+        core.definitions.revision.send_replace(revision);
+        for item in &items {
+            if let Err(error) = settle(&core, item).await {
+                // A conflict means somebody else wrote: that write wakes this loop again.
+                tracing::debug!(name = item.name(), %error, "the definition's status waits");
+            }
+        }
+        tokio::select! {
+            woken = changed.changed() => if woken.is_err() { return },
+            () = core.definitions.again.notified() => {}
+            () = core.stop.cancelled() => return,
+        }
+    }
+}
+
+fn take_up(core: &Arc<Core>, items: &[Arc<Item>]) {
+    let table = core.resources.table();
+    let served: Vec<_> = table.all().filter_map(|resource| resource.custom.clone()).collect();
+    for custom in &served {
+        if !items.iter().any(|item| item.name() == custom.definition) {
+            core.resources.set_custom(&core.caches, &custom.definition, 0, Vec::new());
+        }
+    }
+    for item in items {
+        let known = served.iter().any(|custom| custom.definition == item.name() && custom.revision == item.revision);
+        if !known {
+            serve(core, item);
+        }
+    }
+}
+
+fn serve(core: &Arc<Core>, item: &Item) {
+    let object = item.object();
+    // A definition whose names are taken by an older one is stored, but not served.
+    let kinds = if conflict(core, &object).is_some() { Vec::new() } else { kinds::crd::from_crd(&object) };
+    core.resources.set_custom(&core.caches, item.name(), item.revision, kinds);
+}
+
+/// The other resource that has this definition's plural or kind already.
+fn conflict(core: &Core, object: &Object) -> Option<String> {
+    let group = object.get_str(&["spec", "group"])?;
+    let (plural, kind) = (object.get_str(&["spec", "names", "plural"])?, object.get_str(&["spec", "names", "kind"])?);
+    let table = core.resources.table();
+    let other = table.group(group)?.versions.iter().flat_map(|version| &version.resources).find(|resource| {
+        let own = resource.custom.as_ref().is_some_and(|custom| custom.definition == object.name());
+        !own && (resource.kind.plural == plural || resource.kind.kind == kind)
+    })?;
+    Some(other.kind.plural.to_string())
+}
+
+/// Brings the status of a definition, or its end, one step further.
+async fn settle(core: &Arc<Core>, item: &Item) -> Result<(), ApiError> {
+    let object = item.object();
+    if object.deletion_timestamp().is_some() {
+        return if object.finalizers().any(|name| name == FINALIZER) { clean_up(core, &object).await } else { Ok(()) };
+    }
+    if !object.finalizers().any(|name| name == FINALIZER) {
+        let mut finalizers: Vec<&str> = object.finalizers().collect();
+        finalizers.push(FINALIZER);
+        let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
+        send(core, Method::PATCH, &format!("{PATH}/{}", object.name()), "", &patch).await?;
+        // The write wakes the loop, which then sees to the status.
+        return Ok(());
+    }
+    let names = accepted_names(&object);
+    let stored = stored_versions(&object);
+    let clash = conflict(core, &object);
+    let mut conditions = object.get_list(&["status", "conditions"]).to_vec();
+    let now = meta::time(core.now());
+    let (accepted, reason, message) = match &clash {
+        None => ("True", "NoConflicts", "no conflicts found".to_owned()),
+        Some(other) => ("False", "PluralConflict", format!("the names are already in use by {other}")),
+    };
+    let mut changed = set_condition(&mut conditions, "NamesAccepted", accepted, reason, &message, &now);
+    if clash.is_none() {
+        changed |= set_condition(&mut conditions, "Established", "True", "InitialNamesAccepted", "the initial names have been accepted", &now);
+    } else {
+        changed |= set_condition(&mut conditions, "Established", "False", "NotAccepted", "not all names are accepted", &now);
+    }
+    let same = |path: &[&str], value: &Value| object.get(path) == Some(value);
+    if !changed && same(&["status", "acceptedNames"], &names) && same(&["status", "storedVersions"], &stored) {
+        return Ok(());
+    }
+    let patch = json!({
+        "metadata": {"resourceVersion": object.resource_version()},
+        "status": {"conditions": conditions, "acceptedNames": names, "storedVersions": stored},
+    });
+    send(core, Method::PATCH, &format!("{PATH}/{}/status", object.name()), "", &patch).await
+}
+
+fn accepted_names(object: &Object) -> Value {
+    let mut names = object.get(&["spec", "names"]).cloned().unwrap_or_else(|| json!({}));
+    let kind = names.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if let Some(names) = names.as_object_mut() {
+        names.entry("singular").or_insert_with(|| kind.to_lowercase().into());
+        names.entry("listKind").or_insert_with(|| format!("{kind}List").into());
+    }
+    names
+}
+
+fn stored_versions(object: &Object) -> Value {
+    let mut stored: Vec<Value> = object.get_list(&["status", "storedVersions"]).to_vec();
+    let versions = object.get_list(&["spec", "versions"]);
+    let storage = versions.iter().find(|version| version.get("storage").and_then(Value::as_bool) == Some(true)).and_then(|version| version.get("name"));
+    if let Some(name) = storage.filter(|name| !stored.contains(name)) {
+        stored.push(name.clone());
+    }
+    stored.into()
+}
+
+/// Sets a condition; whether anything changed.
+fn set_condition(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: &str, message: &str, now: &str) -> bool {
+    let mut condition = json!({"type": kind, "status": status, "lastTransitionTime": now, "reason": reason, "message": message});
+    match conditions.iter_mut().find(|have| have["type"] == kind) {
+        Some(have) => {
+            if have["status"] == status {
+                condition["lastTransitionTime"] = have["lastTransitionTime"].clone();
+            }
+            let changed = *have != condition;
+            *have = condition;
+            changed
+        }
+        None => {
+            conditions.push(condition);
+            true
+        }
+    }
+}
+
+/// Deletes the instances of a deleted definition; once none is left, lets the definition go.
+async fn clean_up(core: &Arc<Core>, object: &Object) -> Result<(), ApiError> {
+    let table = core.resources.table();
+    let resource = table.all().find(|resource| resource.custom.as_ref().is_some_and(|custom| custom.definition == object.name()));
+    if let Some(resource) = resource {
+        let base = format!("/apis/{}/{}", resource.kind.group, resource.kind.version);
+        let mut left = false;
+        for item in resource.cache.items("") {
+            let place = if resource.namespaced() { format!("namespaces/{}/", item.namespace()) } else { String::new() };
+            let path = format!("{base}/{place}{}/{}", resource.kind.plural, item.name());
+            match send(core, Method::DELETE, &path, "", &Value::Null).await {
+                Err(error) if error.code != 404 => return Err(error),
+                _ => {}
+            }
+            left |= core.caches.consistent().await.is_ok() && resource.cache.get(item.namespace(), item.name()).is_some();
+        }
+        if left {
+            // Finalizers hold an instance: look again when it changes.
+            let (core, mut changed) = (Arc::clone(core), resource.cache.subscribe());
+            changed.borrow_and_update();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = changed.changed() => core.definitions.again.notify_one(),
+                    () = core.stop.cancelled() => {}
+                }
+            });
+            return Ok(());
+        }
+    }
+    let finalizers: Vec<&str> = object.finalizers().filter(|name| *name != FINALIZER).collect();
+    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
+    send(core, Method::PATCH, &format!("{PATH}/{}", object.name()), "", &patch).await
+}
+
+/// A request of the server to itself, through the same path as everybody's.
+async fn send(core: &Arc<Core>, method: Method, path: &str, query: &str, body: &Value) -> Result<(), ApiError> {
+    let query = Query::parse(query);
+    let info = RequestInfo::parse(&method, path, &query);
+    let mut headers = HeaderMap::new();
+    let media = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(media));
+    headers.insert(http::header::USER_AGENT, http::HeaderValue::from_static("proa-apiserver"));
+    let body = if body.is_null() { bytes::Bytes::new() } else { bytes::Bytes::from(body.to_string()) };
+    let user = User::new("system:apiserver", &[MASTERS]);
+    let request = Request { method, path: path.to_owned(), query, headers, body, user, info, upgrade: None };
+    Box::pin(registry::dispatch(core, &request)).await.map(drop)
+}

@@ -1,0 +1,190 @@
+//! What is served here: `/api`, `/apis` and below, plain and aggregated (KEP-3352), `/version`.
+
+use http::{HeaderValue, StatusCode, header};
+use proa_apimachinery::status::ApiError;
+use serde_json::{Map, Value, json};
+
+use crate::core::Core;
+use crate::http::negotiate::aggregated_discovery;
+use crate::http::{Request, Response, json as answer};
+use crate::kinds::{Kind, Scope, Subresource};
+use crate::resources::{Group, GroupVersion, Resource, Table, api_version};
+
+/// Answers a discovery path; nothing when the path is not one.
+pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>> {
+    let path = request.path.trim_end_matches('/');
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    let table = core.resources.table();
+    let found = match parts.as_slice() {
+        ["version"] => Some(answer(StatusCode::OK, &version())),
+        ["api"] => Some(match aggregated_discovery(&request.headers) {
+            Some(version) => aggregated(&table, version, true),
+            None => answer(StatusCode::OK, &legacy()),
+        }),
+        ["apis"] => Some(match aggregated_discovery(&request.headers) {
+            Some(version) => aggregated(&table, version, false),
+            None => answer(StatusCode::OK, &groups(&table)),
+        }),
+        ["apis", group] => table.group(group).filter(|_| !group.is_empty()).map(|group| {
+            let mut value = group_value(group);
+            value["kind"] = "APIGroup".into();
+            value["apiVersion"] = "v1".into();
+            answer(StatusCode::OK, &value)
+        }),
+        ["api", version] => table.group_version("", version).map(|found| answer(StatusCode::OK, &resource_list("", found))),
+        ["apis", group, version] => table.group_version(group, version).map(|found| answer(StatusCode::OK, &resource_list(group, found))),
+        _ => return None,
+    };
+    Some(found.ok_or_else(ApiError::no_such_resource))
+}
+
+/// The version this server is compatible with.
+pub fn version() -> Value {
+    json!({
+        "major": "1", "minor": "36", "gitVersion": "v1.36.0+proa", "gitCommit": "", "gitTreeState": "clean", "buildDate": "2026-01-01T00:00:00Z",
+        "goVersion": "go1.24.0", "compiler": "rustc", "platform": "linux/amd64",
+        "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1", "minCompatibilityMinor": "33",
+    })
+}
+
+fn legacy() -> Value {
+    json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": ""}]})
+}
+
+fn groups(table: &Table) -> Value {
+    let groups: Vec<Value> = table.groups.iter().filter(|group| !group.name.is_empty()).map(group_value).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+fn group_value(group: &Group) -> Value {
+    let version = |version: &GroupVersion| json!({"groupVersion": api_version(&group.name, &version.version), "version": version.version});
+    let versions: Vec<Value> = group.versions.iter().map(version).collect();
+    json!({"name": group.name, "versions": versions, "preferredVersion": versions.first().cloned().unwrap_or_default()})
+}
+
+fn verbs(kind: &Kind) -> Vec<&'static str> {
+    if kind.is_virtual {
+        return vec!["create"];
+    }
+    vec!["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+}
+
+/// A subresource as discovery shows it: its name, the kind its body is, its verbs.
+fn subresource(kind: &Kind, sub: &Subresource) -> (String, (String, String, String), Vec<&'static str>) {
+    let own = || (kind.group.to_string(), kind.version.to_string(), kind.kind.to_string());
+    let other = |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
+    match sub {
+        Subresource::Status => ("status".into(), own(), vec!["get", "patch", "update"]),
+        Subresource::Scale(_) => ("scale".into(), other("autoscaling", "v1", "Scale"), vec!["get", "patch", "update"]),
+        Subresource::Named(name) => {
+            let (body, verbs) = match *name {
+                "binding" => (other("", "v1", "Binding"), vec!["create"]),
+                "eviction" => (other("policy", "v1", "Eviction"), vec!["create"]),
+                "token" => (other("authentication.k8s.io", "v1", "TokenRequest"), vec!["create"]),
+                "log" => (own(), vec!["get"]),
+                "exec" | "attach" | "portforward" => {
+                    let options = match *name {
+                        "exec" => "PodExecOptions",
+                        "attach" => "PodAttachOptions",
+                        _ => "PodPortForwardOptions",
+                    };
+                    (other("", "v1", options), vec!["create", "get"])
+                }
+                "proxy" => (other("", "v1", &format!("{}ProxyOptions", kind.kind)), vec!["create", "delete", "get", "patch", "update"]),
+                "finalize" => (own(), vec!["update"]),
+                _ => (own(), vec!["get", "patch", "update"]),
+            };
+            ((*name).to_owned(), body, verbs)
+        }
+    }
+}
+
+fn resource_list(group: &str, version: &GroupVersion) -> Value {
+    let mut resources = Vec::new();
+    for resource in &version.resources {
+        let kind = &resource.kind;
+        let mut value = json!({
+            "name": kind.plural, "singularName": kind.singular, "namespaced": resource.namespaced(), "kind": kind.kind, "verbs": verbs(kind),
+        });
+        for (field, list) in [("shortNames", &kind.short_names), ("categories", &kind.categories)] {
+            if !list.is_empty() {
+                value[field] = json!(list);
+            }
+        }
+        resources.push(value);
+        for sub in &kind.subresources {
+            let (name, (body_group, body_version, body_kind), verbs) = subresource(kind, sub);
+            let mut value = json!({
+                "name": format!("{}/{name}", kind.plural), "singularName": "", "namespaced": resource.namespaced(), "kind": body_kind, "verbs": verbs,
+            });
+            if (body_group.as_str(), body_version.as_str()) != (group, version.version.as_str()) {
+                value["group"] = body_group.into();
+                value["version"] = body_version.into();
+            }
+            resources.push(value);
+        }
+    }
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, &version.version), "resources": resources})
+}
+
+fn aggregated(table: &Table, api: &'static str, core_group: bool) -> Response {
+    let items: Vec<Value> = table
+        .groups
+        .iter()
+        .filter(|group| group.name.is_empty() == core_group)
+        .map(|group| {
+            let versions: Vec<Value> = group
+                .versions
+                .iter()
+                .map(|version| {
+                    let resources: Vec<Value> = version.resources.iter().map(|resource| aggregated_resource(resource)).collect();
+                    json!({"version": version.version, "freshness": "Current", "resources": resources})
+                })
+                .collect();
+            let mut metadata = Map::new();
+            if !group.name.is_empty() {
+                metadata.insert("name".into(), group.name.as_str().into());
+            }
+            metadata.insert("creationTimestamp".into(), Value::Null);
+            json!({"metadata": metadata, "versions": versions})
+        })
+        .collect();
+    let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{api}"), "metadata": {}, "items": items});
+    let mut response = answer(StatusCode::OK, &list);
+    let content_type = match api {
+        "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+fn aggregated_resource(resource: &Resource) -> Value {
+    let kind = &resource.kind;
+    let response_kind = |(group, version, kind): (String, String, String)| json!({"group": group, "version": version, "kind": kind});
+    let mut value = json!({
+        "resource": kind.plural,
+        "responseKind": response_kind((kind.group.to_string(), kind.version.to_string(), kind.kind.to_string())),
+        "scope": match kind.scope { Scope::Namespaced => "Namespaced", Scope::Cluster => "Cluster" },
+        "singularResource": kind.singular,
+        "verbs": verbs(kind),
+    });
+    for (field, list) in [("shortNames", &kind.short_names), ("categories", &kind.categories)] {
+        if !list.is_empty() {
+            value[field] = json!(list);
+        }
+    }
+    if !kind.subresources.is_empty() {
+        let subresources: Vec<Value> = kind
+            .subresources
+            .iter()
+            .map(|sub| {
+                let (name, body, verbs) = subresource(kind, sub);
+                json!({"subresource": name, "responseKind": response_kind(body), "verbs": verbs})
+            })
+            .collect();
+        value["subresources"] = subresources.into();
+    }
+    value
+}

@@ -1,0 +1,139 @@
+//! The server's own numbers, under Kubernetes' names.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge as Number;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::cache::Caches;
+use crate::kinds::Kind;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    verb: String,
+    group: String,
+    version: String,
+    resource: String,
+    subresource: String,
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerbLabels {
+    verb: String,
+    resource: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WatcherLabels {
+    group: String,
+    version: String,
+    kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResourceLabels {
+    resource: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestKind {
+    request_kind: String,
+}
+
+/// The metrics of one server.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<VerbLabels, Histogram, fn() -> Histogram>,
+    watchers: Family<WatcherLabels, Number>,
+    objects: Family<ResourceLabels, Number>,
+    inflight: Family<RequestKind, Number>,
+    /// Requests refused because too many were running.
+    pub rejected: Counter,
+}
+
+/// One of something that is open; closes when dropped.
+pub struct Gauge(Number);
+
+impl Drop for Gauge {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn duration_histogram() -> Histogram {
+    Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 60.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let requests = Family::default();
+        let durations: Family<VerbLabels, Histogram, fn() -> Histogram> = Family::new_with_constructor(duration_histogram);
+        let (watchers, objects, inflight, rejected) = (Family::default(), Family::default(), Family::default(), Counter::default());
+        // The library appends `_total` to counters.
+        registry.register("apiserver_request", "Requests by verb, resource and code", Family::clone(&requests));
+        registry.register("apiserver_request_duration_seconds", "Time to answer, watches left out", Family::clone(&durations));
+        registry.register("apiserver_longrunning_requests", "Watches open", Family::clone(&watchers));
+        registry.register("apiserver_storage_objects", "Stored objects by resource", Family::clone(&objects));
+        registry.register("apiserver_current_inflight_requests", "Requests running", Family::clone(&inflight));
+        registry.register("apiserver_flowcontrol_rejected_requests", "Requests refused as too many", rejected.clone());
+        Metrics { registry, requests, durations, watchers, objects, inflight, rejected }
+    }
+}
+
+impl Metrics {
+    /// Counts an answered request.
+    pub fn answered(&self, info: &crate::request_info::RequestInfo, code: u16, took: Duration) {
+        let verb = info.verb.to_ascii_uppercase();
+        // A resource that does not exist must not make a time series per typing error.
+        let known = code != 404 || !info.name.is_empty();
+        let resource = if known { info.resource.clone() } else { String::new() };
+        let labels = RequestLabels {
+            verb: verb.clone(),
+            group: if known { info.group.clone() } else { String::new() },
+            version: if known { info.version.clone() } else { String::new() },
+            resource: resource.clone(),
+            subresource: if known { info.subresource.clone() } else { String::new() },
+            code,
+        };
+        self.requests.get_or_create(&labels).inc();
+        if info.verb != "watch" {
+            self.durations.get_or_create(&VerbLabels { verb, resource }).observe(took.as_secs_f64());
+        }
+    }
+
+    /// A watch that opens.
+    pub fn watcher(&self, kind: &Kind) -> Gauge {
+        let labels = WatcherLabels { group: kind.group.to_string(), version: kind.version.to_string(), kind: kind.kind.to_string() };
+        let number = self.watchers.get_or_create_owned(&labels);
+        number.inc();
+        Gauge(number)
+    }
+
+    /// A request that starts.
+    pub fn running(&self, mutating: bool) -> Gauge {
+        let request_kind = if mutating { "mutating" } else { "readOnly" }.to_owned();
+        let number = self.inflight.get_or_create_owned(&RequestKind { request_kind });
+        number.inc();
+        Gauge(number)
+    }
+
+    /// Everything in the text format of Prometheus.
+    pub fn text(&self, caches: &Caches) -> String {
+        for cache in caches.all() {
+            let labels = ResourceLabels { resource: cache.name().to_string() };
+            self.objects.get_or_create(&labels).set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        }
+        let mut out = String::new();
+        // Writing into a String cannot fail.
+        let _ = encode(&mut out, &self.registry);
+        out
+    }
+}

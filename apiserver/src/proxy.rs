@@ -1,0 +1,370 @@
+//! Requests that somebody else answers: a node's agent (log, exec, attach, port-forward, node proxy) or a
+//! pod's own port (pod and service proxy).
+//!
+//! Owns finding the other end and passing bytes on; an upgraded connection is spliced, its protocol
+//! (WebSocket, SPDY) is not looked at.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyStream, Full};
+use hyper_util::rt::TokioIo;
+use proa_apimachinery::object::Object;
+use proa_apimachinery::status::{ApiError, GroupResource};
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::http::{Body, Response};
+use crate::pki::{KUBELET_CLIENT, Pki, PkiError};
+use crate::registry::{Call, not_allowed};
+use crate::user::MASTERS;
+
+/// How long the other end may take to accept a connection.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How agents are reached.
+pub struct Agents {
+    tls: TlsConnector,
+}
+
+impl Agents {
+    /// Connections with the API server's own client certificate, to agents whose certificate our CA signed.
+    pub fn new(pki: &Pki) -> Result<Agents, PkiError> {
+        let identity = pki.client(KUBELET_CLIENT, &[MASTERS])?;
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(pki.roots()?)
+            .with_client_auth_cert(identity.chain()?, identity.private_key()?)?;
+        Ok(Agents { tls: TlsConnector::from(Arc::new(config)) })
+    }
+}
+
+/// Where a request goes.
+struct Target {
+    host: String,
+    port: u16,
+    tls: Tls,
+    path: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    /// Plain HTTP.
+    None,
+    /// An agent, by our CA.
+    Agent,
+}
+
+/// Answers log, exec, attach, portforward and proxy.
+pub async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
+    let info = &call.request.info;
+    call.core.caches.consistent().await?;
+    let target = match (&*call.resource.kind.plural, info.subresource.as_str()) {
+        ("pods", "log") if info.verb == "get" => pod_target(call, "containerLogs", LogOptions::Check)?,
+        ("pods", "exec" | "attach") => pod_target(call, &info.subresource, LogOptions::No)?,
+        ("pods", "portforward") => pod_target(call, "portForward", LogOptions::No)?,
+        ("pods", "proxy") => pod_proxy(call)?,
+        ("services", "proxy") => service_proxy(call)?,
+        ("nodes", "proxy") => node_proxy(call)?,
+        _ => return Err(not_allowed(call)),
+    };
+    forward(call, target).await
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LogOptions {
+    Check,
+    No,
+}
+
+fn object(call: &Call<'_>, resource: &str, namespace: &str, name: &str) -> Result<Object, ApiError> {
+    let item = call.core.caches.resource(resource).get(namespace, name);
+    item.map(|item| item.object()).ok_or_else(|| ApiError::not_found(GroupResource::new("", resource), name))
+}
+
+/// The agent's address: its InternalIP (or the first address it has) and the port it says.
+fn agent(call: &Call<'_>, node: &str) -> Result<(String, u16), ApiError> {
+    let node = object(call, "nodes", "", node)?;
+    let addresses = node.get_list(&["status", "addresses"]);
+    let of = |kind: &str| addresses.iter().find(|address| address["type"] == kind).and_then(|address| address["address"].as_str());
+    let host = of("InternalIP").or_else(|| of("ExternalIP")).or_else(|| of("Hostname"));
+    let host = host.ok_or_else(|| ApiError::unavailable(format!("node {} has no address yet", node.name())))?;
+    let port = node.get_i64(&["status", "daemonEndpoints", "kubeletEndpoint", "Port"]).and_then(|port| u16::try_from(port).ok());
+    let port = port.ok_or_else(|| ApiError::unavailable(format!("the agent of node {} has not said where it listens", node.name())))?;
+    Ok((host.to_owned(), port))
+}
+
+fn pod_target(call: &Call<'_>, verb: &str, options: LogOptions) -> Result<Target, ApiError> {
+    let pod = object(call, "pods", call.namespace(), call.name())?;
+    let node = pod.get_str(&["spec", "nodeName"]).unwrap_or_default();
+    if node.is_empty() {
+        // Kubernetes answers a log request for a pod that is not scheduled with an empty log.
+        return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", pod.name())));
+    }
+    let (host, port) = agent(call, node)?;
+    let container = if verb == "portForward" { String::new() } else { format!("/{}", container(call, &pod)?) };
+    let query = if options == LogOptions::Check { log_query(call)? } else { agent_query(call) };
+    let path = format!("/{verb}/{}/{}{container}{query}", pod.namespace(), pod.name());
+    Ok(Target { host, port, tls: Tls::Agent, path })
+}
+
+/// The container meant: as named, or the only (or default) one.
+fn container(call: &Call<'_>, pod: &Object) -> Result<String, ApiError> {
+    let names = |field: &str| -> Vec<String> {
+        let list = pod.get_list(&["spec", field]);
+        list.iter().filter_map(|container| container["name"].as_str()).map(str::to_owned).collect()
+    };
+    let all = names("containers");
+    let known = |name: &str| ["containers", "initContainers", "ephemeralContainers"].iter().any(|field| names(field).iter().any(|have| have == name));
+    if let Some(name) = call.request.query.get("container") {
+        return if known(name) { Ok(name.to_owned()) } else { Err(ApiError::bad_request(format!("container {name} is not valid for pod {}", pod.name()))) };
+    }
+    if let Some(name) = pod.annotation("kubectl.kubernetes.io/default-container").filter(|name| known(name)) {
+        return Ok(name.to_owned());
+    }
+    match all.as_slice() {
+        [one] => Ok(one.clone()),
+        _ => Err(ApiError::bad_request(format!("a container name must be specified for pod {}, choose one of: [{}]", pod.name(), all.join(" ")))),
+    }
+}
+
+/// The log options that make no sense are refused here, before the agent sees them.
+fn log_query(call: &Call<'_>) -> Result<String, ApiError> {
+    let query = &call.request.query;
+    let positive = |name: &str, least: i64| match query.get(name).map(|value| (value, value.parse::<i64>())) {
+        None => Ok(()),
+        Some((_, Ok(number))) if number >= least => Ok(()),
+        Some((value, _)) => {
+            let path = proa_apimachinery::Path::of(name);
+            let error = proa_apimachinery::FieldError::invalid(&path, value, format!("must be greater than or equal to {least}"));
+            Err(ApiError::invalid(GroupResource::new("", "PodLogOptions"), call.name(), vec![error]))
+        }
+    };
+    positive("tailLines", 0)?;
+    positive("limitBytes", 1)?;
+    positive("sinceSeconds", 1)?;
+    if query.get("sinceSeconds").is_some() && query.get("sinceTime").is_some() {
+        return Err(ApiError::bad_request("at most one of `sinceTime` or `sinceSeconds` may be specified"));
+    }
+    Ok(agent_query(call))
+}
+
+/// The agent's names of the options: `stdin` is `input` there.
+fn agent_query(call: &Call<'_>) -> String {
+    let renamed: Vec<String> = call
+        .request
+        .query
+        .raw()
+        .split('&')
+        .filter(|pair| !pair.is_empty() && !pair.starts_with("container="))
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let flag = |name: &str| format!("{name}={}", if matches!(value, "true" | "1") { "1" } else { "0" });
+            match key {
+                "stdin" => flag("input"),
+                "stdout" => flag("output"),
+                "stderr" => flag("error"),
+                "tty" => flag("tty"),
+                _ => pair.to_owned(),
+            }
+        })
+        .collect();
+    if renamed.is_empty() { String::new() } else { format!("?{}", renamed.join("&")) }
+}
+
+/// `[scheme:]name[:port]`, as the proxy subresources write it.
+fn split_name(name: &str) -> Option<(&str, &str, &str)> {
+    let parts: Vec<&str> = name.split(':').collect();
+    match parts.as_slice() {
+        [name] => Some(("", name, "")),
+        [name, port] => Some(("", name, port)),
+        [scheme, name, port] => Some((scheme, name, port)),
+        _ => None,
+    }
+}
+
+fn proxied_path(call: &Call<'_>) -> String {
+    let info = &call.request.info;
+    let path = if info.tail.is_empty() { "/" } else { &info.tail };
+    if call.request.query.raw().is_empty() { path.to_owned() } else { format!("{path}?{}", call.request.query.raw()) }
+}
+
+fn plain_target(scheme: &str, host: &str, port: u16, path: String) -> Result<Target, ApiError> {
+    match scheme {
+        "" | "http" => Ok(Target { host: host.to_owned(), port, tls: Tls::None, path }),
+        other => Err(ApiError::bad_request(format!("proxying to {other} is not supported by Proa yet"))),
+    }
+}
+
+fn pod_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
+    let (scheme, name, port) = split_name(call.name()).ok_or_else(|| ApiError::bad_request(format!("invalid pod request {:?}", call.name())))?;
+    let pod = object(call, "pods", call.namespace(), name)?;
+    let host = pod.get_str(&["status", "podIP"]).filter(|ip| !ip.is_empty()).ok_or_else(|| ApiError::unavailable("address not allowed: the pod has no IP"))?;
+    let containers = pod.get_list(&["spec", "containers"]);
+    let mut ports = containers.iter().flat_map(|container| container["ports"].as_array().into_iter().flatten());
+    let port = if port.is_empty() {
+        ports.next().and_then(|port| port["containerPort"].as_u64()).unwrap_or(80)
+    } else if let Ok(port) = port.parse() {
+        port
+    } else {
+        ports.find(|have| have["name"] == port).and_then(|port| port["containerPort"].as_u64()).ok_or_else(|| ApiError::unavailable(format!("no port {port:?} in pod {name:?}")))?
+    };
+    let port = u16::try_from(port).map_err(|_| ApiError::bad_request("invalid port"))?;
+    plain_target(scheme, host, port, proxied_path(call))
+}
+
+/// One ready endpoint of a service's port.
+fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
+    let (scheme, name, wanted) = split_name(call.name()).ok_or_else(|| ApiError::bad_request(format!("invalid service request {:?}", call.name())))?;
+    let service = object(call, "services", call.namespace(), name)?;
+    let none = || ApiError::unavailable(format!("no endpoints available for service {name:?}"));
+    let ports = service.get_list(&["spec", "ports"]);
+    let port = ports.iter().find(|port| wanted.is_empty() || port["name"] == wanted || port["port"].as_u64().is_some_and(|number| number.to_string() == wanted));
+    let port_name = port.ok_or_else(|| ApiError::unavailable(format!("no service port {wanted:?} found for service {name:?}")))?["name"].as_str().unwrap_or_default().to_owned();
+    for item in call.core.caches.resource("endpointslices.discovery.k8s.io").items(call.namespace()) {
+        let slice = item.object();
+        if slice.label("kubernetes.io/service-name") != Some(name) {
+            continue;
+        }
+        let number = slice.get_list(&["ports"]).iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name).and_then(|port| port["port"].as_u64());
+        let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else { continue };
+        let ready: Vec<&str> = slice
+            .get_list(&["endpoints"])
+            .iter()
+            .filter(|endpoint| endpoint.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true))
+            .filter_map(|endpoint| endpoint["addresses"].get(0).and_then(Value::as_str))
+            .collect();
+        if ready.is_empty() {
+            continue;
+        }
+        let host = ready[rand::random_range(0..ready.len())];
+        return plain_target(scheme, host, number, proxied_path(call));
+    }
+    Err(none())
+}
+
+fn node_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
+    let (_, name, port) = split_name(call.name()).ok_or_else(|| ApiError::bad_request(format!("invalid node request {:?}", call.name())))?;
+    let (host, own) = agent(call, name)?;
+    let path = proxied_path(call);
+    match port.parse() {
+        Ok(port) if port != own => plain_target("", &host, port, path),
+        _ => Ok(Target { host, port: own, tls: Tls::Agent, path }),
+    }
+}
+
+/// A byte stream to the other end.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn connect(call: &Call<'_>, target: &Target) -> Result<Box<dyn Stream>, ApiError> {
+    let failed = |error: &dyn std::fmt::Display| ApiError::internal(format!("error dialing backend: {}:{}: {error}", target.host, target.port));
+    let tcp = timeout(CONNECT, TcpStream::connect((target.host.as_str(), target.port))).await;
+    let tcp = tcp.map_err(|_| failed(&"timed out"))?.map_err(|error| failed(&error))?;
+    // Interactive sessions send small frames; a failure here costs latency only.
+    let _ = tcp.set_nodelay(true);
+    match target.tls {
+        Tls::None => Ok(Box::new(tcp)),
+        Tls::Agent => {
+            let name = ServerName::try_from(target.host.clone()).map_err(|error| failed(&error))?;
+            let tls = timeout(CONNECT, call.core.agents.tls.connect(name, tcp)).await;
+            Ok(Box::new(tls.map_err(|_| failed(&"TLS handshake timed out"))?.map_err(|error| failed(&error))?))
+        }
+    }
+}
+
+/// Headers that are about one connection (RFC 9110 §7.6.1); the credential is ours, not the agent's.
+const HOP: &[HeaderName] =
+    &[header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::TE, header::TRAILER, header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION];
+
+fn passed_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
+    let mut out = HeaderMap::new();
+    for (name, value) in headers {
+        if !HOP.contains(name) && !name.as_str().starts_with("impersonate-") {
+            out.append(name.clone(), value.clone());
+        }
+    }
+    if upgrade {
+        out.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        if let Some(protocol) = headers.get(header::UPGRADE) {
+            out.insert(header::UPGRADE, protocol.clone());
+        }
+    }
+    out
+}
+
+async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> {
+    let request = call.request;
+    let upgrading = request.headers.contains_key(header::UPGRADE);
+    let stream = connect(call, &target).await?;
+    let failed = |error: hyper::Error| ApiError::internal(format!("error talking to backend: {error}"));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let stop = call.core.stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            result = connection.with_upgrades() => if let Err(error) = result { tracing::debug!(%error, "a proxied connection ended") },
+            () = stop.cancelled() => {}
+        }
+    });
+    let host = HeaderValue::from_str(&format!("{}:{}", target.host, target.port)).map_err(ApiError::internal)?;
+    let mut outgoing = http::Request::new(Full::new(request.body.clone()));
+    *outgoing.method_mut() = if request.method == Method::HEAD { Method::GET } else { request.method.clone() };
+    *outgoing.uri_mut() = target.path.parse().map_err(|_| ApiError::bad_request("the path cannot be passed on"))?;
+    *outgoing.headers_mut() = passed_headers(&request.headers, upgrading);
+    outgoing.headers_mut().insert(header::HOST, host);
+    let mut incoming = sender.send_request(outgoing).await.map_err(failed)?;
+    if incoming.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = request.upgrade.clone() else { return Err(ApiError::bad_request("the connection cannot be upgraded")) };
+        let agent = hyper::upgrade::on(&mut incoming);
+        let stop = call.core.stop.clone();
+        tokio::spawn(async move {
+            let (Ok(client), Ok(agent)) = tokio::join!(client, agent) else { return };
+            let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
+            tokio::select! {
+                // Either end closing is how these sessions end.
+                _ = tokio::io::copy_bidirectional(&mut client, &mut agent) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = incoming.headers().clone();
+        return Ok(response);
+    }
+    let (parts, body) = incoming.into_parts();
+    let chunks = BodyStream::new(body).filter_map(|frame| async {
+        match frame {
+            Ok(frame) => frame.into_data().ok().map(Ok),
+            Err(error) => Some(Err(std::io::Error::other(error))),
+        }
+    });
+    // The sender goes along: dropping it would end the connection while the body still comes.
+    let chunks = chunks.map(move |chunk: Result<Bytes, std::io::Error>| {
+        let _ = &sender;
+        chunk
+    });
+    let mut response = Response::new(Body::stream(chunks));
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = passed_headers(&parts.headers, false);
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_name;
+
+    #[test]
+    fn a_proxied_name_may_carry_a_scheme_and_a_port() {
+        assert_eq!(split_name("web"), Some(("", "web", "")));
+        assert_eq!(split_name("web:80"), Some(("", "web", "80")));
+        assert_eq!(split_name("http:web:http"), Some(("http", "web", "http")));
+        assert_eq!(split_name("https:web:"), Some(("https", "web", "")));
+        assert_eq!(split_name("a:b:c:d"), None);
+    }
+}

@@ -1,0 +1,171 @@
+//! Bytes to objects and back: owns the media types and the form in the store.
+
+use bytes::Bytes;
+use proa_apimachinery::object::Object;
+use proa_apimachinery::status::ApiError;
+use proa_apimachinery::{json, yaml};
+use proa_store::Value as Stored;
+use serde_json::{Map, Value};
+
+use crate::http::{MAX_DEPTH, Request};
+use crate::resources::Resource;
+
+/// What a body may be sent as.
+pub const BODY_TYPES: &[&str] = &["application/json", "application/yaml"];
+
+/// A decoded body and the paths of fields that were given twice.
+pub struct Decoded {
+    /// The value.
+    pub value: Value,
+    /// Duplicate fields, in the wording of strict decoding.
+    pub duplicates: Vec<String>,
+}
+
+/// The media type of the body without its parameters, in lower case; JSON when there is none.
+pub fn media_type(request: &Request) -> String {
+    let header = request.header(http::header::CONTENT_TYPE).unwrap_or("application/json");
+    header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Decodes a JSON or YAML body.
+pub fn decode(request: &Request) -> Result<Decoded, ApiError> {
+    match media_type(request).as_str() {
+        "" | "application/json" | "*/*" => decode_json(&request.body),
+        "application/yaml" | "application/x-yaml" | "text/yaml" => decode_yaml(&request.body),
+        _ => Err(ApiError::unsupported_media_type(BODY_TYPES)),
+    }
+}
+
+/// Decodes JSON.
+pub fn decode_json(body: &[u8]) -> Result<Decoded, ApiError> {
+    let (value, duplicates) = json::from_json(body, MAX_DEPTH).map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))?;
+    let duplicates = duplicates.iter().map(|path| format!("duplicate field \"{path}\"")).collect();
+    Ok(Decoded { value, duplicates })
+}
+
+/// Decodes YAML with one document (JSON is YAML too).
+pub fn decode_yaml(body: &[u8]) -> Result<Decoded, ApiError> {
+    let mut documents = yaml::from_yaml(body).map_err(|error| ApiError::bad_request(format!("the body is not valid YAML: {error}")))?;
+    documents.retain(|document| !document.is_null());
+    match documents.len() {
+        1 => Ok(Decoded { value: documents.remove(0), duplicates: Vec::new() }),
+        0 => Err(ApiError::bad_request("the body holds no object")),
+        _ => Err(ApiError::bad_request("the body holds more than one document")),
+    }
+}
+
+/// Reads a body as an object of `resource`: right kind, right version.
+pub fn object(resource: &Resource, value: Value) -> Result<Object, ApiError> {
+    let mut object = Object::from_value(value).map_err(|_| ApiError::bad_request("the body of the request is not an object"))?;
+    let kind = &resource.kind;
+    if object.kind().is_empty() {
+        if object.0.contains_key("kind") && !object.0.get("kind").is_some_and(Value::is_string) {
+            return Err(ApiError::bad_request("Object 'Kind' is not a string"));
+        }
+        object.0.insert("kind".into(), Value::from(kind.kind.as_ref()));
+    }
+    if object.api_version().is_empty() {
+        object.0.insert("apiVersion".into(), Value::from(resource.api_version()));
+    }
+    if object.kind() != kind.kind {
+        return Err(ApiError::bad_request(format!(
+            "{} in version \"{}\" cannot be handled as a {}: the kind in the data does not match",
+            object.kind(),
+            kind.version,
+            kind.kind
+        )));
+    }
+    if object.api_version() != resource.api_version() {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({}) does not match the expected API version ({})",
+            object.api_version(),
+            resource.api_version()
+        )));
+    }
+    if let Some(metadata) = object.0.get("metadata").filter(|metadata| !metadata.is_object()) {
+        let kind = if metadata.is_null() { None } else { Some(()) };
+        if kind.is_some() {
+            return Err(ApiError::bad_request("metadata: expected an object"));
+        }
+    }
+    object.metadata_mut();
+    Ok(object)
+}
+
+/// The form in the store: JSON with `metadata.resourceVersion` first and empty; the store fills the
+/// revision in when it commits, so the object is never encoded again.
+pub fn encode(object: &Object) -> Stored {
+    let mut out = Vec::with_capacity(1024);
+    out.extend_from_slice(b"{\"apiVersion\":");
+    write(&mut out, &Value::from(object.api_version()));
+    out.extend_from_slice(b",\"kind\":");
+    write(&mut out, &Value::from(object.kind()));
+    out.extend_from_slice(b",\"metadata\":{\"resourceVersion\":\"");
+    let at = out.len();
+    out.push(b'"');
+    for (key, value) in object.metadata().into_iter().flatten().filter(|(key, _)| *key != "resourceVersion") {
+        field(&mut out, key, value);
+    }
+    out.push(b'}');
+    for (key, value) in object.0.iter().filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind" | "metadata")) {
+        field(&mut out, key, value);
+    }
+    out.push(b'}');
+    out.shrink_to_fit();
+    Stored { bytes: Bytes::from(out), revision_at: Some(at) }
+}
+
+fn field(out: &mut Vec<u8>, key: &str, value: &Value) {
+    out.push(b',');
+    write(out, &Value::from(key));
+    out.push(b':');
+    write(out, value);
+}
+
+fn write(out: &mut Vec<u8>, value: &Value) {
+    // Writing a value into memory cannot fail: its keys are strings and a Vec takes every byte.
+    let _ = serde_json::to_writer(out, value);
+}
+
+/// The bytes of an object that is not (or not yet) stored.
+pub fn plain(object: &Object) -> Bytes {
+    Bytes::from(serde_json::to_vec(object).unwrap_or_default())
+}
+
+/// `metadata` of a list.
+pub fn list_metadata(revision: u64, token: Option<String>, remaining: Option<usize>) -> Map<String, Value> {
+    let mut metadata = Map::new();
+    metadata.insert("resourceVersion".into(), Value::from(revision.to_string()));
+    if let Some(token) = token {
+        metadata.insert("continue".into(), Value::from(token));
+    }
+    if let Some(remaining) = remaining {
+        metadata.insert("remainingItemCount".into(), Value::from(remaining));
+    }
+    metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_object_is_encoded_once_with_a_place_for_its_revision() {
+        let object = Object::from_value(json!({
+            "metadata": {"name": "a\"b", "resourceVersion": "7", "labels": {"x": "y"}},
+            "spec": {"n": 1}, "kind": "K", "apiVersion": "g/v1",
+        }))
+        .unwrap();
+        let stored = encode(&object);
+        let at = stored.revision_at.unwrap();
+        let mut bytes = stored.bytes.to_vec();
+        bytes.splice(at..at, *b"42");
+        let back: Value = serde_json::from_slice(&bytes).unwrap();
+        let expected = json!({
+            "apiVersion": "g/v1", "kind": "K", "spec": {"n": 1},
+            "metadata": {"name": "a\"b", "resourceVersion": "42", "labels": {"x": "y"}},
+        });
+        assert_eq!(back, expected);
+    }
+}

@@ -1,0 +1,214 @@
+//! DELETE of one object or of a collection: preconditions, propagation, grace, finalizers.
+
+use http::StatusCode;
+use proa_apimachinery::object::Object;
+use proa_apimachinery::status::{ApiError, success};
+use proa_store::{CommitError, Expect, Revision, Txn};
+use serde_json::Value;
+
+use super::selection::Selection;
+use super::{Call, codec, get, list, meta, options, write};
+use crate::admission;
+use crate::http::{Response, json};
+use crate::kinds::{Graceful, Op};
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Propagation {
+    Orphan,
+    Background,
+    Foreground,
+}
+
+/// `DeleteOptions`, from the body and the query.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    grace: Option<i64>,
+    propagation: Option<Propagation>,
+    uid: Option<String>,
+    version: Option<String>,
+    /// Do everything except deleting.
+    pub dry_run: bool,
+}
+
+impl DeleteOptions {
+    /// Reads the options of a request.
+    pub fn read(call: &Call<'_>) -> Result<DeleteOptions, ApiError> {
+        if call.request.body.is_empty() {
+            return DeleteOptions::from_query(call);
+        }
+        let body = codec::decode(call.request)?.value;
+        if body.is_null() { DeleteOptions::from_query(call) } else { DeleteOptions::from_value(&body, call) }
+    }
+
+    fn from_query(call: &Call<'_>) -> Result<DeleteOptions, ApiError> {
+        let query = &call.request.query;
+        let grace = match query.get("gracePeriodSeconds") {
+            None => None,
+            Some(grace) => Some(grace.parse().map_err(|_| ApiError::bad_request(format!("invalid gracePeriodSeconds {grace:?}")))?),
+        };
+        let orphan = query.get("orphanDependents").map(|_| query.flag("orphanDependents"));
+        DeleteOptions::build(grace, query.get("propagationPolicy"), orphan, None, options::dry_run(query.all("dryRun"))?)
+    }
+
+    /// From the JSON of a `DeleteOptions` (also the one inside an eviction).
+    pub fn from_value(body: &Value, call: &Call<'_>) -> Result<DeleteOptions, ApiError> {
+        let wrong = |field: &str| ApiError::bad_request(format!("DeleteOptions: {field} has the wrong type"));
+        let given = |field: &str| body.get(field).filter(|value| !value.is_null());
+        let grace = match given("gracePeriodSeconds") {
+            None => None,
+            Some(grace) => Some(grace.as_i64().ok_or_else(|| wrong("gracePeriodSeconds"))?),
+        };
+        let policy = match given("propagationPolicy") {
+            None => None,
+            Some(policy) => Some(policy.as_str().ok_or_else(|| wrong("propagationPolicy"))?),
+        };
+        let orphan = given("orphanDependents").and_then(Value::as_bool);
+        let dry: Vec<&str> = given("dryRun").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let dry_run = options::dry_run(dry.into_iter())? || options::dry_run(call.request.query.all("dryRun"))?;
+        DeleteOptions::build(grace, policy, orphan, given("preconditions"), dry_run)
+    }
+
+    fn build(grace: Option<i64>, policy: Option<&str>, orphan: Option<bool>, preconditions: Option<&Value>, dry_run: bool) -> Result<DeleteOptions, ApiError> {
+        if grace.is_some_and(|grace| grace < 0) {
+            return Err(ApiError::bad_request("gracePeriodSeconds must not be negative"));
+        }
+        let propagation = match (policy, orphan) {
+            (Some(_), Some(_)) => return Err(ApiError::bad_request("orphanDependents and deletionPropagation cannot be both set")),
+            (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
+            (Some("Background"), None) | (None, Some(false)) => Some(Propagation::Background),
+            (Some("Foreground"), None) => Some(Propagation::Foreground),
+            (Some(other), None) => return Err(ApiError::bad_request(format!("invalid propagationPolicy {other:?}: must be Orphan, Background or Foreground"))),
+            (None, None) => None,
+        };
+        let text = |field: &str| preconditions.and_then(|value| value.get(field)).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+        Ok(DeleteOptions { grace, propagation, uid: text("uid"), version: text("resourceVersion"), dry_run })
+    }
+
+    fn check(&self, call: &Call<'_>, object: &Object) -> Result<(), ApiError> {
+        for (what, wanted, have) in [("UID", &self.uid, object.uid()), ("ResourceVersion", &self.version, object.resource_version())] {
+            if let Some(wanted) = wanted.as_ref().filter(|wanted| *wanted != have) {
+                let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {have}");
+                return Err(ApiError::conflict(call.resource.group_resource(), object.name(), &why));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many seconds the deletion waits: asked of the strategy, shortened by what the client wants.
+    fn wait(&self, call: &Call<'_>, object: &Object) -> i64 {
+        match call.resource.kind.strategy.graceful(object, self.grace) {
+            Graceful::Now => 0,
+            Graceful::After(seconds) => seconds.max(0),
+        }
+    }
+}
+
+/// What a delete did.
+pub enum Deleted {
+    /// The object is gone; its last state.
+    Gone(Object),
+    /// It is marked and somebody still has work to do; its state now.
+    Marked(bytes::Bytes),
+}
+
+/// DELETE of one object.
+pub async fn delete(call: &Call<'_>) -> Result<Response, ApiError> {
+    let options = DeleteOptions::read(call)?;
+    match delete_named(call, call.name(), &options).await? {
+        Deleted::Gone(object) => Ok(json(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid()))),
+        Deleted::Marked(bytes) => get::answer(call, StatusCode::OK, bytes),
+    }
+}
+
+/// Deletes one object by name.
+pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) -> Result<Deleted, ApiError> {
+    admission::may_delete(call, name)?;
+    loop {
+        let Some(write::Current { item, object: old }) = write::current(call, name).await? else { return Err(call.not_found(name)) };
+        options.check(call, &old)?;
+        let mut new = old.clone();
+        propagate(&mut new, options.propagation);
+        let wait = options.wait(call, &old);
+        if wait == 0 && !write::pending(&new) {
+            if options.dry_run {
+                return Ok(Deleted::Gone(new));
+            }
+            match write::remove(call, &item, new.clone()).await {
+                Ok(()) => return Ok(Deleted::Gone(new)),
+                Err(CommitError::Conflict { .. }) => continue,
+                Err(error) => return Err(write::commit_error(error)),
+            }
+        }
+        mark(call, &mut new, &old, wait);
+        if meta::same(&new, &old) {
+            return Ok(Deleted::Marked(call.resource.served(&item.bytes)));
+        }
+        if options.dry_run {
+            return Ok(Deleted::Marked(codec::plain(&new)));
+        }
+        let value = codec::encode(&call.resource.kind.to_storage(new));
+        match call.core.log.commit(Txn::put(item.key.clone(), value, Expect::At(Revision(item.revision)))).await {
+            Ok(committed) => {
+                let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
+                return Ok(Deleted::Marked(call.resource.served(&bytes)));
+            }
+            Err(CommitError::Conflict { .. }) => {}
+            Err(error) => return Err(write::commit_error(error)),
+        }
+    }
+}
+
+/// The propagation policy lives in finalizers, which the garbage collector acts on.
+fn propagate(object: &mut Object, policy: Option<Propagation>) {
+    let Some(policy) = policy else { return };
+    let wanted = match policy {
+        Propagation::Orphan => Some(ORPHAN),
+        Propagation::Foreground => Some(FOREGROUND),
+        Propagation::Background => None,
+    };
+    let mut finalizers: Vec<String> = object.finalizers().filter(|name| !matches!(*name, ORPHAN | FOREGROUND)).map(str::to_owned).collect();
+    finalizers.extend(wanted.map(str::to_owned));
+    if finalizers.is_empty() {
+        object.metadata_mut().shift_remove("finalizers");
+    } else {
+        object.metadata_mut().insert("finalizers".into(), Value::from(finalizers));
+    }
+}
+
+/// Marks an object as deleted `wait` seconds from now. A second delete may shorten the wait, never lengthen it.
+fn mark(call: &Call<'_>, new: &mut Object, old: &Object, wait: i64) {
+    let now = call.core.now();
+    let deadline = now.checked_add(jiff::SignedDuration::from_secs(wait)).unwrap_or(now);
+    let grace = old.metadata().and_then(|metadata| metadata.get("deletionGracePeriodSeconds")).and_then(Value::as_i64);
+    if old.deletion_timestamp().is_some() {
+        if grace.is_none_or(|grace| wait >= grace) {
+            return;
+        }
+    } else if old.generation() > 0 {
+        new.metadata_mut().insert("generation".into(), Value::from(old.generation() + 1));
+    }
+    let metadata = new.metadata_mut();
+    metadata.insert("deletionTimestamp".into(), Value::from(meta::time(deadline)));
+    metadata.insert("deletionGracePeriodSeconds".into(), Value::from(wait));
+    call.resource.kind.strategy.prepare(Op::Delete, new, Some(old));
+}
+
+/// DELETE of a collection.
+pub async fn collection(call: &Call<'_>) -> Result<Response, ApiError> {
+    let options = DeleteOptions::read(call)?;
+    let selection = Selection::read(&call.resource, &call.request.query, call.namespace())?;
+    if call.resource.namespaced() && call.namespace().is_empty() {
+        return Err(super::not_allowed(call));
+    }
+    let page = list::page(call, &selection).await?;
+    for item in page.items {
+        match delete_named(call, item.name(), &options).await {
+            Err(error) if error.code == 404 => {}
+            other => drop(other?),
+        }
+    }
+    Ok(json(StatusCode::OK, &success(call.resource.group_resource(), "", "")))
+}

@@ -1,0 +1,93 @@
+//! The metadata only the server writes: names made up, uids, times.
+
+use jiff::Timestamp;
+use proa_apimachinery::object::Object;
+use proa_apimachinery::status::ApiError;
+use rand::Rng;
+use serde_json::Value;
+
+use crate::resources::Resource;
+
+/// The letters of made-up name endings: no vowels, so that no words appear (Kubernetes' own set).
+const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// A time as objects hold it: RFC 3339, whole seconds, UTC.
+pub fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A name from a prefix: five more characters, the prefix cut so that it stays a DNS label.
+pub fn generate_name(prefix: &str) -> String {
+    let mut random = rand::rng();
+    let mut name: String = prefix.chars().take(58).collect();
+    name.extend((0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])));
+    name
+}
+
+/// Gives a new object its identity.
+pub fn stamp(object: &mut Object, now: &str) {
+    let metadata = object.metadata_mut();
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
+        metadata.shift_remove(field);
+    }
+    metadata.insert("uid".into(), Value::from(uuid::Uuid::new_v4().to_string()));
+    metadata.insert("creationTimestamp".into(), Value::from(now));
+}
+
+/// Puts an object where its path says; a different namespace or name in the body is an error.
+pub fn place(resource: &Resource, object: &mut Object, namespace: &str, name: Option<&str>) -> Result<(), ApiError> {
+    if !resource.namespaced() {
+        if !object.namespace().is_empty() {
+            object.metadata_mut().shift_remove("namespace");
+        }
+    } else if object.namespace().is_empty() {
+        object.metadata_mut().insert("namespace".into(), Value::from(namespace));
+    } else if object.namespace() != namespace {
+        return Err(ApiError::bad_request(format!(
+            "the namespace of the provided object does not match the namespace sent on the request ({} != {namespace})",
+            object.namespace()
+        )));
+    }
+    if let Some(name) = name {
+        if object.name().is_empty() {
+            object.metadata_mut().insert("name".into(), Value::from(name));
+        } else if object.name() != name {
+            return Err(ApiError::bad_request(format!("the name of the object ({}) does not match the name on the URL ({name})", object.name())));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two states of an object say the same. The times of managed fields do not count: they follow
+/// a write, they are no reason for one.
+pub fn same(a: &Object, b: &Object) -> bool {
+    fn bare(object: &Object) -> Object {
+        let mut object = object.clone();
+        let metadata = object.metadata_mut();
+        metadata.shift_remove("resourceVersion");
+        if let Some(Value::Array(entries)) = metadata.get_mut("managedFields") {
+            for entry in entries {
+                entry.as_object_mut().map(|entry| entry.shift_remove("time"));
+            }
+        }
+        object
+    }
+    bare(a) == bare(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_made_up_name_is_its_prefix_and_five_letters() {
+        let name = generate_name("web-");
+        assert!(name.starts_with("web-") && name.len() == 9, "{name}");
+        assert_eq!(generate_name(&"x".repeat(80)).len(), 63);
+    }
+
+    #[test]
+    fn times_are_whole_seconds() {
+        assert_eq!(time("2026-01-02T03:04:05.678Z".parse().unwrap()), "2026-01-02T03:04:05Z");
+    }
+}

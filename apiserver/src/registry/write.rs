@@ -1,0 +1,334 @@
+//! What every write goes through: field validation, defaults, admission, preparation, validation,
+//! allocation, field ownership, commit.
+
+use bytes::Bytes;
+use proa_apimachinery::field::FieldErrors;
+use proa_apimachinery::managed_fields::{self, Manager, Operation};
+use proa_apimachinery::object::Object;
+use proa_apimachinery::status::ApiError;
+use proa_store::{CommitError, Expect, Op as StoreOp, Revision, Txn};
+use serde_json::Value;
+
+use super::options::{FieldValidation, WriteOptions};
+use super::{Call, codec, meta};
+use crate::admission;
+use crate::allocate::Held;
+use crate::authz::escalation;
+use crate::cache::Item;
+use crate::kinds::Op;
+
+/// How often a write that lost a race starts over before the client is told.
+const ATTEMPTS: usize = 64;
+
+/// Who answers for `managedFields` in a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// The difference between before and after belongs to the writer.
+    Update,
+    /// Server-side apply has set them already.
+    Applied,
+}
+
+/// Checks a decoded object against its schema: wrong types are refused, unknown and duplicate fields
+/// are warned of or refused (KEP-2885) and dropped. Missing required fields are left for validation to report.
+pub fn check_fields(call: &Call<'_>, object: &mut Object, duplicates: Vec<String>, validation: FieldValidation) -> Result<FieldErrors, ApiError> {
+    let kind = &call.resource.kind;
+    let mut value = Value::Object(std::mem::take(&mut object.0));
+    let checked = kind.schema.check(&value);
+    kind.schema.prune(&mut value);
+    if let Value::Object(map) = value {
+        object.0 = map;
+    }
+    let (missing, wrong) = (checked.missing, checked.errors);
+    if !wrong.is_empty() {
+        if call.resource.custom.is_some() {
+            return Err(ApiError::invalid(call.resource.group_kind(), object.name(), wrong));
+        }
+        let what: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        let mut error = ApiError::bad_request(format!(
+            "{0} in version \"{1}\" cannot be handled as a {0}: json: cannot unmarshal: {2}",
+            kind.kind,
+            kind.version,
+            what.join(", ")
+        ));
+        // The causes name the fields; the code stays 400, as for everything that does not decode.
+        error.details = ApiError::invalid(call.resource.group_kind(), object.name(), wrong).details;
+        return Err(error);
+    }
+    let mut problems: Vec<String> = checked.unknown.iter().map(|path| format!("unknown field \"{}\"", path.as_str())).collect();
+    problems.extend(duplicates);
+    match validation {
+        FieldValidation::Ignore => {}
+        FieldValidation::Warn => problems.into_iter().for_each(|problem| call.warn(problem)),
+        FieldValidation::Strict if !problems.is_empty() => {
+            return Err(ApiError::bad_request(format!(
+                "{0} in version \"{1}\" cannot be handled as a {0}: strict decoding error: {2}",
+                kind.kind,
+                kind.version,
+                problems.join(", ")
+            )));
+        }
+        FieldValidation::Strict => {}
+    }
+    Ok(missing)
+}
+
+/// Default → admit → prepare → validate → allocate. What is allocated is given back unless the caller keeps it.
+async fn complete(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>, missing: FieldErrors) -> Result<Held, ApiError> {
+    let kind = &call.resource.kind;
+    kind.strategy.default(new);
+    admission::mutate(call, op, new, old)?;
+    kind.strategy.prepare(op, new, old);
+    let mut errors = kind.strategy.validate(op, new, old);
+    // What was missing when the object came may have been filled in since. Status is written by
+    // controllers, whom Kubernetes does not hold to the schema either.
+    if !missing.is_empty() && (op != Op::UpdateStatus || call.resource.custom.is_some()) {
+        for error in kind.schema.check(&new.to_value()).missing {
+            if !errors.iter().any(|have| have.path == error.path) {
+                errors.push(error);
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(call.resource.group_kind(), new.name(), errors));
+    }
+    if op != Op::UpdateStatus {
+        let unsupported = kind.strategy.unsupported(new);
+        if !unsupported.is_empty() {
+            let why = proa_apimachinery::field::join(&unsupported);
+            let mut error = ApiError::forbidden(call.resource.group_resource(), new.name(), &why);
+            let causes = ApiError::invalid(call.resource.group_kind(), new.name(), unsupported).details;
+            if let (Some(details), Some(causes)) = (&mut error.details, causes) {
+                details.causes = causes.causes;
+            }
+            return Err(error);
+        }
+        escalation::check(call.core, call.user(), &kind.group, &kind.plural, new.namespace(), new, old)?;
+        for warning in kind.strategy.warnings(new) {
+            call.warn(warning);
+        }
+    }
+    let allocations = kind.strategy.allocate(op, new, old);
+    call.core.allocators.fulfil(allocations, new).map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))
+}
+
+fn own(call: &Call<'_>, options: &WriteOptions, op: Op, new: &mut Object, old: Option<&Object>, now: &str) {
+    let api_version = call.resource.api_version();
+    let subresource = if op == Op::UpdateStatus { "status" } else { call.request.info.subresource.as_str() };
+    let manager = Manager { name: &options.manager, operation: Operation::Update, api_version: &api_version, subresource };
+    managed_fields::update(&call.resource.kind.schema, old, new, manager, now);
+}
+
+/// Creates an object: its bytes as committed (or as they would be, in a dry run).
+pub async fn create(call: &Call<'_>, object: Object, options: &WriteOptions, ownership: Ownership, missing: FieldErrors) -> Result<Bytes, ApiError> {
+    let resource = &call.resource;
+    admission::namespace_accepts(call, call.namespace(), object.name()).await?;
+    let generated = object.name().is_empty() && !object.generate_name().is_empty();
+    let now = meta::time(call.core.now());
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut new = object.clone();
+        if generated {
+            let name = meta::generate_name(new.generate_name());
+            new.metadata_mut().insert("name".into(), Value::from(name));
+        }
+        meta::stamp(&mut new, &now);
+        let held = complete(call, Op::Create, &mut new, None, missing.clone()).await?;
+        if ownership == Ownership::Update {
+            own(call, options, Op::Create, &mut new, None, &now);
+        }
+        let name = new.name().to_owned();
+        if options.dry_run {
+            if resource.cache.get(call.namespace(), &name).is_some() {
+                return Err(ApiError::already_exists(resource.group_resource(), &name));
+            }
+            return Ok(codec::plain(&new));
+        }
+        let key = resource.cache.key(call.namespace(), &name);
+        let value = codec::encode(&resource.kind.to_storage(new));
+        let result = call.core.log.commit(Txn::put(key, value, Expect::Absent)).await;
+        match result {
+            Ok(committed) => {
+                held.keep(&call.core.allocators);
+                let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
+                crd_barrier(call, committed.revision.0).await;
+                return Ok(resource.served(&bytes));
+            }
+            Err(CommitError::Conflict { .. }) if generated && tries < 8 => {}
+            Err(CommitError::Conflict { .. }) => return Err(ApiError::already_exists(resource.group_resource(), &name)),
+            Err(error) => return Err(commit_error(error)),
+        }
+    }
+}
+
+/// A definition is served by the time its creation is answered, if that is at all quick.
+async fn crd_barrier(call: &Call<'_>, revision: u64) {
+    if call.resource.kind.plural == "customresourcedefinitions" {
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(100), call.core.definitions.reached(revision)).await;
+    }
+}
+
+/// What became of an update.
+pub enum Outcome {
+    /// The object as it is now (or would be).
+    Stored(Bytes),
+    /// The update removed the last reason to keep a deleted object.
+    Removed(Bytes),
+}
+
+impl Outcome {
+    /// The object's bytes.
+    pub fn bytes(self) -> Bytes {
+        match self {
+            Outcome::Stored(bytes) | Outcome::Removed(bytes) => bytes,
+        }
+    }
+}
+
+/// An object as the cache has it, decoded and in the served version.
+pub struct Current {
+    /// The cache's item.
+    pub item: std::sync::Arc<Item>,
+    /// The object.
+    pub object: Object,
+}
+
+/// The object now, consistently.
+pub async fn current(call: &Call<'_>, name: &str) -> Result<Option<Current>, ApiError> {
+    call.core.caches.consistent().await?;
+    Ok(call.resource.cache.get(call.namespace(), name).map(|item| {
+        let object = call.resource.kind.from_storage(item.object());
+        Current { item, object }
+    }))
+}
+
+/// Changes an object: reads it, lets `change` make the new state, completes and commits that, and starts
+/// over when somebody else was faster. A resource version in the new state that is not the current one is
+/// a conflict, so only writers who gave none are ever retried.
+pub async fn modify<F>(call: &Call<'_>, op: Op, name: &str, options: &WriteOptions, ownership: Ownership, mut change: F) -> Result<Outcome, ApiError>
+where
+    F: FnMut(&Object) -> Result<(Object, FieldErrors), ApiError>,
+{
+    let resource = &call.resource;
+    let group_resource = resource.group_resource();
+    for _ in 0..ATTEMPTS {
+        let Some(Current { item, object: old }) = current(call, name).await? else { return Err(call.not_found(name)) };
+        let (mut new, missing) = change(&old)?;
+        meta::place(resource, &mut new, call.namespace(), Some(name))?;
+        let version = new.resource_version();
+        if !version.is_empty() && version != "0" && version != old.resource_version() {
+            return Err(ApiError::stale(group_resource, name));
+        }
+        if !new.uid().is_empty() && new.uid() != old.uid() {
+            let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", new.uid(), old.uid());
+            return Err(ApiError::conflict(group_resource, name, &why));
+        }
+        let now = meta::time(call.core.now());
+        keep_managed_fields(&mut new, &old);
+        let held = complete(call, op, &mut new, Some(&old), missing).await?;
+        if ownership == Ownership::Update {
+            own(call, options, op, &mut new, Some(&old), &now);
+        }
+        if meta::same(&new, &old) {
+            return Ok(Outcome::Stored(resource.served(&item.bytes)));
+        }
+        let remove = op != Op::Create && finished(&new);
+        if options.dry_run {
+            let bytes = codec::plain(&new);
+            return Ok(if remove { Outcome::Removed(bytes) } else { Outcome::Stored(bytes) });
+        }
+        let releases = if remove { resource.kind.strategy.allocate(Op::Delete, &new, Some(&old)) } else { Vec::new() };
+        let value = codec::encode(&resource.kind.to_storage(new));
+        let expect = Expect::At(Revision(item.revision));
+        let txn = if remove { Txn::delete(item.key.clone(), expect, Some(value)) } else { Txn::put(item.key.clone(), value, expect) };
+        match call.core.log.commit(txn).await {
+            Ok(committed) => {
+                held.keep(&call.core.allocators);
+                call.core.allocators.release(releases);
+                return Ok(match committed.entries.into_iter().next() {
+                    Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
+                    None => Outcome::Removed(resource.served(&item.bytes)),
+                });
+            }
+            Err(CommitError::Conflict { .. }) => {}
+            Err(error) => return Err(commit_error(error)),
+        }
+    }
+    Err(ApiError::stale(group_resource, name))
+}
+
+/// Changes fields that only a subresource may change (a pod's node, a namespace's finalizers): the new
+/// state is made from the stored one by this server itself, so the kind's rules for users do not run.
+pub async fn assign<F>(call: &Call<'_>, name: &str, options: &WriteOptions, mut change: F) -> Result<Outcome, ApiError>
+where
+    F: FnMut(&Object) -> Result<(Object, FieldErrors), ApiError>,
+{
+    let resource = &call.resource;
+    for _ in 0..ATTEMPTS {
+        let Some(Current { item, object: old }) = current(call, name).await? else { return Err(call.not_found(name)) };
+        let (mut new, _) = change(&old)?;
+        if new.resource_version() != old.resource_version() {
+            return Err(ApiError::stale(resource.group_resource(), name));
+        }
+        let now = meta::time(call.core.now());
+        own(call, options, Op::Update, &mut new, Some(&old), &now);
+        let remove = finished(&new);
+        if options.dry_run {
+            return Ok(Outcome::Stored(codec::plain(&new)));
+        }
+        let value = codec::encode(&resource.kind.to_storage(new));
+        let expect = Expect::At(Revision(item.revision));
+        let txn = if remove { Txn::delete(item.key.clone(), expect, Some(value)) } else { Txn::put(item.key.clone(), value, expect) };
+        match call.core.log.commit(txn).await {
+            Ok(committed) => {
+                return Ok(match committed.entries.into_iter().next() {
+                    Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
+                    None => Outcome::Removed(resource.served(&item.bytes)),
+                });
+            }
+            Err(CommitError::Conflict { .. }) => {}
+            Err(error) => return Err(commit_error(error)),
+        }
+    }
+    Err(ApiError::stale(resource.group_resource(), name))
+}
+
+/// A writer who sends no `managedFields` keeps them; one who sends an empty list resets them.
+fn keep_managed_fields(new: &mut Object, old: &Object) {
+    let kept = old.metadata().and_then(|metadata| metadata.get("managedFields")).cloned();
+    if let (false, Some(kept)) = (new.metadata().is_some_and(|metadata| metadata.contains_key("managedFields")), kept) {
+        new.metadata_mut().insert("managedFields".into(), kept);
+    }
+}
+
+/// Whether a deleted object has nothing left to wait for.
+pub fn finished(object: &Object) -> bool {
+    let grace = object.metadata().and_then(|metadata| metadata.get("deletionGracePeriodSeconds")).and_then(Value::as_i64).unwrap_or(0);
+    object.deletion_timestamp().is_some() && grace == 0 && !pending(object)
+}
+
+/// Whether finalizers hold the object. Namespaces have a second list of them in their spec.
+pub fn pending(object: &Object) -> bool {
+    object.finalizers().next().is_some()
+        || (object.kind() == "Namespace" && object.api_version() == "v1" && !object.get_list(&["spec", "finalizers"]).is_empty())
+}
+
+/// Removes an object for good.
+pub async fn remove(call: &Call<'_>, item: &Item, last: Object) -> Result<(), CommitError> {
+    let releases = call.resource.kind.strategy.allocate(Op::Delete, &last, Some(&last));
+    let value = codec::encode(&call.resource.kind.to_storage(last));
+    let op = StoreOp::Delete { key: item.key.clone(), expect: Expect::At(Revision(item.revision)), last: Some(value) };
+    call.core.log.commit(Txn { ops: vec![op] }).await?;
+    call.core.allocators.release(releases);
+    Ok(())
+}
+
+/// A failed commit as clients see it.
+pub fn commit_error(error: CommitError) -> ApiError {
+    match error {
+        CommitError::Full(_) => ApiError::new(507, "InsufficientStorage", error.to_string()),
+        CommitError::Closed => ApiError::unavailable("the server is shutting down"),
+        other => ApiError::internal(other),
+    }
+}

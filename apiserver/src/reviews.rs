@@ -1,0 +1,140 @@
+//! Questions asked as objects: who am I, may I, is this token good. Answered at once, never stored.
+
+use futures::future::BoxFuture;
+use http::StatusCode;
+use proa_apimachinery::status::ApiError;
+use serde_json::{Value, json};
+
+use crate::authn;
+use crate::authz::rbac::Rule;
+use crate::authz::{Attributes, allowed};
+use crate::http::{Response, json as answer};
+use crate::registry::{Call, codec};
+use crate::resources::Resource;
+use crate::user::{MASTERS, User};
+
+/// Answers a review.
+pub type Review = for<'a> fn(&'a Call<'a>) -> BoxFuture<'a, Result<Response, ApiError>>;
+
+/// The review a resource is, if it is one.
+pub fn find(resource: &Resource) -> Option<Review> {
+    if !resource.kind.is_virtual {
+        return None;
+    }
+    Some(match (&*resource.kind.group, &*resource.kind.plural) {
+        ("authentication.k8s.io", "tokenreviews") => |call| Box::pin(token(call)),
+        ("authentication.k8s.io", "selfsubjectreviews") => |call| Box::pin(whoami(call)),
+        ("authorization.k8s.io", "selfsubjectrulesreviews") => |call| Box::pin(rules(call)),
+        ("authorization.k8s.io", "selfsubjectaccessreviews") => |call| Box::pin(access(call, Subject::Caller)),
+        ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => |call| Box::pin(access(call, Subject::Named)),
+        ("", "bindings") => |call| Box::pin(crate::subresource::legacy_binding(call)),
+        _ => return None,
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Caller,
+    Named,
+}
+
+fn body(call: &Call<'_>) -> Result<Value, ApiError> {
+    Ok(codec::object(&call.resource, codec::decode(call.request)?.value)?.into_value())
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn strings(value: Option<&Value>) -> Vec<String> {
+    value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn user_info(user: &User) -> Value {
+    let mut info = json!({"username": user.name, "groups": user.groups});
+    if !user.uid.is_empty() {
+        info["uid"] = user.uid.as_str().into();
+    }
+    if !user.extra.is_empty() {
+        info["extra"] = json!(user.extra);
+    }
+    info
+}
+
+async fn token(call: &Call<'_>) -> Result<Response, ApiError> {
+    let mut review = body(call)?;
+    let spec = review.get("spec").cloned().unwrap_or_default();
+    call.core.caches.consistent().await?;
+    let audiences = strings(spec.get("audiences"));
+    review["status"] = match authn::token_user(call.core, text(&spec, "token"), &audiences) {
+        Some(user) => {
+            let audiences = if audiences.is_empty() { call.core.tokens.audiences().to_vec() } else { audiences };
+            json!({"authenticated": true, "user": user_info(&user), "audiences": audiences})
+        }
+        None => json!({"authenticated": false, "error": "invalid bearer token"}),
+    };
+    Ok(answer(StatusCode::CREATED, &review))
+}
+
+async fn whoami(call: &Call<'_>) -> Result<Response, ApiError> {
+    let mut review = body(call)?;
+    review["status"] = json!({"userInfo": user_info(call.user())});
+    Ok(answer(StatusCode::CREATED, &review))
+}
+
+async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError> {
+    let mut review = body(call)?;
+    let spec = review.get("spec").cloned().unwrap_or_default();
+    let user = match subject {
+        Subject::Caller => call.user().clone(),
+        Subject::Named => User { name: text(&spec, "user").to_owned(), uid: text(&spec, "uid").to_owned(), groups: strings(spec.get("groups")), ..User::default() },
+    };
+    let resource = spec.get("resourceAttributes").filter(|value| !value.is_null());
+    let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
+    let what = match (resource, path) {
+        (Some(attributes), None) => Attributes {
+            verb: text(attributes, "verb"),
+            group: text(attributes, "group"),
+            resource: text(attributes, "resource"),
+            subresource: text(attributes, "subresource"),
+            namespace: text(attributes, "namespace"),
+            name: text(attributes, "name"),
+            path: "",
+        },
+        (None, Some(attributes)) => Attributes { verb: text(attributes, "verb"), path: text(attributes, "path"), ..Attributes::default() },
+        _ => return Err(ApiError::bad_request("spec.resourceAttributes: exactly one of nonResourceAttributes or resourceAttributes must be specified")),
+    };
+    if call.resource.kind.plural == "localsubjectaccessreviews" && what.namespace != call.namespace() {
+        return Err(ApiError::bad_request("spec.resourceAttributes.namespace: must match metadata.namespace"));
+    }
+    call.core.caches.consistent().await?;
+    let allowed = allowed(call.core, &user, &what);
+    review["status"] = if allowed { json!({"allowed": true, "reason": "RBAC: allowed"}) } else { json!({"allowed": false}) };
+    Ok(answer(StatusCode::CREATED, &review))
+}
+
+async fn rules(call: &Call<'_>) -> Result<Response, ApiError> {
+    let mut review = body(call)?;
+    let namespace = review.get("spec").map(|spec| text(spec, "namespace").to_owned()).unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(ApiError::bad_request("no namespace on request"));
+    }
+    call.core.caches.consistent().await?;
+    let mut rules = call.core.rbac.rules(&call.core.caches, call.user(), &namespace);
+    if call.user().in_group(MASTERS) {
+        let all = || vec!["*".to_owned()];
+        rules.push(Rule { groups: all(), resources: all(), verbs: all(), ..Rule::default() });
+        rules.push(Rule { verbs: all(), urls: all(), ..Rule::default() });
+    }
+    let resource = |rule: &Rule| {
+        let mut value = json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources});
+        if !rule.names.is_empty() {
+            value["resourceNames"] = json!(rule.names);
+        }
+        value
+    };
+    let resources: Vec<Value> = rules.iter().filter(|rule| !rule.resources.is_empty()).map(resource).collect();
+    let paths: Vec<Value> = rules.iter().filter(|rule| !rule.urls.is_empty()).map(|rule| json!({"verbs": rule.verbs, "nonResourceURLs": rule.urls})).collect();
+    review["status"] = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
+    Ok(answer(StatusCode::CREATED, &review))
+}
