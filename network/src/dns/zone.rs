@@ -8,7 +8,7 @@ use crate::service::Protocol;
 /// All names of the cluster at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone {
-    /// Cluster domain without dots at the ends: `cluster.local`.
+    /// Cluster domain, lower case, without dots at the ends: `cluster.local`.
     pub domain: String,
     /// Time to live of positive and negative answers, in seconds.
     pub ttl: u32,
@@ -59,6 +59,13 @@ pub struct ZoneEndpoint {
     pub ports: Vec<ServicePortName>,
 }
 
+impl ZoneEndpoint {
+    /// The label under the service's name that stands for this endpoint alone.
+    pub fn label(&self) -> String {
+        self.hostname.as_ref().map_or_else(|| dashed(self.ip), |name| name.to_ascii_lowercase())
+    }
+}
+
 impl Zone {
     /// An empty zone, time to live 5 s (a client sees a change within that).
     pub fn new(domain: &str) -> Zone {
@@ -75,4 +82,15 @@ impl Zone {
         self.namespaces.insert(namespace.to_owned());
         self.services.insert((namespace.to_owned(), name.to_owned()), service);
     }
+}
+
+/// An address as a label: `10-244-0-7`, `fd00--7`.
+pub(super) fn dashed(ip: IpAddr) -> String {
+    ip.to_string().replace(['.', ':'], "-")
+}
+
+/// The address a label of a pod's name stands for.
+pub(super) fn undashed(label: &str) -> Option<IpAddr> {
+    let v4 = label.replace('-', ".").parse().map(IpAddr::V4);
+    v4.or_else(|_| label.replace('-', ":").parse().map(IpAddr::V6)).ok()
 }
