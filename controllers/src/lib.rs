@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod context;
+pub mod deployment;
 pub mod events;
 pub mod informer;
 pub mod key;
@@ -59,6 +60,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 
 /// Adding a loop is one line here.
 fn start_loops(context: &Context) {
+    context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
     scheduler::start(context);
 }

@@ -1,0 +1,136 @@
+//! `proa rollback`: what `kubectl rollout undo` does, for both families.
+
+use super::{
+    plan::template_patch,
+    revisions::{number, same_template},
+};
+use crate::owners;
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams},
+};
+use proa_crds::{Deployment, Family, ReplicaSet};
+
+/// How often a conflict with another writer is tried again.
+const ATTEMPTS: u32 = 5;
+
+/// What a rollback did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The revision the deployment was at.
+    pub from: i64,
+    /// The revision it goes back to.
+    pub to: i64,
+    /// The template was that revision's already; nothing was written.
+    pub unchanged: bool,
+}
+
+/// Why a rollback could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum RollbackError {
+    /// There is no such deployment.
+    #[error("deployment {0:?} not found")]
+    NotFound(String),
+    /// A paused deployment does not roll, back or forth.
+    #[error("deployment {0:?} is paused; resume it first with 'kubectl rollout resume deployment/{0}'")]
+    Paused(String),
+    /// There is one revision only.
+    #[error("deployment {0:?} has no earlier revision")]
+    NoHistory(String),
+    /// The history does not hold that revision.
+    #[error("deployment {name:?} has no revision {revision}; its history holds {held:?}")]
+    NoRevision {
+        /// The deployment.
+        name: String,
+        /// What was asked for.
+        revision: i64,
+        /// What there is.
+        held: Vec<i64>,
+    },
+    /// The API server refused or could not be reached.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+/// Takes a deployment to revision `to`, or to the one before the current.
+///
+/// The loop does the rest (kept configuration, what appliers remember), as for every undo.
+pub async fn rollback(client: Client, family: Family, namespace: &str, name: &str, to: Option<i64>) -> Result<Outcome, RollbackError> {
+    let deployments: Api<Deployment> = Api::namespaced_with(client.clone(), namespace, &family.deployment());
+    let sets: Api<ReplicaSet> = Api::namespaced_with(client, namespace, &family.replica_set());
+    let mut attempt = 1;
+    loop {
+        let Some(deployment) = deployments.get_opt(name).await? else { return Err(RollbackError::NotFound(name.to_owned())) };
+        let mut held = sets.list(&ListParams::default()).await?.items;
+        let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
+        held.retain(|set| owners::is_controlled_by(&set.metadata, uid));
+        let (target, from) = choose(&deployment, &held, to)?;
+        let outcome = Outcome { from, to: number(target), unchanged: is_at(&deployment, target) };
+        if outcome.unchanged {
+            return Ok(outcome);
+        }
+        let patch = template_patch(&deployment, target);
+        let manager = PatchParams { field_manager: Some("proa".to_owned()), ..PatchParams::default() };
+        match deployments.patch(name, &manager, &Patch::Merge(&patch)).await {
+            Ok(_) => return Ok(outcome),
+            Err(kube::Error::Api(status)) if status.code == 409 && attempt < ATTEMPTS => attempt += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn is_at(deployment: &Deployment, set: &ReplicaSet) -> bool {
+    set.spec.template.as_ref().is_some_and(|template| same_template(template, &deployment.spec.template))
+}
+
+/// The replica set to go back to, and the number of the current revision.
+fn choose<'a>(deployment: &Deployment, sets: &'a [ReplicaSet], to: Option<i64>) -> Result<(&'a ReplicaSet, i64), RollbackError> {
+    let name = deployment.metadata.name.clone().unwrap_or_default();
+    if deployment.spec.paused == Some(true) {
+        return Err(RollbackError::Paused(name));
+    }
+    let mut sorted: Vec<&ReplicaSet> = sets.iter().filter(|set| number(set) > 0).collect();
+    sorted.sort_by_key(|set| number(set));
+    let current = sorted.last().map_or(0, |set| number(set));
+    let target = match to.filter(|to| *to > 0) {
+        Some(wanted) => sorted.iter().find(|set| number(set) == wanted).ok_or_else(|| RollbackError::NoRevision {
+            name,
+            revision: wanted,
+            held: sorted.iter().map(|set| number(set)).collect(),
+        })?,
+        None => sorted.iter().rev().nth(1).ok_or(RollbackError::NoHistory(name))?,
+    };
+    Ok((target, current))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proa_crds::annotations;
+    use serde_json::json;
+
+    fn set(revision: i64) -> ReplicaSet {
+        serde_json::from_value(json!({"metadata": {"name": format!("web-{revision}"), "annotations": {annotations::REVISION: revision.to_string()}}, "spec": {"selector": {}}}))
+            .expect("a replica set")
+    }
+
+    fn deployment(paused: bool) -> Deployment {
+        serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": {"selector": {}, "template": {}, "paused": paused}})).expect("a deployment")
+    }
+
+    #[test]
+    fn without_a_number_it_is_the_revision_before_the_current() {
+        let sets = [set(3), set(5), set(4)];
+        let found = |to| choose(&deployment(false), &sets, to).map(|(set, from)| (number(set), from)).map_err(|error| error.to_string());
+        assert_eq!(found(None), Ok((4, 5)));
+        assert_eq!(found(Some(0)), Ok((4, 5)));
+        assert_eq!(found(Some(3)), Ok((3, 5)));
+        assert_eq!(found(Some(9)), Err("deployment \"web\" has no revision 9; its history holds [3, 4, 5]".into()));
+    }
+
+    #[test]
+    fn one_revision_is_no_history_and_a_paused_deployment_stays() {
+        assert!(matches!(choose(&deployment(false), &[set(1)], None), Err(RollbackError::NoHistory(_))));
+        assert!(matches!(choose(&deployment(true), &[set(1), set(2)], None), Err(RollbackError::Paused(_))));
+    }
+}

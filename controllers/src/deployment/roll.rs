@@ -1,0 +1,346 @@
+//! The rolling part of a plan: create, resize, mark, clean up.
+
+use super::{
+    applied, config,
+    hash::template_hash,
+    plan::{Action, Planner},
+    revisions::{annotation_changes, annotations_for, name, note, number, wanted, without_hash},
+    rollback,
+    scale::{self, Share, Size, fence, replicas},
+    status,
+};
+use crate::{events::Kind, owners, patch::json, pods};
+use k8s_openapi::{api::apps::v1::ReplicaSetSpec, apimachinery::pkg::apis::meta::v1::Time};
+use kube::core::{ObjectMeta, TypeMeta};
+use proa_crds::{Deployment, Family, ReplicaSet, annotations, conditions, reasons};
+use serde_json::{Map, Value, json};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
+
+impl Planner<'_> {
+    pub(super) fn roll(&mut self) {
+        let deployment = self.deployment;
+        if deployment.spec.paused == Some(true) || self.is_resized() {
+            if self.tend_new() {
+                return;
+            }
+            self.scale();
+            let mut status = status::calculate(deployment, &self.revisions, self.now);
+            status::pause(deployment, &mut status, self.now);
+            if deployment.spec.paused == Some(true) {
+                self.clean_up();
+            }
+            self.write_status(&status);
+            return;
+        }
+        let moved = if scale::recreates(deployment) { self.recreate() } else { self.update() };
+        let Some(moved) = moved else { return };
+        let mut status = status::calculate(deployment, &self.revisions, self.now);
+        status::pause(deployment, &mut status, self.now);
+        if let Some(delay) = status::progress(deployment, &self.revisions, &mut status, self.now) {
+            self.plan.look_again(delay);
+        }
+        self.write_status(&status);
+        if !moved && status::is_complete(deployment, &status) {
+            self.mark_healthy();
+            self.clean_up();
+        }
+    }
+
+    /// Whether the deployment's size changed since its replica sets were sized.
+    fn is_resized(&self) -> bool {
+        let total = replicas(self.deployment);
+        let desired = |set: &ReplicaSet| note(set, annotations::DESIRED_REPLICAS).and_then(|text| text.parse::<i32>().ok());
+        let active: Vec<_> = self.revisions.all.iter().filter(|set| wanted(set) > 0).collect();
+        // A recreation has one active replica set; several are left by a rolling update it replaced, and go as old ones.
+        if scale::recreates(self.deployment) && active.len() > 1 {
+            return false;
+        }
+        active.iter().any(|set| desired(set).is_some_and(|desired| desired != total))
+    }
+
+    /// Keeps the new replica set's annotations and the deployment's revision number up to date. Whether there was
+    /// something to do.
+    fn tend_new(&mut self) -> bool {
+        let Some(new) = self.revisions.new else { return false };
+        let revision = self.revisions.highest_old() + 1;
+        let held = new.metadata.annotations.as_ref();
+        let mut wanted = annotations_for(self.deployment, held, revision);
+        wanted.extend(self.records(name(new)));
+        let mut changes = annotation_changes(held, wanted);
+        let comes_back = number(new) < revision;
+        if (comes_back || !config::is_on(self.deployment)) && note(new, annotations::CONFIG_REVISION).is_some() {
+            // A rollout to an earlier template is a rollout: live configuration again.
+            changes.insert(annotations::CONFIG_REVISION.to_owned(), Value::Null);
+        }
+        let mut patch = Map::new();
+        if !changes.is_empty() {
+            patch.insert("metadata".to_owned(), json!({"annotations": changes}));
+        }
+        if new.spec.min_ready_seconds.unwrap_or(0) != self.deployment.spec.min_ready_seconds.unwrap_or(0) {
+            patch.insert("spec".to_owned(), json!({"minReadySeconds": self.deployment.spec.min_ready_seconds.unwrap_or(0)}));
+        }
+        if !patch.is_empty() {
+            self.act(Action::PatchSet { name: name(new).to_owned(), patch: Value::Object(patch) });
+        }
+        let mut status = self.deployment.status.clone().unwrap_or_default();
+        if comes_back {
+            status::end_of_going_back(&mut status, self.now);
+        }
+        if status::has_deadline(self.deployment) && status::condition(&status, conditions::PROGRESSING).is_none() {
+            let message = format!("Found new replica set {:?}", name(new));
+            status::set(&mut status, status::make(conditions::PROGRESSING, "True", reasons::FOUND_REPLICA_SET, message, self.now));
+        }
+        if status != self.deployment.status.clone().unwrap_or_default() {
+            self.write_status(&status);
+        }
+        let revision = revision.max(number(new)).to_string();
+        if note(self.deployment, annotations::REVISION) != Some(&revision) {
+            self.act(Action::Patch(json!({"metadata": {"annotations": {annotations::REVISION: revision}}})));
+        }
+        !self.plan.actions.is_empty()
+    }
+
+    /// What is recorded on the current replica set for the day someone goes back to it.
+    fn records(&self, set_name: &str) -> BTreeMap<String, String> {
+        let mut records = BTreeMap::from([(annotations::REVISION_OF.to_owned(), set_name.to_owned())]);
+        if let Some(applied) = note(self.deployment, annotations::LAST_APPLIED).filter(|applied| applied.len() <= applied::RECORD_LIMIT) {
+            records.insert(annotations::APPLIED_CONFIGURATION.to_owned(), applied.to_owned());
+        }
+        if let Some(owned) = self.deployment.metadata.managed_fields.as_deref().and_then(applied::record) {
+            records.insert(annotations::APPLIED_FIELDS.to_owned(), owned);
+        }
+        records
+    }
+
+    fn create(&mut self) {
+        let deployment = self.deployment;
+        let revision = self.revisions.highest_old() + 1;
+        let everyone: i32 = self.revisions.all.iter().map(|set| wanted(set)).sum();
+        let total = replicas(deployment);
+        let size = if scale::recreates(deployment) { total } else { scale::grown(0, everyone, total, fence(deployment).surge) };
+        let mut set = new_replica_set(deployment, self.seen.family, size, revision);
+        let set_name = name(&set).to_owned();
+        let records = self.records(&set_name);
+        set.metadata.annotations.get_or_insert_default().extend(records);
+        self.act(Action::Create(Box::new(set)));
+        if size > 0 {
+            self.note(Kind::Normal, reasons::SCALING_REPLICA_SET, format!("Scaled up replica set {set_name} from 0 to {size}"));
+        }
+        if note(deployment, annotations::REVISION) != Some(&revision.to_string()) {
+            self.act(Action::Patch(json!({"metadata": {"annotations": {annotations::REVISION: revision.to_string()}}})));
+        }
+        let mut status = status::calculate(deployment, &self.revisions, self.now);
+        status::end_of_going_back(&mut status, self.now);
+        if status::has_deadline(deployment) {
+            let message = format!("Created new replica set {set_name:?}");
+            status::unset(&mut status, conditions::PROGRESSING);
+            status::set(&mut status, status::make(conditions::PROGRESSING, "True", reasons::NEW_REPLICA_SET, message, self.now));
+        }
+        self.write_status(&status);
+    }
+
+    /// A step of a rolling update. `None`: the step writes the status itself. Otherwise whether sizes changed.
+    fn update(&mut self) -> Option<bool> {
+        let Some(new) = self.revisions.new else {
+            self.create();
+            return None;
+        };
+        if self.tend_new() {
+            return None;
+        }
+        let total = replicas(self.deployment);
+        let fence = fence(self.deployment);
+        let everyone: i32 = self.revisions.all.iter().map(|set| wanted(set)).sum();
+        let size = if wanted(new) > total { total } else { scale::grown(wanted(new), everyone, total, fence.surge) };
+        if self.resize(new, size) {
+            return Some(true);
+        }
+        let old: Vec<Size> = self.revisions.old.iter().map(|set| size_of(set)).collect();
+        let sizes = scale::shrunk(&old, size_of(new), total, fence.unavailable);
+        let mut moved = false;
+        for (set, size) in self.revisions.old.clone().into_iter().zip(sizes) {
+            if size != wanted(set) {
+                moved |= self.resize(set, size);
+            }
+        }
+        Some(moved)
+    }
+
+    /// A step of a recreation: every old pod is gone before the first new one comes.
+    fn recreate(&mut self) -> Option<bool> {
+        let active: Vec<_> = self.revisions.active_old().collect();
+        let mut moved = false;
+        for set in active {
+            moved |= self.resize(set, 0);
+        }
+        if moved {
+            return Some(true);
+        }
+        let new_uid = self.revisions.new.and_then(|set| set.metadata.uid.as_deref());
+        let old_pods = self.seen.pods.iter().any(|pod| {
+            !pods::is_over(pod) && owners::controller_of(&pod.metadata).map(|owner| owner.uid.as_str()) != new_uid
+        });
+        let old_counted = self.revisions.old.iter().filter_map(|set| set.status.as_ref()).any(|status| status.replicas > 0);
+        if old_pods || old_counted {
+            return Some(false);
+        }
+        let Some(new) = self.revisions.new else {
+            self.create();
+            return None;
+        };
+        if self.tend_new() {
+            return None;
+        }
+        Some(self.resize(new, replicas(self.deployment)))
+    }
+
+    /// Brings the replica sets to the deployment's own size, without rolling.
+    fn scale(&mut self) {
+        let total = replicas(self.deployment);
+        let active: Vec<_> = self.revisions.active_old().chain(self.revisions.new.filter(|set| wanted(set) > 0)).collect();
+        let alone = match active.as_slice() {
+            [] => self.revisions.new.or_else(|| self.revisions.old.iter().copied().max_by_key(|set| number(set))),
+            [one] => Some(*one),
+            _ => None,
+        };
+        if let Some(set) = alone {
+            self.resize(set, total);
+            return;
+        }
+        if self.revisions.new.is_some_and(|new| {
+            let size = size_of(new);
+            let desired = note(new, annotations::DESIRED_REPLICAS).and_then(|text| text.parse::<i32>().ok());
+            size.wanted == total && size.available == total && desired == Some(total)
+        }) {
+            for set in self.revisions.active_old().collect::<Vec<_>>() {
+                self.resize(set, 0);
+            }
+            return;
+        }
+        if scale::recreates(self.deployment) {
+            return;
+        }
+        let surge = fence(self.deployment).surge;
+        let allowed = if total > 0 { total.saturating_add(surge) } else { 0 };
+        let growing = allowed > active.iter().map(|set| wanted(set)).sum::<i32>();
+        let mut active = active;
+        active.sort_by(|a, b| {
+            let age = a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp).then_with(|| a.metadata.name.cmp(&b.metadata.name));
+            Reverse(wanted(a)).cmp(&Reverse(wanted(b))).then(if growing { age.reverse() } else { age })
+        });
+        let max_before = |set: &ReplicaSet| note(set, annotations::MAX_REPLICAS).and_then(|text| text.parse().ok());
+        let shares: Vec<_> = active.iter().map(|set| Share { wanted: wanted(set), max_before: max_before(set) }).collect();
+        let status_replicas = self.deployment.status.as_ref().and_then(|status| status.replicas).unwrap_or(0);
+        for (set, size) in active.into_iter().zip(scale::proportional(&shares, total, surge, status_replicas)) {
+            self.resize(set, size);
+        }
+    }
+
+    /// Gives a replica set its size, and the annotations that say for which size of the deployment. Whether the size
+    /// changed.
+    fn resize(&mut self, set: &ReplicaSet, size: i32) -> bool {
+        let from = wanted(set);
+        let changes = annotation_changes(set.metadata.annotations.as_ref(), sizes_of(self.deployment));
+        if from == size && changes.is_empty() {
+            return false;
+        }
+        let mut patch = json!({"metadata": {"annotations": changes}});
+        if from != size && let Some(patch) = patch.as_object_mut() {
+            patch.insert("spec".to_owned(), json!({"replicas": size}));
+        }
+        self.act(Action::PatchSet { name: name(set).to_owned(), patch });
+        if from != size {
+            let way = if size > from { "up" } else { "down" };
+            self.note(Kind::Normal, reasons::SCALING_REPLICA_SET, format!("Scaled {way} replica set {} from {from} to {size}", name(set)));
+        }
+        from != size
+    }
+
+    fn mark_healthy(&mut self) {
+        let Some(new) = self.revisions.new else { return };
+        if replicas(self.deployment) > 0 && note(new, annotations::HEALTHY).is_none() {
+            let at = json(&Time(self.now));
+            // Without automatic rollback a revision once marked may come good; then the mark is wrong.
+            let patch = json!({"metadata": {"annotations": {annotations::HEALTHY: at, annotations::FAILURE: null}}});
+            self.act(Action::PatchSet { name: name(new).to_owned(), patch });
+        }
+    }
+
+    /// Deletes what is beyond the history limit, oldest first. The last failed revision stays: it must stay known.
+    fn clean_up(&mut self) {
+        let Some(limit) = self.deployment.spec.revision_history_limit else { return };
+        let remembered = self
+            .revisions
+            .old
+            .iter()
+            .filter_map(|set| Some((*set, rollback::failure_of(set)?.at)))
+            .max_by_key(|(_, at)| at.clone())
+            .map(|(set, _)| name(set));
+        let mut old: Vec<_> = self.revisions.old.iter().copied().filter(|set| set.metadata.deletion_timestamp.is_none() && Some(name(set)) != remembered).collect();
+        old.sort_by_key(|set| number(set));
+        let surplus = old.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
+        for set in old.into_iter().take(surplus) {
+            let counted = set.status.as_ref().map_or(0, |status| status.replicas);
+            let observed = set.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(0);
+            if counted != 0 || wanted(set) != 0 || set.metadata.generation.unwrap_or(0) > observed {
+                continue;
+            }
+            self.act(Action::DeleteSet { name: name(set).to_owned(), uid: set.metadata.uid.clone().unwrap_or_default() });
+        }
+    }
+
+    /// The copy of the current revision's configuration.
+    pub(super) fn keep_config(&mut self) {
+        let Some(new) = self.revisions.new.filter(|_| config::is_on(self.deployment)) else { return };
+        match config::keep(new, &self.seen.family.replica_set(), &self.seen.live, self.now) {
+            config::Keep::Nothing => {}
+            config::Keep::Wait(delay) => self.plan.look_again(delay.max(Duration::from_millis(1))),
+            config::Keep::Write(secret) => self.act(Action::KeepConfig(secret)),
+        }
+    }
+}
+
+fn size_of(set: &ReplicaSet) -> Size {
+    Size { wanted: wanted(set), available: set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0) }
+}
+
+/// The annotations that say for which size of the deployment a replica set was sized.
+fn sizes_of(deployment: &Deployment) -> BTreeMap<String, String> {
+    let total = replicas(deployment);
+    let max = total.saturating_add(fence(deployment).surge);
+    [(annotations::DESIRED_REPLICAS, total), (annotations::MAX_REPLICAS, max)].map(|(key, value)| (key.to_owned(), value.to_string())).into()
+}
+
+/// The replica set of the deployment's template.
+fn new_replica_set(deployment: &Deployment, family: Family, size: i32, revision: i64) -> ReplicaSet {
+    let collisions = deployment.status.as_ref().and_then(|status| status.collision_count);
+    let mut template = without_hash(&deployment.spec.template);
+    let hash = template_hash(&template, collisions);
+    let meta = template.metadata.get_or_insert_default();
+    let labels = meta.labels.get_or_insert_default();
+    labels.insert(annotations::POD_TEMPLATE_HASH.to_owned(), hash.clone());
+    let labels = labels.clone();
+    let mut selector = deployment.spec.selector.clone();
+    selector.match_labels.get_or_insert_default().insert(annotations::POD_TEMPLATE_HASH.to_owned(), hash.clone());
+    let mut notes = annotations_for(deployment, None, revision);
+    notes.extend(sizes_of(deployment));
+    let resource = family.replica_set();
+    ReplicaSet {
+        types: Some(TypeMeta { api_version: resource.api_version, kind: resource.kind }),
+        metadata: ObjectMeta {
+            name: Some(format!("{}-{hash}", deployment.metadata.name.as_deref().unwrap_or_default())),
+            namespace: deployment.metadata.namespace.clone(),
+            labels: Some(labels),
+            annotations: Some(notes),
+            owner_references: Some(vec![owners::controller_reference(deployment, &family.deployment())]),
+            ..Default::default()
+        },
+        spec: ReplicaSetSpec {
+            replicas: Some(size),
+            min_ready_seconds: deployment.spec.min_ready_seconds.filter(|seconds| *seconds != 0),
+            selector,
+            template: Some(template),
+        },
+        status: None,
+    }
+}
