@@ -4,10 +4,10 @@
 use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
-use crate::{
-    field::Path,
-    json::{MAX_DEPTH, Tracked},
-};
+use crate::{field::Path, json::Tracked};
+
+/// Documents nest no deeper: what reads them needs much stack for each level.
+const MAX_DEPTH: usize = 60;
 
 /// Why a text is not YAML we take; the message names line and column.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +34,7 @@ pub fn from_yaml_strict(bytes: &[u8]) -> Result<Vec<(Value, Vec<Path>)>, YamlErr
             max_nodes: 1_000_000,
             max_events: 2_000_000,
             max_total_scalar_bytes: 16 << 20,
+            flow_nesting_limit: MAX_DEPTH + 1,
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
         duplicate_keys: DuplicateKeyPolicy::LastWins,
@@ -120,9 +121,15 @@ mod tests {
             bomb.push_str(&format!("a{level}: &a{level} [{items}]\n"));
         }
         assert!(from_yaml(bomb.as_bytes()).is_err());
-        assert!(from_yaml("[".repeat(10_000).as_bytes()).is_err());
-        assert!(from_yaml("- ".repeat(10_000).as_bytes()).is_err());
-        assert!(from_yaml("a: ".repeat(10_000).as_bytes()).is_err());
+        for open in ["[", "{a: ", "- ", "? ", "- ? ", "[{a: ["] {
+            eprintln!("{open}");
+            assert!(from_yaml(open.repeat(10_000).as_bytes()).is_err(), "{open}");
+        }
+        let mut stairs = String::new();
+        for level in 0..1_000 {
+            stairs.push_str(&format!("{}a:\n", " ".repeat(level)));
+        }
+        assert!(from_yaml(stairs.as_bytes()).is_err());
     }
 
     #[test]

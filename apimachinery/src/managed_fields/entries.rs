@@ -122,24 +122,20 @@ impl Entries {
         all
     }
 
+    /// Folds the oldest updaters of the object itself into one, until few enough are left.
     fn cap(&mut self) {
         let is_updater = |e: &Entry| e.id.operation == Operation::Update && e.id.subresource.is_empty();
-        let updaters = self.0.iter().filter(|e| is_updater(e)).count();
-        if updaters <= MOST_UPDATERS {
-            return;
-        }
-        let mut times: Vec<String> = self.0.iter().filter(|e| is_updater(e)).map(|e| e.time.clone()).collect();
-        times.sort();
-        let newest_ancient = times[updaters - MOST_UPDATERS].clone();
-        let (old, kept): (Vec<Entry>, Vec<Entry>) =
-            std::mem::take(&mut self.0).into_iter().partition(|e| is_updater(e) && e.time <= newest_ancient);
-        self.0 = kept;
-        for entry in old {
+        while self.0.iter().filter(|e| is_updater(e)).count() > MOST_UPDATERS {
+            let foldable = self.0.iter().enumerate().filter(|(_, e)| is_updater(e) && e.id.manager != ANCIENT);
+            let Some(oldest) = foldable.min_by(|(_, a), (_, b)| a.time.cmp(&b.time)).map(|(index, _)| index) else {
+                return;
+            };
+            let entry = self.0.remove(oldest);
             let id = Id { manager: ANCIENT.to_owned(), ..entry.id };
             match self.0.iter_mut().find(|e| e.id.is(&id)) {
                 Some(bucket) => {
                     bucket.fields.absorb(entry.fields);
-                    bucket.time = bucket.time.clone().max(entry.time);
+                    bucket.time = std::mem::take(&mut bucket.time).max(entry.time);
                 }
                 None => self.0.push(Entry { id, ..entry }),
             }

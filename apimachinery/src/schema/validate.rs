@@ -270,7 +270,7 @@ fn composed(rules: &Rules, value: &Value, trail: &Trail<'_>, errors: &mut FieldE
         found
     };
     let quoted = || format!("{:?}", shown(trail));
-    let mut invalid = |detail: String, errors: &mut FieldErrors| {
+    let invalid = |detail: String, errors: &mut FieldErrors| {
         errors.push(FieldError::invalid(&trail.path(), "", detail));
     };
     let failed: FieldErrors = rules.all_of.iter().flat_map(attempt).collect();
