@@ -217,6 +217,17 @@ fn announce(progress: &Progress, control: &ControlPlane, addresses: &[String]) {
     progress.say(&text);
 }
 
+/// Where pods reach the API server when no `kubernetes` Service says so.
+fn api_address(kubeconfig: &Path) -> anyhow::Result<SocketAddr> {
+    use std::net::ToSocketAddrs;
+    let file = kube::config::Kubeconfig::read_from(kubeconfig)?;
+    let server = file.clusters.into_iter().find_map(|named| named.cluster?.server).context("the kubeconfig names no server")?;
+    let url: warp::http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let found = (host, url.port_u16().unwrap_or(443)).to_socket_addrs().with_context(|| format!("cannot find {host}"))?.next();
+    found.with_context(|| format!("{host} has no address"))
+}
+
 async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
     use k8s_openapi::api::core::v1::Node;
     use kube::runtime::wait::{Condition, await_condition};
