@@ -188,7 +188,7 @@ async fn containers_of_a_pod_share_host_name_ipc_and_shm() {
     bench.launch(ContainerSpec { ..bench.spec("writer", &["write", "/dev/shm/x", "shared"]) }).await;
     bench.exit("writer").await;
     bench.run(bench.spec("reader", &["read", "/dev/shm/x"])).await;
-    assert_eq!(bench.out("reader"), "shared");
+    assert_eq!(bench.out("reader"), "shared\n");
     bench.done().await;
 }
 

@@ -174,3 +174,16 @@ fn dirs(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
     entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }
+
+/// How many processes live in the pid namespace of a process.
+pub fn alive_beside(pid: u32) -> usize {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace(&pid.to_string());
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.parse::<u32>().is_ok())
+        .filter(|name| own.is_some() && namespace(name) == own)
+        .filter(|name| std::fs::read_to_string(format!("/proc/{name}/stat")).is_ok_and(|stat| !stat.contains(") Z ")))
+        .count()
+}

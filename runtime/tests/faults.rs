@@ -1,0 +1,174 @@
+//! Stories of processes that die at bad moments, and of many containers at once.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use proa_runtime::{ContainerState, ExitReason, Runtime};
+use support::{Bench, PATIENCE};
+
+/// The shim of a container: the parent of its init.
+fn shim_of(pid: u32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat[stat.rfind(')').unwrap() + 1..].split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+async fn pid_of(bench: &Bench, id: &str) -> u32 {
+    bench.runtime.status(id).await.unwrap().pid.unwrap()
+}
+
+fn kill(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[tokio::test]
+async fn a_new_agent_takes_containers_back_with_their_logs_and_exit_codes() {
+    let mut bench = Bench::new().await;
+    bench.launch(bench.spec("ticks", &["tick"])).await;
+    bench.launch(bench.spec("ends", &["sleep", "0.3"])).await;
+    bench.launch(bench.spec("ended", &["exit", "3"])).await;
+    bench.exit("ended").await;
+    bench.runtime.create("pod", bench.spec("created", &["true"])).await.unwrap();
+    let before = bench.runtime.status("ticks").await.unwrap();
+
+    bench.agent_returns().await;
+
+    assert_eq!(bench.runtime.status("ticks").await.unwrap(), before);
+    assert_eq!(bench.exit("ended").await.code, 3);
+    assert_eq!(bench.exit("ends").await.code, 0);
+    bench.runtime.start("created").await.unwrap();
+    assert_eq!(bench.exit("created").await.code, 0);
+    let ticks = bench.out("ticks").lines().count();
+    bench.until_said("ticks", &format!("tick {}\n", ticks + 5)).await;
+    let numbers: Vec<String> = bench.out("ticks").lines().map(str::to_owned).collect();
+    for (number, line) in numbers.iter().enumerate() {
+        assert_eq!(*line, format!("tick {number}"), "no tick is lost");
+    }
+    assert_eq!(bench.runtime.list_sandboxes().await.unwrap().len(), 1);
+    bench.runtime.run_sandbox(bench.sandbox("pod")).await.unwrap();
+    let exit = bench.runtime.stop("ticks", 15, Duration::ZERO).await.unwrap();
+    assert_eq!(exit.code, 137);
+    bench.done().await;
+}
+
+#[tokio::test]
+async fn a_container_whose_shim_is_killed_ends_with_137_and_a_reason() {
+    let bench = Bench::new().await;
+    bench.launch(bench.spec("c", &["forever"])).await;
+    let pid = pid_of(&bench, "c").await;
+    kill(shim_of(pid));
+    let exit = bench.exit("c").await;
+    assert_eq!((exit.code, exit.reason), (137, ExitReason::ContainerStatusUnknown));
+    assert!(exit.message.contains("shim"), "{}", exit.message);
+    assert!(!is_alive(pid));
+    bench.runtime.remove("c").await.unwrap();
+    bench.done().await;
+}
+
+#[tokio::test]
+async fn a_shim_killed_while_no_agent_looked_is_found_out() {
+    let mut bench = Bench::new().await;
+    bench.launch(bench.spec("running", &["forever"])).await;
+    bench.runtime.create("pod", bench.spec("created", &["forever"])).await.unwrap();
+    let pids = [pid_of(&bench, "running").await, pid_of(&bench, "created").await];
+    for pid in pids {
+        kill(shim_of(pid));
+    }
+    bench.agent_returns().await;
+    for (id, pid) in ["running", "created"].into_iter().zip(pids) {
+        let ContainerState::Exited(exit) = bench.runtime.status(id).await.unwrap().state else { panic!("{id}") };
+        assert_eq!((exit.code, exit.reason), (137, ExitReason::ContainerStatusUnknown));
+        assert!(!is_alive(pid));
+    }
+    bench.done().await;
+}
+
+#[tokio::test]
+async fn a_hundred_containers_at_once_all_run_and_leave_nothing() {
+    let bench = Bench::new().await;
+    let runs = (0..100).map(|n| {
+        let (runtime, spec) = (bench.runtime.clone(), bench.spec(&format!("c{n}"), &["exit", &(n % 7).to_string()]));
+        tokio::spawn(async move {
+            let id = spec.id.clone();
+            runtime.create("pod", spec).await.unwrap();
+            runtime.start(&id).await.unwrap();
+        })
+    });
+    let runs: Vec<_> = runs.collect();
+    for run in runs {
+        tokio::time::timeout(PATIENCE, run).await.unwrap().unwrap();
+    }
+    for n in 0..100 {
+        assert_eq!(bench.exit(&format!("c{n}")).await.code, n % 7);
+    }
+    for n in 0..50 {
+        bench.runtime.remove(&format!("c{n}")).await.unwrap();
+    }
+    assert_eq!(bench.runtime.list().await.unwrap().len(), 50);
+    bench.done().await;
+}
+
+#[tokio::test]
+async fn reset_ends_everything_and_removes_every_trace() {
+    let bench = Bench::new().await;
+    bench.launch(bench.spec("a", &["forever"])).await;
+    bench.runtime.create("pod", bench.spec("b", &["forever"])).await.unwrap();
+    let pid = pid_of(&bench, "a").await;
+    let state = bench.dir.path().join("state");
+    tokio::task::spawn_blocking(move || proa_runtime::reset(&state)).await.unwrap().unwrap();
+    assert!(!is_alive(pid));
+    assert!(!bench.dir.path().join("state").exists());
+    assert_eq!(bench.traces(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_stopped_sandbox_takes_no_more_containers() {
+    let bench = Bench::new().await;
+    bench.launch(bench.spec("c", &["forever"])).await;
+    bench.runtime.stop_sandbox("pod").await.unwrap();
+    assert_eq!(bench.exit("c").await.code, 137);
+    assert!(bench.runtime.create("pod", bench.spec("d", &["true"])).await.is_err());
+    bench.runtime.stop_sandbox("pod").await.unwrap();
+    bench.runtime.remove_sandbox("nosuch").await.unwrap();
+    bench.done().await;
+}
+
+/// No bound is asserted: a shared machine decides. The numbers are printed for `--nocapture`.
+#[tokio::test]
+async fn the_cost_of_a_container() {
+    let bench = Bench::new().await;
+    let mut times = Vec::new();
+    let before = cpu();
+    for n in 0..20 {
+        let spec = bench.spec(&format!("c{n}"), &["forever"]);
+        let id = spec.id.clone();
+        let begin = Instant::now();
+        bench.runtime.create("pod", spec).await.unwrap();
+        let created = begin.elapsed();
+        bench.runtime.start(&id).await.unwrap();
+        times.push((begin.elapsed(), created));
+    }
+    let pss: u64 = {
+        let shim = shim_of(pid_of(&bench, "c3").await);
+        let text = std::fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
+        text.lines().find_map(|l| l.strip_prefix("Pss:")).unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    for n in 0..20 {
+        bench.runtime.remove(&format!("c{n}")).await.unwrap();
+    }
+    let after = cpu();
+    times.sort();
+    println!("create+start p50 {:?} (create {:?}); cpu per life {:?}; shim pss {pss} KiB", times[10].0, times[10].1, (after - before) / 20);
+    bench.done().await;
+}
+
+/// Busy time of the whole machine.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap();
+    let fields: Vec<u64> = stat.lines().next().unwrap().split_whitespace().skip(1).map(|f| f.parse().unwrap()).collect();
+    Duration::from_millis((fields[0] + fields[1] + fields[2] + fields[5] + fields[6]) * 10)
+}
