@@ -159,6 +159,62 @@ fn a_node_port_answers_outside_inside_and_on_the_machine_itself() {
 }
 
 #[test]
+fn strict_reverse_path_filtering_is_no_hindrance() {
+    machine(|| async {
+        std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
+        let node = Node::new();
+        let proxy = proxy("test");
+        let s = servers(&node, &["a"]).await;
+        let client = node.pod("client").await;
+        proxy.sync(table([ServicePort { node_port: Some(30080), ..service(&s.endpoints) }])).await.unwrap();
+        for (from, to) in [
+            (Some(client.netns.as_path()), VIP),
+            (Some(client.netns.as_path()), "10.244.0.1:30080"),
+            (Some(s.pods[0].netns.as_path()), VIP),
+            (None, VIP),
+            (None, "127.0.0.1:30080"),
+        ] {
+            assert_eq!(serve::ask(from, at(to)).unwrap().0, "a", "{from:?} {to}");
+        }
+    });
+}
+
+#[test]
+fn a_service_may_lead_to_the_nodes_own_loopback_which_pods_cannot_reach_otherwise() {
+    machine(|| async {
+        let node = Node::new();
+        let proxy = proxy("test");
+        let client = node.pod("client").await;
+        // Where `proa up` listens unless told otherwise.
+        let _server = serve::echo(None, "api", at("127.0.0.1:6443"));
+        proxy.sync(table([service(&[at("127.0.0.1:6443")])])).await.unwrap();
+        assert_eq!(serve::ask(Some(&client.netns), at(VIP)).unwrap(), ("api".into(), client.ip));
+        assert_eq!(serve::ask(None, at(VIP)).unwrap().0, "api");
+        // A pod that aims at 127.0.0.1 and pushes it out of its interface.
+        let own = std::net::UdpSocket::bind("127.0.0.1:7000").unwrap();
+        own.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let (netns, source) = (client.netns.clone(), client.ip);
+        let steal = || {
+            inside(&netns, move || {
+                std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap();
+                let socket = std::net::UdpSocket::bind((source, 0)).unwrap();
+                nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::BindToDevice, &"eth0".into()).unwrap();
+                socket.send_to(b"hello", "127.0.0.1:7000").unwrap();
+            });
+            own.recv(&mut [0; 64])
+        };
+        let stolen = steal();
+        assert!(stolen.is_err(), "{stolen:?}");
+        // It is the guard that keeps it out, nothing else.
+        let mut batch = Batch::new("proa-test");
+        batch.flush_chain("guard");
+        batch.commit(&mut Socket::netfilter().unwrap()).unwrap();
+        let stolen = steal();
+        assert!(stolen.is_ok(), "{stolen:?}");
+    });
+}
+
+#[test]
 fn a_host_port_leads_to_its_pod_at_every_address_or_at_one() {
     machine(|| async {
         let node = Node::new();
@@ -405,24 +461,18 @@ fn one_more_service_costs_a_small_part_of_a_thousand() {
     machine(|| async {
         let proxy = proxy("test");
         let thousand = table(many(1000));
-        let begun = Instant::now();
-        let synced = proxy.sync(thousand.clone()).await.unwrap();
-        let full = begun.elapsed();
+        let full = proxy.sync(thousand.clone()).await.unwrap();
         let mut costs = Vec::new();
         for count in 1001..1011 {
-            let more = table(many(count));
-            let begun = Instant::now();
-            let synced = proxy.sync(more).await.unwrap();
-            costs.push(begun.elapsed());
+            let synced = proxy.sync(table(many(count))).await.unwrap();
             assert!(synced.messages < 10, "{synced:?}");
+            costs.push(synced.took);
         }
         costs.sort();
-        eprintln!(
-            "1,000 services: {full:?} ({} messages); one more: best {:?}, p50 {:?}",
-            synced.messages, costs[5], costs[9]
-        );
+        let (best, middle) = (costs[0], costs[5]);
+        eprintln!("1,000 services: {:?} ({} messages); one more: {best:?}, p50 {middle:?}", full.took, full.messages);
         // A ratio, of the best run: other work on the machine must not decide.
-        assert!(costs[0] * 8 < full, "one more costs {:?}, all {full:?}", costs[0]);
+        assert!(best * 8 < full.took, "one more costs {best:?}, all {:?}", full.took);
         let (chains, sets) = dump("test");
         assert_eq!(sets["services"].len(), 1010);
         assert_eq!(sets["node_ports"].len(), 1010);

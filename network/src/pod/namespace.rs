@@ -8,12 +8,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
 use crate::netlink::Socket;
-
-/// `NSFS_MAGIC` of `linux/magic.h`: the file system namespaces live in.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 /// The namespace of the thread that reads it.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -67,7 +64,7 @@ pub(super) fn create(pin: &Path) -> Result<Namespace, NamespaceError> {
 
 /// Whether a namespace is pinned there.
 pub(super) fn is_pinned(pin: &Path) -> bool {
-    statfs(pin).is_ok_and(|s| i64::from(s.filesystem_type().0) == NSFS_MAGIC)
+    statfs(pin).is_ok_and(|s| s.filesystem_type() == NSFS_MAGIC)
 }
 
 /// Releases the pin, however many times it was mounted, and removes its file. Fine when it is already gone.

@@ -57,7 +57,11 @@ impl Inner {
 
     pub(super) fn list(&self) -> Result<Vec<PodNet>, PodNetError> {
         let claims = self.claims.lock();
-        Ok(claims.iter().filter(|(_, claim)| claim.ready).map(|(id, claim)| self.describe(id, claim.address)).collect())
+        let ready = claims.iter().filter(|(_, claim)| claim.ready);
+        // After a reboot the claims are still there and nothing else is.
+        let nets =
+            ready.map(|(id, claim)| self.describe(id, claim.address)).filter(|net| namespace::is_pinned(&net.netns));
+        Ok(nets.collect())
     }
 
     pub(super) fn sweep(&self, known: &BTreeSet<String>) -> Result<Swept, PodNetError> {

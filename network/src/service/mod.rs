@@ -9,6 +9,7 @@ mod render;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -120,6 +121,8 @@ pub struct Synced {
     pub messages: usize,
     /// Stale UDP conntrack entries removed.
     pub flows_removed: usize,
+    /// How long working it out and the kernel's part took, without waiting for a thread (for metrics).
+    pub took: Duration,
 }
 
 /// Why the proxy could not be brought to the desired state.
@@ -175,6 +178,7 @@ impl ServiceProxy {
 
 impl Inner {
     fn sync(&mut self, table: &ServiceTable) -> Result<Synced, ProxyError> {
+        let begun = Instant::now();
         let new = Model::of(table, &self.config);
         // Taken, so that an error leaves "not known": the next sync then replaces everything.
         let old = self.applied.take();
@@ -192,10 +196,14 @@ impl Inner {
         let messages = batch.commit(&mut self.socket)?;
         let look = self.flows_due || old.as_ref().is_none_or(|old| flows::may_be_stale(old, &new));
         let forgotten = if look { self.forget_stale_flows(old.as_ref(), &new) } else { Ok(0) };
-        // The table is right whatever became of the flows.
+        // The table is right whatever became of the flows: they are looked at again with the next sync.
         self.applied = Some(new);
         self.flows_due = forgotten.is_err();
-        Ok(Synced { messages, flows_removed: forgotten? })
+        let flows_removed = forgotten.unwrap_or_else(|error| {
+            tracing::warn!(%error, "stale UDP flows could not be looked for");
+            0
+        });
+        Ok(Synced { messages, flows_removed, took: begun.elapsed() })
     }
 
     fn forget_stale_flows(&mut self, old: Option<&Model>, new: &Model) -> Result<usize, NetlinkError> {

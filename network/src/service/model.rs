@@ -69,7 +69,7 @@ pub(super) struct Model {
     pub(super) services: Sorted<Destination, Outcome>,
     /// Ports at every local address of the node.
     pub(super) node_ports: Sorted<(Protocol, u16), Outcome>,
-    /// Addresses of endpoints that may be their own clients.
+    /// Addresses of endpoints on this node: they may be their own clients.
     pub(super) hairpins: Sorted<Ipv4Addr, ()>,
     /// Endpoints not among this node's pods: clients from outside the cluster are masqueraded to them.
     pub(super) remote: Sorted<Destination, ()>,
@@ -112,8 +112,9 @@ impl Draft {
         let (mut hairpins, mut remote) = (Vec::new(), Vec::new());
         for (_, (backend, protocol)) in &backends {
             for endpoint in &backend.endpoints {
-                hairpins.push((*endpoint.ip(), ()));
-                if !config.pod_cidr.contains((*endpoint.ip()).into()) {
+                if config.pod_cidr.contains((*endpoint.ip()).into()) {
+                    hairpins.push((*endpoint.ip(), ()));
+                } else {
                     let to = Destination { ip: *endpoint.ip(), protocol: *protocol, port: endpoint.port() };
                     remote.push((to, ()));
                 }
