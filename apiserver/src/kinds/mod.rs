@@ -26,7 +26,7 @@ pub mod crd;
 mod discovery;
 mod events;
 pub mod meta;
-mod namespace;
+pub mod namespace;
 mod networking;
 mod node;
 pub mod pod;
@@ -104,16 +104,18 @@ impl Kind {
 
     /// The object as it is stored, from the form of this version.
     pub fn to_storage(&self, object: Object) -> Object {
-        match self.storage.convert {
-            Some(convert) => (convert.to_storage)(object),
+        match &self.storage.convert {
+            Some(Convert::Functions { to_storage, .. }) => to_storage(object),
+            Some(Convert::ApiVersion { stored, .. }) => with_version(object, stored),
             None => object,
         }
     }
 
     /// The object in the form of this version, from what is stored.
     pub fn from_storage(&self, object: Object) -> Object {
-        match self.storage.convert {
-            Some(convert) => (convert.from_storage)(object),
+        match &self.storage.convert {
+            Some(Convert::Functions { from_storage, .. }) => from_storage(object),
+            Some(Convert::ApiVersion { served, .. }) => with_version(object, served),
             None => object,
         }
     }
@@ -132,6 +134,11 @@ impl Kind {
             Some(other) => other.to_string().into(),
         })
     }
+}
+
+fn with_version(mut object: Object, api_version: &str) -> Object {
+    object.0.insert("apiVersion".to_owned(), api_version.into());
+    object
 }
 
 /// Where objects of a kind live.
@@ -289,13 +296,23 @@ pub struct Storage {
     pub convert: Option<Convert>,
 }
 
-/// A pair of total conversions.
-#[derive(Clone, Copy, Debug)]
-pub struct Convert {
-    /// From this version to the stored one.
-    pub to_storage: fn(Object) -> Object,
-    /// From the stored version to this one.
-    pub from_storage: fn(Object) -> Object,
+/// How objects get from one version to another; total both ways.
+#[derive(Clone, Debug)]
+pub enum Convert {
+    /// By code.
+    Functions {
+        /// From this version to the stored one.
+        to_storage: fn(Object) -> Object,
+        /// From the stored version to this one.
+        from_storage: fn(Object) -> Object,
+    },
+    /// Only the version's name differs: custom resources with conversion strategy `None`.
+    ApiVersion {
+        /// Group and version stored.
+        stored: String,
+        /// Group and version of this row.
+        served: String,
+    },
 }
 
 /// What a write does.

@@ -29,7 +29,7 @@ struct Row {
     /// Name, and what absence reads as.
     fields: &'static [(&'static str, &'static str)],
     rules: Rules,
-    stored: Option<(&'static str, Convert)>,
+    stored: Option<(&'static str, &'static Convert)>,
     is_virtual: bool,
 }
 
@@ -92,7 +92,7 @@ impl Row {
         self.rules.inert = Some(self.kind);
         self
     }
-    const fn stored(mut self, api_version: &'static str, convert: Convert) -> Row {
+    const fn stored(mut self, api_version: &'static str, convert: &'static Convert) -> Row {
         self.stored = Some((api_version, convert));
         self
     }
@@ -115,7 +115,7 @@ impl Row {
         let (group, api_version, convert) = match self.stored {
             Some((api_version, convert)) => {
                 let group = api_version.split_once('/').map_or("", |(group, _)| group);
-                (group, Some(Cow::Borrowed(api_version)), Some(convert))
+                (group, Some(Cow::Borrowed(api_version)), Some(convert.clone()))
             }
             None => (self.group, None, None),
         };
@@ -150,7 +150,7 @@ fn field(name: &'static str, default: &'static str) -> SelectableField {
 
 /// Parsed paths and owned strings from the short form.
 impl Col {
-    fn column(&self) -> Column {
+    pub(super) fn column(&self) -> Column {
         let cell = match self.cell {
             c::Source::Call(call) => Cell::Call(call),
             // Holds because every path in the rows is parsed by the test `every_row_can_be_built`.
@@ -337,7 +337,7 @@ const ROWS: &[Row] = &[
         .subs(&["status"])
         .columns(c::HPA)
         .rules(autoscaling::V1)
-        .stored("autoscaling/v2", autoscaling::CONVERT)
+        .stored("autoscaling/v2", &autoscaling::CONVERT)
         .inert(),
     // networking
     row!("networking", "networking.k8s.io", "Ingress", "ingresses")
@@ -427,7 +427,7 @@ const ROWS: &[Row] = &[
         .columns(c::NEW_EVENT)
         .fields(&[("regarding.kind", ""), ("regarding.namespace", ""), ("regarding.name", ""), ("regarding.uid", ""), ("reason", ""), ("reportingController", ""), ("type", "")])
         .rules(events::NEW_EVENT)
-        .stored("v1", events::CONVERT),
+        .stored("v1", &events::CONVERT),
     // certificates
     row!("certificates", "certificates.k8s.io", "CertificateSigningRequest", "certificatesigningrequests")
         .cluster()

@@ -14,6 +14,8 @@ pub struct Rules {
     pub name: fn(&str) -> Vec<String>,
     /// Status is written through `/status` only, and starts empty.
     pub status: bool,
+    /// A new object may bring its status along, as nodes do.
+    pub status_on_create: bool,
     /// `metadata.generation` counts changes of the desired state.
     pub generation: bool,
     /// Labels and annotations may change through `/status`, as on Kubernetes for built-in kinds.
@@ -43,6 +45,7 @@ impl Rules {
     pub const GENERIC: Rules = Rules {
         name: proa_apimachinery::names::is_dns1123_subdomain,
         status: false,
+        status_on_create: false,
         generation: false,
         metadata_in_status: true,
         default: |_| {},
@@ -57,7 +60,10 @@ impl Rules {
     };
 
     /// Desired state in `spec`, observed state in `status`.
-    pub const WITH_STATUS: Rules = Rules { status: true, generation: true, ..Rules::GENERIC };
+    pub const WITH_STATUS: Rules = Rules { status: true, ..Rules::COUNTED };
+
+    /// Changes of the desired state are counted.
+    pub const COUNTED: Rules = Rules { generation: true, ..Rules::GENERIC };
 }
 
 impl Strategy for Rules {
@@ -66,7 +72,8 @@ impl Strategy for Rules {
     }
 
     fn prepare(&self, op: Op, new: &mut Object, old: Option<&Object>) {
-        prepare(op, new, old, self.status, self.generation);
+        let status = self.status && !(op == Op::Create && self.status_on_create);
+        prepare(op, new, old, status, self.generation);
         if op == Op::UpdateStatus && !self.metadata_in_status {
             if let Some(old) = old {
                 keep_user_metadata(new, old);
@@ -88,7 +95,8 @@ impl Strategy for Rules {
 
     fn warnings(&self, new: &Object) -> Vec<String> {
         let mut warnings = (self.warnings)(new);
-        if let Some(what) = self.inert {
+        // Once, when it is made: objects from the store have a resource version.
+        if let (Some(what), true) = (self.inert, new.resource_version().is_empty()) {
             warnings.push(format!("{what}: stored and served, but no controller of Proa acts on it yet"));
         }
         warnings
@@ -148,7 +156,8 @@ pub fn prepare(op: Op, new: &mut Object, old: Option<&Object>, status: bool, gen
     }
 }
 
-fn keep_user_metadata(new: &mut Object, old: &Object) {
+/// A status writer that may touch nothing of the metadata.
+pub(super) fn keep_user_metadata(new: &mut Object, old: &Object) {
     let fields = new.metadata_mut().shift_remove("managedFields");
     if let Some(Value::Object(metadata)) = old.0.get("metadata") {
         let mut metadata = metadata.clone();

@@ -2,8 +2,7 @@
 //! anything; what admission must look up is passed in (see [`admit_service_account`]).
 
 use proa_apimachinery::Object;
-use proa_apimachinery::field::{FieldErrors, Path};
-use serde_json::Value;
+use proa_apimachinery::field::FieldErrors;
 
 use super::at::At;
 use super::{Graceful, Op, Rules};
@@ -102,18 +101,4 @@ fn graceful(pod: &Object, requested: Option<i64>) -> Graceful {
         ..0 => Graceful::After(1),
         seconds => Graceful::After(seconds),
     }
-}
-
-/// Validates what `/binding` asks for; the core then sets `spec.nodeName` and the condition.
-pub fn validate_binding(binding: &Object) -> FieldErrors {
-    let mut errors = FieldErrors::new();
-    let target = At::new(binding.get(&["target"]), Path::of("target"));
-    target.child("kind").one_of(&mut errors, &["Node", "<empty>"]);
-    target.child("name").required(&mut errors);
-    errors
-}
-
-/// True when the pod's containers all belong to the past.
-pub fn is_finished(pod: &Object) -> bool {
-    matches!(pod.get(&["status", "phase"]).and_then(Value::as_str), Some("Succeeded" | "Failed"))
 }
