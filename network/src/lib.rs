@@ -22,6 +22,6 @@ pub mod service;
 
 pub use cidr::Cidr;
 pub use dns::{Dns, DnsConfig, DnsError, Zone};
-pub use pod::{NetConfig, PodNet, PodNetError, PodNetRequest, PodNetwork, Swept};
+pub use pod::{NetConfig, Peer, PodNet, PodNetError, PodNetRequest, PodNetwork, Swept};
 pub use reset::{ResetError, reset};
 pub use service::{HostPort, Protocol, ProxyConfig, ProxyError, ServicePort, ServiceProxy, ServiceTable, Synced};

@@ -13,6 +13,11 @@ pub(crate) fn interface(instance: &str, sandbox: &str) -> String {
     interface_prefix(instance) + &digits(hash(sandbox.as_bytes()), 9)
 }
 
+/// The interface to other nodes.
+pub(crate) fn overlay(instance: &str) -> String {
+    interface_prefix(instance) + "overlay"
+}
+
 /// The interface group of an instance, for interfaces on their way out. Far from the small numbers people use.
 pub(crate) fn group(instance: &str) -> u32 {
     0x7072_0000 | (hash(instance.as_bytes()) as u32 & 0xffff)

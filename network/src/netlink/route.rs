@@ -1,7 +1,7 @@
 //! Links, addresses, routes and neighbours. Verbs that make something are idempotent; verbs that remove something treat
 //! its absence as done.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -40,6 +40,14 @@ const NUD_PERMANENT: u16 = 0x80;
 const RT_TABLE_MAIN: u8 = 254;
 /// Marks our routes as installed by a daemon of the administrator, not by the kernel (`RTPROT_STATIC`).
 const RTPROT_STATIC: u8 = 4;
+
+const RTNH_F_ONLINK: u32 = 4;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const NTF_SELF: u8 = 2;
+const NUD_NOARP: u16 = 0x40;
 
 /// A hardware address.
 pub(crate) type Mac = [u8; 6];
@@ -82,6 +90,8 @@ pub(crate) struct Route {
     pub(crate) gateway: Option<IpAddr>,
     pub(crate) source: Option<IpAddr>,
     pub(crate) scope: Scope,
+    /// The gateway is reached directly although no address of the interface says so.
+    pub(crate) on_link: bool,
 }
 
 impl Socket {
@@ -239,12 +249,12 @@ impl Socket {
     ) -> Result<(), NetlinkError> {
         let mut writer = Writer::new();
         for (index, address, mac) in neighbours {
-            writer
-                .begin(libc::RTM_NEWNEIGH, flags::ACK | flags::CREATE | flags::REPLACE)
-                .raw(&[family(*address), 0, 0, 0])
-                .raw(&index.to_ne_bytes())
-                .raw(&NUD_PERMANENT.to_ne_bytes())
-                .raw(&[0, 0]);
+            writer.begin(libc::RTM_NEWNEIGH, flags::ACK | flags::CREATE | flags::REPLACE).raw(&neighbour(
+                family(*address),
+                *index,
+                NUD_PERMANENT,
+                0,
+            ));
             octets(&mut writer, NDA_DST, *address);
             writer.attr(NDA_LLADDR, mac);
         }
@@ -253,6 +263,78 @@ impl Socket {
         }
         let what = || routes.first().map(|r| r.to.to_string()).unwrap_or_default();
         self.request(&writer, |_| format!("adding neighbour or route to {}", what()))
+    }
+
+    /// Makes a VXLAN interface with this network id and port that learns nothing, and brings it up.
+    pub(crate) fn add_vxlan(
+        &mut self,
+        name: &str,
+        mac: Mac,
+        mtu: u32,
+        (id, port): (u32, u16),
+        local: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        let mut writer = Writer::new();
+        writer
+            .begin(libc::RTM_NEWLINK, flags::ACK | flags::CREATE | flags::EXCL)
+            .raw(&ifinfo(0, 0, 0))
+            .text(IFLA_IFNAME, name)
+            .u32(IFLA_MTU, mtu)
+            .attr(IFLA_ADDRESS, &mac)
+            .nest(IFLA_LINKINFO, |w| {
+                w.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |w| {
+                    w.u32(IFLA_VXLAN_ID, id).attr(IFLA_VXLAN_LEARNING, &[0]).attr(IFLA_VXLAN_PORT, &port.to_be_bytes());
+                    octets(w, IFLA_VXLAN_LOCAL, local);
+                });
+            });
+        up(&mut writer, name);
+        self.request(&writer, |_| format!("overlay interface {name}"))
+    }
+
+    /// Sets the text an interface is described by.
+    pub(crate) fn set_alias(&mut self, name: &str, alias: &str) -> Result<(), NetlinkError> {
+        let mut writer = Writer::new();
+        let message = writer.begin(libc::RTM_SETLINK, flags::ACK).raw(&ifinfo(0, 0, 0));
+        message.text(IFLA_IFNAME, name).text(IFLA_IFALIAS, alias);
+        self.request(&writer, |_| format!("describing interface {name}"))
+    }
+
+    /// Frames to `mac` go to the node at `to`.
+    pub(crate) fn add_forwarding(&mut self, index: u32, mac: Mac, to: IpAddr) -> Result<(), NetlinkError> {
+        let mut writer = Writer::new();
+        let message = writer.begin(libc::RTM_NEWNEIGH, flags::ACK | flags::CREATE | flags::REPLACE);
+        message.raw(&neighbour(libc::AF_BRIDGE as u8, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF));
+        message.attr(NDA_LLADDR, &mac);
+        octets(message, NDA_DST, to);
+        self.request(&writer, |_| format!("forwarding to node {to}"))
+    }
+
+    /// Forgets where frames to `mac` go.
+    pub(crate) fn delete_forwarding(&mut self, index: u32, mac: Mac) -> Result<(), NetlinkError> {
+        let mut writer = Writer::new();
+        let header = neighbour(libc::AF_BRIDGE as u8, index, 0, NTF_SELF);
+        writer.begin(libc::RTM_DELNEIGH, flags::ACK).raw(&header).attr(NDA_LLADDR, &mac);
+        gone_is_fine(self.request(&writer, |_| "removing a forwarding entry".into()))
+    }
+
+    /// Forgets a permanent neighbour.
+    pub(crate) fn delete_neighbour(&mut self, index: u32, address: IpAddr) -> Result<(), NetlinkError> {
+        let mut writer = Writer::new();
+        writer.begin(libc::RTM_DELNEIGH, flags::ACK).raw(&neighbour(family(address), index, 0, 0));
+        octets(&mut writer, NDA_DST, address);
+        gone_is_fine(self.request(&writer, |_| format!("removing neighbour {address}")))
+    }
+
+    /// Where the IPv4 routes of the main table through an interface lead.
+    pub(crate) fn routes_through(&mut self, index: u32) -> Result<Vec<Cidr>, NetlinkError> {
+        let mut found = Vec::new();
+        self.main_routes(|prefix, attributes| {
+            let base = attributes.be32(RTA_DST).map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from_bits);
+            if attributes.u32(RTA_OIF) == Some(index) {
+                found.extend(Cidr::new(base.into(), prefix));
+            }
+        })?;
+        Ok(found)
     }
 
     /// Removes the route to `to` through interface `index` (any interface when 0) from the main table.
@@ -281,20 +363,35 @@ impl Socket {
 
     /// The interface that the IPv4 default route with the best metric leaves by.
     pub(crate) fn default_interface(&mut self) -> Result<Option<u32>, NetlinkError> {
-        let mut writer = Writer::new();
-        writer.begin(libc::RTM_GETROUTE, flags::DUMP).raw(&[libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         let mut best: Option<(u32, u32)> = None;
-        self.dump(&writer, |_, payload| {
-            let (Some(header), Some(rest)) = (payload.get(..12), payload.get(12..)) else { return };
-            let attributes = Attributes(rest);
-            let main = attributes.u32(RTA_TABLE).unwrap_or(u32::from(header[4])) == u32::from(RT_TABLE_MAIN);
-            if let (0, true, Some(index)) = (header[1], main, attributes.u32(RTA_OIF)) {
+        self.main_routes(|prefix, attributes| {
+            if let (0, Some(index)) = (prefix, attributes.u32(RTA_OIF)) {
                 let candidate = (attributes.u32(RTA_PRIORITY).unwrap_or(0), index);
                 best = Some(best.map_or(candidate, |b| b.min(candidate)));
             }
         })?;
         Ok(best.map(|(_, index)| index))
     }
+
+    /// Hands prefix length and attributes of every IPv4 route of the main table to `each`.
+    fn main_routes(&mut self, mut each: impl FnMut(u8, Attributes<'_>)) -> Result<(), NetlinkError> {
+        let mut writer = Writer::new();
+        writer.begin(libc::RTM_GETROUTE, flags::DUMP).raw(&[libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        self.dump(&writer, |_, payload| {
+            let (Some(header), Some(rest)) = (payload.get(..12), payload.get(12..)) else { return };
+            let attributes = Attributes(rest);
+            if attributes.u32(RTA_TABLE).unwrap_or(u32::from(header[4])) == u32::from(RT_TABLE_MAIN) {
+                each(header[1], attributes);
+            }
+        })
+    }
+}
+
+/// `struct ndmsg`.
+fn neighbour(family: u8, index: u32, state: u16, flags: u8) -> [u8; 12] {
+    let [a, b, c, d] = index.to_ne_bytes();
+    let [low, high] = state.to_ne_bytes();
+    [family, 0, 0, 0, a, b, c, d, low, high, flags, 0]
 }
 
 fn ifinfo(index: u32, set: u32, change: u32) -> [u8; 16] {
@@ -333,11 +430,8 @@ fn write_route(writer: &mut Writer, route: &Route) {
         RTPROT_STATIC,
         route.scope as u8,
         libc::RTN_UNICAST,
-        0,
-        0,
-        0,
-        0,
     ]);
+    writer.raw(&(if route.on_link { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
     if route.to.prefix() > 0 {
         octets(writer, RTA_DST, route.to.base());
     }

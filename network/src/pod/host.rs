@@ -132,7 +132,14 @@ impl Host {
         if let Some(to) = services {
             self.remember(Change::ServiceRoute(to))?;
             let source = (to.base().is_ipv4() == node.is_ipv4()).then_some(node);
-            socket.add_route(&Route { to, index: LOOPBACK, gateway: None, source, scope: Scope::Link })?;
+            socket.add_route(&Route {
+                to,
+                index: LOOPBACK,
+                gateway: None,
+                source,
+                scope: Scope::Link,
+                on_link: false,
+            })?;
         }
         Ok(())
     }

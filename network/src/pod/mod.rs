@@ -10,6 +10,7 @@
 mod claims;
 pub(crate) mod host;
 mod namespace;
+mod overlay;
 mod removal;
 mod setup;
 
@@ -30,6 +31,7 @@ use removal::Removal;
 pub use claims::ClaimError;
 pub use host::HostError;
 pub use namespace::NamespaceError;
+pub use overlay::Peer;
 
 /// What the pod network of one node needs to know.
 #[derive(Debug, Clone)]
@@ -200,6 +202,12 @@ impl PodNetwork {
             return Err(PodNetError::Unsupported(format!("an IPv6 service address ({address})")));
         }
         self.blocking(move |inner| Ok(inner.host.lock().add_local_address(&mut inner.socket.lock(), address)?)).await
+    }
+
+    /// Makes the pods of exactly these other nodes reachable, over VXLAN; none: the overlay is taken down. `local` is
+    /// this node's address as the peers know it. What already is as wanted is not interrupted.
+    pub async fn set_peers(&self, local: IpAddr, peers: Vec<Peer>) -> Result<(), PodNetError> {
+        self.blocking(move |inner| inner.set_peers(local, &peers)).await
     }
 
     /// The node's own address in the pod network: source of what the host sends to pods. On `lo`, so that it does not

@@ -77,7 +77,8 @@ impl Inner {
                 Err(e) => errors.push(e),
             }
         }
-        let wanted: BTreeSet<String> = known.iter().map(|id| names::interface(&self.config.instance, id)).collect();
+        let mut wanted: BTreeSet<String> = known.iter().map(|id| names::interface(&self.config.instance, id)).collect();
+        wanted.insert(names::overlay(&self.config.instance));
         let prefix = names::interface_prefix(&self.config.instance);
         let links = self.socket.lock().links()?;
         for link in links.into_iter().filter(|l| l.name.starts_with(&prefix) && !wanted.contains(&l.name)) {
@@ -125,15 +126,30 @@ impl Inner {
             let mut socket = self.socket.lock();
             socket.add_veth(&veth)?;
             let index = index_of(&mut socket, &net.interface)?;
-            let to_pod = Route { to: host(net.ip), index, gateway: None, source: Some(self.node), scope: Scope::Link };
+            let to_pod = Route {
+                to: host(net.ip),
+                index,
+                gateway: None,
+                source: Some(self.node),
+                scope: Scope::Link,
+                on_link: false,
+            };
             socket.add_neighbours_and_routes(&[(index, net.ip, pod_mac)], &[to_pod])?;
         }
         pod.socket.set_up(&["lo", "eth0"], self.ipv6)?;
         let index = index_of(&mut pod.socket, "eth0")?;
         pod.socket.add_address(index, net.ip, Scope::Universe)?;
-        let to_gateway = Route { to: host(GATEWAY), index, gateway: None, source: None, scope: Scope::Link };
+        let to_gateway =
+            Route { to: host(GATEWAY), index, gateway: None, source: None, scope: Scope::Link, on_link: false };
         let everywhere = Cidr::new(EVERYWHERE.into(), 0).unwrap_or(host(GATEWAY));
-        let default = Route { to: everywhere, index, gateway: Some(GATEWAY), source: None, scope: Scope::Universe };
+        let default = Route {
+            to: everywhere,
+            index,
+            gateway: Some(GATEWAY),
+            source: None,
+            scope: Scope::Universe,
+            on_link: false,
+        };
         pod.socket.add_neighbours_and_routes(&[(index, GATEWAY, HOST_MAC)], &[to_gateway, default])?;
         Ok(())
     }
@@ -164,15 +180,15 @@ pub(super) fn pins(dir: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-fn index_of(socket: &mut crate::netlink::Socket, name: &str) -> Result<u32, PodNetError> {
+pub(super) fn index_of(socket: &mut crate::netlink::Socket, name: &str) -> Result<u32, PodNetError> {
     match socket.link(name)? {
         Some(link) => Ok(link.index),
         None => Err(crate::netlink::NetlinkError::Protocol("the interface just made is not there").into()),
     }
 }
 
-/// A pod's hardware address follows from its address: locally administered, unique on the node.
-fn mac_of(address: IpAddr) -> Mac {
+/// A hardware address that follows from an IP address: locally administered, unique where the address is.
+pub(super) fn mac_of(address: IpAddr) -> Mac {
     match address {
         IpAddr::V4(v4) => {
             let [a, b, c, d] = v4.octets();

@@ -65,6 +65,10 @@ impl Node {
 
     pub fn at(dir: TempDir) -> Node {
         let config = config(dir.path());
+        Node::with(dir, config)
+    }
+
+    pub fn with(dir: TempDir, config: NetConfig) -> Node {
         let pods = PodNetwork::open(config.clone()).unwrap();
         Node { dir, config, pods }
     }
