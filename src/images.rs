@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use anyhow::Context;
-use proa_images::ImageStore;
+use proa_images::{ImageStore, Options};
 
 use crate::cli;
 use crate::paths::DataDir;
@@ -12,22 +12,22 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
     match command {
         cli::Image::Load { file, data } => {
             let archive = File::open(&file).with_context(|| format!("cannot open {}", file.display()))?;
-            for reference in open(&data)?.load(archive).with_context(|| format!("cannot load {}", file.display()))? {
+            for reference in open(&data, Vec::new())?.load(archive).with_context(|| format!("cannot load {}", file.display()))? {
                 println!("Loaded image: {reference}");
             }
             Ok(())
         }
-        cli::Image::Ls { data } => list(&open(&data)?),
+        cli::Image::Ls { data } => list(&open(&data, Vec::new())?),
         cli::Image::Rm { references, data } => {
-            let images = open(&data)?;
+            let images = open(&data, Vec::new())?;
             for reference in references {
-                images.remove(&reference).with_context(|| format!("cannot remove {reference}"))?;
+                images.remove(&reference, &Default::default()).with_context(|| format!("cannot remove {reference}"))?;
                 println!("Removed: {reference}");
             }
             Ok(())
         }
         cli::Image::Pull { reference, insecure_registry, data } => {
-            let images = open(&data)?.with_insecure_registries(insecure_registry);
+            let images = open(&data, insecure_registry)?;
             let image = images.pull(&reference, None, |_| {}).await.with_context(|| format!("cannot pull {reference}"))?;
             println!("{}", image.id);
             Ok(())
@@ -35,14 +35,14 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
     }
 }
 
-fn open(data: &cli::DataDir) -> anyhow::Result<ImageStore> {
+fn open(data: &cli::DataDir, plain_http: Vec<String>) -> anyhow::Result<ImageStore> {
     let directory = DataDir::new(&data.data_dir)?.images();
-    ImageStore::open(&directory).with_context(|| format!("cannot open the images in {}", directory.display()))
+    ImageStore::open(&directory, Options { plain_http }).with_context(|| format!("cannot open the images in {}", directory.display()))
 }
 
 fn list(images: &ImageStore) -> anyhow::Result<()> {
     println!("{:<50} {:<14} {:>10}", "REFERENCE", "ID", "SIZE");
-    for image in images.list()? {
+    for image in images.list() {
         let id = image.id.to_string();
         let id = id.trim_start_matches("sha256:");
         for reference in &image.references {

@@ -22,7 +22,7 @@ use cli::{Cli, Command};
 fn main() -> std::process::ExitCode {
     // A shim is this same file started again for one container. It must stay single-threaded (libcontainer forks),
     // so it is told apart before anything else is set up.
-    if proa_runtime::is_shim_invocation() {
+    if proa_runtime::is_shim() {
         proa_runtime::shim_main();
     }
     let cli = Cli::parse();
@@ -54,18 +54,16 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Agent(args) => run::agent(args).await,
         Command::Rollback(args) => rollback::run(args).await,
         Command::Image(command) => images::run(command).await,
-        Command::Crds => print_crds(),
+        Command::Crds => {
+            print!("{}", proa_crds::custom_resource_definitions_yaml());
+            Ok(())
+        }
         Command::Reset(args) => reset::run(&args.data_dir),
         Command::Echo(args) => match args.wait_for {
             Some(url) => echo::wait_for(&url).await,
             None => echo::run().await,
         },
     }
-}
-
-fn print_crds() -> anyhow::Result<()> {
-    print!("{}", proa_crds::yaml()?);
-    Ok(())
 }
 
 /// Logs go to stderr; `PROA_LOG` takes the usual filter syntax. Only warnings by default: what a person should see

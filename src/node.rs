@@ -23,7 +23,7 @@ const CLUSTER_DOMAIN: &str = "cluster.local";
 ///
 /// # Errors
 /// When the image store or the runtime's directory cannot be used.
-pub(crate) fn config(
+pub(crate) async fn config(
     client: Client,
     family: Family,
     node_name: String,
@@ -32,8 +32,8 @@ pub(crate) fn config(
     api: SocketAddr,
 ) -> anyhow::Result<Config> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let runtime = proa_runtime::Embedded::open(&data.runtime(), program).context("cannot open the container runtime")?;
-    let images = proa_images::ImageStore::open(&data.images()).context("cannot open the image store")?;
+    let runtime = proa_runtime::Embedded::open(&data.runtime(), program).await.context("cannot open the container runtime")?;
+    let images = proa_images::ImageStore::open(&data.images(), proa_images::Options::default()).context("cannot open the image store")?;
     let node_ip = node_ip();
     Ok(Config {
         client,

@@ -1,6 +1,9 @@
 //! The layout of a data directory: the one place that names its folders.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
 
 /// A data directory. All state of one `proa` lies beneath it.
 #[derive(Clone, Debug)]
@@ -10,6 +13,25 @@ impl DataDir {
     /// Makes the path absolute: shims and mounts outlive the directory we were started in.
     pub(crate) fn new(path: &Path) -> std::io::Result<DataDir> {
         std::path::absolute(path).map(DataDir)
+    }
+
+    /// Holds one part's use of the directory for as long as the file is open; the kernel lets go when the process dies.
+    ///
+    /// # Errors
+    /// When another process runs that part on this directory.
+    pub(crate) fn lock(&self, part: Part) -> anyhow::Result<File> {
+        let path = self.0.join(format!("{}.lock", part.name()));
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => bail!(
+                "another proa {} runs on {}: stop it first, or choose another directory with --data-dir DIR",
+                part.name(),
+                self.0.display()
+            ),
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -47,5 +69,21 @@ impl DataDir {
 
     pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
         self.0.join("admin.kubeconfig")
+    }
+}
+
+/// What of a data directory one process at a time may use. The API server and an agent may share a directory.
+#[derive(Clone, Copy)]
+pub(crate) enum Part {
+    Server,
+    Agent,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Part::Server => "server",
+            Part::Agent => "agent",
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
-use crate::paths::DataDir;
+use crate::paths::{DataDir, Part};
 
 /// Stops and removes everything that belongs to `directory`; goes on past what fails and reports all of it.
 ///
@@ -16,8 +16,8 @@ pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
         println!("Nothing to reset: {} does not exist.", data.root().display());
         return Ok(());
     }
-    proa_store::ensure_unused(&data.store())
-        .context("stop the running proa first (Ctrl-C, or SIGTERM to its process), then reset again")?;
+    let _server = data.lock(Part::Server)?;
+    let _agent = data.lock(Part::Agent)?;
     let mut failures = Vec::new();
     let mut step = |what: &str, outcome: Result<(), String>| {
         if let Err(error) = outcome {

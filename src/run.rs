@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli;
-use crate::paths::DataDir;
+use crate::paths::{DataDir, Part};
 use crate::progress::Progress;
 use crate::{apply, node, preflight, samples};
 
@@ -24,10 +24,11 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
     let parts = Parts::new();
     let control = ControlPlane::start(&args.server, &parts, &progress).await?;
+    let _lock = control.data.lock(Part::Agent)?;
 
     parts.spawn("controllers", {
         let (client, shutdown) = (control.client("system:kube-controller-manager")?, parts.shutdown.clone());
-        async move { Ok(proa_controllers::run(client, proa_controllers::Options::new(Family::Standard), shutdown).await?) }
+        async move { Ok(proa_controllers::run(client, controller_options(Family::Standard), shutdown).await?) }
     });
     let agent = node::config(
         control.client("system:proa-agent")?,
@@ -36,7 +37,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         &control.data,
         control.server.pki().ca_pem().to_owned(),
         control.address,
-    )?;
+    )
+    .await?;
     let images = agent.images.clone();
     parts.spawn("agent", {
         let shutdown = parts.shutdown.clone();
@@ -78,7 +80,7 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
     let client = client_from(&args.kubeconfig).await?;
     let parts = Parts::new();
     let shutdown = parts.shutdown.clone();
-    let options = proa_controllers::Options::new(args.family.into());
+    let options = controller_options(args.family.into());
     parts.spawn("controllers", async move { Ok(proa_controllers::run(client, options, shutdown).await?) });
     parts.until_stopped(async { Ok(()) }).await
 }
@@ -88,17 +90,22 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     preflight::check_machine()?;
     preflight::create_data_dir(&args.data.data_dir)?;
     let data = DataDir::new(&args.data.data_dir)?;
+    let _lock = data.lock(Part::Agent)?;
     let client = client_from(&args.kubeconfig).await?;
     let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
     let authority = node::certificate_authority(&args.kubeconfig)?;
     let api = api_address(&args.kubeconfig)?;
     let parts = Parts::new();
-    let config = node::config(client, args.family.into(), node_name, &data, authority, api)?;
+    let config = node::config(client, args.family.into(), node_name, &data, authority, api).await?;
     let images = config.images.clone();
     let shutdown = parts.shutdown.clone();
     parts.spawn("agent", async move { Ok(proa_kubelet_agent::run(config, shutdown).await?) });
     tokio::task::spawn_blocking(move || samples::ensure(&images)).await??;
     parts.until_stopped(async { Ok(()) }).await
+}
+
+fn controller_options(family: Family) -> proa_controllers::Options {
+    proa_controllers::Options { family, identity: format!("proa-{}", std::process::id()), ..Default::default() }
 }
 
 /// Tasks that make up this process; when one ends by itself, the process ends with its error.
@@ -164,18 +171,20 @@ struct ControlPlane {
     data: DataDir,
     server: proa_apiserver::Server,
     address: SocketAddr,
+    _lock: std::fs::File,
 }
 
 impl ControlPlane {
     async fn start(args: &cli::ServerArgs, parts: &Parts, progress: &Progress) -> anyhow::Result<ControlPlane> {
         preflight::create_data_dir(&args.data.data_dir)?;
         let data = DataDir::new(&args.data.data_dir)?;
+        let lock = data.lock(Part::Server)?;
         let listener: TcpListener = preflight::bind(args.listen).await?;
         let listen = listener.local_addr()?;
         let store = proa_store::Embedded::open(&data.store(), proa_store::Options::default())
             .await
             .with_context(|| format!("cannot open the store in {}", data.store().display()))?;
-        let config = proa_apiserver::Config::new(data.root(), listen);
+        let config = proa_apiserver::Config { listen: Some(listen), ..proa_apiserver::Config::new(data.root()) };
         let server = proa_apiserver::Server::open(config, Arc::new(store)).await.context("cannot start the API server")?;
         let url = format!("https://{listen}");
         let kubeconfig = server.kubeconfig(&url, "kubernetes-admin", &["system:masters"])?;
@@ -188,7 +197,7 @@ impl ControlPlane {
             async move { Ok(server.serve(listener, shutdown).await?) }
         });
         progress.done("API server", &url);
-        Ok(ControlPlane { data, server, address: listen })
+        Ok(ControlPlane { data, server, address: listen, _lock: lock })
     }
 
     /// A client in this process: no socket, no TLS, the same code.

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use proa_images::{FileInImage, ImageConfig, ImageStore};
+use proa_images::{BuildFile, ImageConfig, ImageStore};
 
 /// Where the binary lies in the sample images.
 const PROGRAM: &str = "/proa";
@@ -19,13 +19,13 @@ pub(crate) fn ensure(images: &ImageStore) -> anyhow::Result<()> {
     for version in VERSIONS {
         let config = ImageConfig {
             entrypoint: vec![PROGRAM.into(), "echo".into()],
-            env: vec![format!("ECHO_VERSION={version}"), "PATH=/".into()],
+            env: vec![("ECHO_VERSION".into(), version.into()), ("PATH".into(), "/".into())],
             exposed_ports: vec!["8080/tcp".into()],
             ..ImageConfig::default()
         };
-        let files = vec![FileInImage { path: PathBuf::from(PROGRAM), source: program.clone(), mode: 0o755 }];
+        let files = [BuildFile { path: PathBuf::from(PROGRAM), source: program.clone(), mode: 0o755 }];
         let reference = format!("example/echo:{version}");
-        images.build_from_files(&reference, files, config).with_context(|| format!("cannot make the sample image {reference}"))?;
+        images.build_from_files(&reference, &files, config).with_context(|| format!("cannot make the sample image {reference}"))?;
     }
     Ok(())
 }
