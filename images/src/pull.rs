@@ -1,0 +1,319 @@
+//! Pulling from registries (the OCI distribution protocol), blobs in parallel, each digested as it comes.
+
+use std::io::Write;
+use std::sync::Once;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, Reference as RegistryReference};
+
+use crate::digest::Digest;
+use crate::error::{ImageError, PullError};
+use crate::image::Image;
+use crate::manifest::{
+    ARCHITECTURE, ConfigFile, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, JSON_LIMIT, Manifest, OCI_INDEX, OCI_MANIFEST,
+};
+use crate::reference::Reference;
+use crate::store::ImageStore;
+
+/// Who pulls.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials({}, …)", self.username)
+    }
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// The image is known: so many layers, so many bytes to fetch (what is here already is not counted).
+    Begin {
+        /// All layers.
+        layers: usize,
+        /// Bytes to fetch.
+        bytes: u64,
+    },
+    /// So many more bytes have come.
+    Received {
+        /// Since the last word.
+        bytes: u64,
+    },
+    /// A blob is here, and it is what it should be.
+    Finished {
+        /// Which.
+        digest: Digest,
+    },
+}
+
+/// Blobs of one image fetched at a time.
+const PARALLEL: usize = 4;
+/// A registry that says nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(60);
+const CONNECT: Duration = Duration::from_secs(15);
+
+pub(crate) async fn pull(
+    store: &ImageStore,
+    name: &str,
+    auth: Option<Credentials>,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Image, PullError> {
+    let reference = Reference::parse(name).map_err(|error| match error {
+        ImageError::InvalidName(message) => PullError::InvalidName(message),
+        other => other.into(),
+    })?;
+    let auth = match auth {
+        Some(Credentials { username, password }) => RegistryAuth::Basic(username, password),
+        None => RegistryAuth::Anonymous,
+    };
+    let session = Session { store, client: client(store, &reference), reference, auth };
+    let (bytes, manifest) = session.manifest().await?;
+    session.blobs(&manifest, progress).await?;
+    let config = store.blobs().read_json(&manifest.config.digest)?;
+    ConfigFile::parse(&config, manifest.layers.len()).map_err(|error| session.corrupt(error.to_string()))?;
+    let digest = store.blobs().write(&bytes)?;
+    Ok(store.name(std::slice::from_ref(&session.reference), &digest)?)
+}
+
+fn client(store: &ImageStore, reference: &Reference) -> Client {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        // Fails only when somebody has chosen one before, which is just as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    let plain = is_loopback(reference.registry()) || store.options().plain_http.iter().any(|host| host == reference.registry());
+    Client::new(ClientConfig {
+        protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
+        read_timeout: Some(SILENCE),
+        connect_timeout: Some(CONNECT),
+        user_agent: concat!("proa/", env!("CARGO_PKG_VERSION")),
+        ..ClientConfig::default()
+    })
+}
+
+/// A registry on this machine, whatever its port.
+fn is_loopback(registry: &str) -> bool {
+    let host = match registry.rsplit_once(':') {
+        Some((host, port)) if port.chars().all(|c| c.is_ascii_digit()) => host,
+        _ => registry,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+struct Session<'a> {
+    store: &'a ImageStore,
+    client: Client,
+    reference: Reference,
+    auth: RegistryAuth,
+}
+
+impl Session<'_> {
+    /// The image for this machine.
+    async fn manifest(&self) -> Result<(Vec<u8>, Manifest), PullError> {
+        let mut reference = self.reference.clone();
+        for _ in 0..3 {
+            let bytes = self.fetch_manifest(&reference).await?;
+            match Document::parse(&bytes).map_err(|error| self.corrupt(error.to_string()))? {
+                Document::Manifest(manifest) => return Ok((bytes, manifest)),
+                Document::Index(index) => {
+                    let chosen = index.choose().ok_or_else(|| PullError::NotFound {
+                        reference: self.reference.familiar(),
+                        message: format!(
+                            "no image for linux/{ARCHITECTURE}, only for {}",
+                            match index.platforms() {
+                                names if names.is_empty() => "unknown platforms".to_owned(),
+                                names => names,
+                            }
+                        ),
+                    })?;
+                    reference = reference.with_digest(&chosen.digest);
+                }
+            }
+        }
+        Err(self.corrupt("indexes within indexes within indexes".to_owned()))
+    }
+
+    async fn fetch_manifest(&self, reference: &Reference) -> Result<Vec<u8>, PullError> {
+        let accepted = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+        let (bytes, _) = self
+            .client
+            .pull_manifest_raw(&self.remote(reference)?, &self.auth, &accepted)
+            .await
+            .map_err(|error| self.error(error))?;
+        if bytes.len() as u64 > JSON_LIMIT {
+            return Err(self.corrupt(format!("the manifest is larger than {JSON_LIMIT} bytes")));
+        }
+        if let Some(wanted) = reference.digest() {
+            let found = Digest::of(&bytes);
+            if found != *wanted {
+                return Err(self.corrupt(format!("digest mismatch: the manifest should be {wanted}, but is {found}")));
+            }
+        }
+        Ok(bytes.to_vec())
+    }
+
+    async fn blobs(&self, manifest: &Manifest, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<(), PullError> {
+        let mut wanted: Vec<&Descriptor> = std::iter::once(&manifest.config).chain(&manifest.layers).collect();
+        wanted.sort_by(|a, b| a.digest.cmp(&b.digest));
+        wanted.dedup_by(|a, b| a.digest == b.digest);
+        wanted.retain(|blob| !self.store.blobs().has(&blob.digest));
+        let bytes = wanted.iter().map(|blob| blob.size).sum();
+        progress(Progress::Begin { layers: manifest.layers.len(), bytes });
+        futures::stream::iter(wanted)
+            .map(|blob| self.blob(blob, progress))
+            .buffer_unordered(PARALLEL)
+            .try_collect::<()>()
+            .await
+    }
+
+    async fn blob(&self, blob: &Descriptor, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<(), PullError> {
+        let turn = self.store.turn(&blob.digest);
+        let _turn = turn.lock().await;
+        if !self.store.blobs().has(&blob.digest) {
+            self.fetch_blob(blob, progress).await?;
+        }
+        progress(Progress::Finished { digest: blob.digest.clone() });
+        Ok(())
+    }
+
+    async fn fetch_blob(&self, blob: &Descriptor, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<(), PullError> {
+        let descriptor = oci_client::manifest::OciDescriptor {
+            media_type: blob.media_type.clone(),
+            digest: blob.digest.to_string(),
+            size: i64::try_from(blob.size).unwrap_or(i64::MAX),
+            ..Default::default()
+        };
+        let remote = self.remote(&self.reference)?;
+        let response = self.client.pull_blob_stream(&remote, &descriptor).await;
+        let mut stream = response.map_err(|error| self.error(error))?.stream;
+        let stage = self.store.stage()?;
+        let mut incoming = stage.incoming()?;
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|error| self.broken_off(blob, &error))?;
+            if incoming.written() + piece.len() as u64 > blob.size {
+                return Err(self.corrupt(format!("blob {} is longer than the {} bytes it should have", blob.digest, blob.size)));
+            }
+            // A piece is some kilobytes into the page cache: not worth a thread's hop.
+            incoming.write_all(&piece).map_err(|error| PullError::from(ImageError::io("storing a layer")(error)))?;
+            progress(Progress::Received { bytes: piece.len() as u64 });
+        }
+        if incoming.written() < blob.size {
+            return Err(PullError::Unreachable {
+                reference: self.reference.familiar(),
+                message: format!("blob {} broke off after {} of {} bytes", blob.digest, incoming.written(), blob.size),
+            });
+        }
+        self.store.blobs().keep(incoming, Some(&blob.digest)).map_err(|error| match error {
+            ImageError::Corrupt(message) => self.corrupt(message),
+            other => other.into(),
+        })?;
+        Ok(())
+    }
+
+    /// oci-client checks digests too, and says so in the middle of a stream.
+    fn broken_off(&self, blob: &Descriptor, error: &std::io::Error) -> PullError {
+        let text = error.to_string();
+        if text.to_lowercase().contains("digest") {
+            return self.corrupt(format!("blob {}: digest mismatch: {text}", blob.digest));
+        }
+        PullError::Unreachable { reference: self.reference.familiar(), message: format!("blob {} broke off: {text}", blob.digest) }
+    }
+
+    fn remote(&self, reference: &Reference) -> Result<RegistryReference, PullError> {
+        // With both, the digest is what counts.
+        let text = match reference.digest() {
+            Some(digest) => format!("{}@{digest}", reference.name()),
+            None => reference.to_string(),
+        };
+        text.parse().map_err(|_| PullError::InvalidName(text))
+    }
+
+    fn corrupt(&self, message: String) -> PullError {
+        PullError::Corrupt { reference: self.reference.familiar(), message }
+    }
+
+    fn error(&self, error: OciDistributionError) -> PullError {
+        let reference = self.reference.familiar();
+        let message = chain(&error);
+        match error {
+            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
+                PullError::Unauthorized { reference, message }
+            }
+            OciDistributionError::ImageManifestNotFoundError(_) => PullError::NotFound { reference, message },
+            OciDistributionError::RegistryError { ref envelope, .. } => {
+                let has = |codes: &[OciErrorCode]| envelope.errors.iter().any(|error| codes.contains(&error.code));
+                if has(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
+                    PullError::Unauthorized { reference, message }
+                } else if has(&[
+                    OciErrorCode::ManifestUnknown,
+                    OciErrorCode::NameUnknown,
+                    OciErrorCode::BlobUnknown,
+                    OciErrorCode::NotFound,
+                ]) {
+                    PullError::NotFound { reference, message }
+                } else {
+                    PullError::Unreachable { reference, message }
+                }
+            }
+            OciDistributionError::ServerError { code, .. } => match code {
+                401 | 403 => PullError::Unauthorized { reference, message },
+                404 => PullError::NotFound { reference, message },
+                _ => PullError::Unreachable { reference, message },
+            },
+            OciDistributionError::DigestError(_)
+            | OciDistributionError::JsonError(_)
+            | OciDistributionError::ManifestEncodingError(_)
+            | OciDistributionError::ManifestParsingError(_)
+            | OciDistributionError::VersionedParsingError(_)
+            | OciDistributionError::UnsupportedMediaTypeError(_)
+            | OciDistributionError::UnsupportedSchemaVersionError(_)
+            | OciDistributionError::SpecViolationError(_) => PullError::Corrupt { reference, message },
+            _ => PullError::Unreachable { reference, message },
+        }
+    }
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_trusted_without_tls() {
+        for (registry, plain) in [
+            ("localhost:5000", true),
+            ("127.0.0.1:5000", true),
+            ("127.1.2.3", true),
+            ("[::1]:5000", true),
+            ("docker.io", false),
+            ("10.0.0.1:5000", false),
+            ("localhost.evil.example:5000", false),
+        ] {
+            assert_eq!(is_loopback(registry), plain, "{registry}");
+        }
+    }
+}
