@@ -7,18 +7,28 @@ use crate::names;
 use crate::netlink::Socket;
 use crate::nft;
 use crate::pod::host::Host;
-use crate::pod::{CLAIMS, HOST, PINS, remove_all};
+use crate::pod::{CLAIMS, HOST, INSTANCE, PINS, remove_all};
 
 /// What could not be taken back; everything else was.
 #[derive(Debug, thiserror::Error)]
 #[error("network reset is incomplete: {}", .0.join("; "))]
 pub struct ResetError(pub Vec<String>);
 
-/// Removes the interfaces, pinned namespaces, nftables table, addresses and routes of `instance`, puts changed sysctls
-/// back and empties `state_dir`. Works in the calling thread's network namespace. Calling it again is fine.
+/// How a part of the state directory is removed.
+type Remove = fn(&Path) -> std::io::Result<()>;
+
+/// Removes the interfaces, pinned namespaces, nftables table, addresses and routes of the installation whose state is
+/// in `state_dir`, puts changed sysctls back and removes that directory. Works in the calling thread's network namespace. Calling it again is fine.
 ///
 /// Forwarding stays on while another installation has a table in this namespace.
-pub fn reset(state_dir: &Path, instance: &str) -> Result<(), ResetError> {
+pub fn reset(state_dir: &Path) -> Result<(), ResetError> {
+    let instance = match fs::read_to_string(state_dir.join(INSTANCE)) {
+        Ok(instance) => instance,
+        // Written before anything is made: without it there is nothing.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(ResetError(vec![format!("{}: {e}", state_dir.join(INSTANCE).display())])),
+    };
+    let instance = instance.trim_end_matches('\n');
     let mut errors: Vec<String> = Vec::new();
     let mut others = false;
     match Socket::netfilter() {
@@ -46,19 +56,25 @@ pub fn reset(state_dir: &Path, instance: &str) -> Result<(), ResetError> {
     }
     // The record is what a second attempt would need.
     if errors.is_empty() {
-        // Only what is ours: a wrong path must not cost anybody a directory.
-        let own = [
-            (fs::remove_dir_all(state_dir.join(CLAIMS)), CLAIMS),
-            (fs::remove_dir(state_dir.join(PINS)), PINS),
-            (fs::remove_file(state_dir.join(HOST)), HOST),
-            (fs::remove_dir(state_dir), ""),
+        // Only what is ours: a wrong path must not cost anybody a directory. The instance's name goes last: while
+        // anything is left, another attempt needs it.
+        let own: [(Remove, &str); 5] = [
+            (|path| fs::remove_dir_all(path), CLAIMS),
+            (|path| fs::remove_dir(path), PINS),
+            (|path| fs::remove_file(path), HOST),
+            (|path| fs::remove_file(path), INSTANCE),
+            (|path| fs::remove_dir(path), ""),
         ];
-        let failed = own.into_iter().filter_map(|(result, name)| Some((result.err()?, name)));
-        errors.extend(
-            failed
-                .filter(|(e, _)| e.kind() != std::io::ErrorKind::NotFound)
-                .map(|(e, name)| format!("removing {}: {e}", state_dir.join(name).display())),
-        );
+        for (remove, name) in own {
+            let path = state_dir.join(name);
+            match remove(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    errors.push(format!("removing {}: {e}", path.display()));
+                    break;
+                }
+                _ => {}
+            }
+        }
     }
     if errors.is_empty() { Ok(()) } else { Err(ResetError(errors)) }
 }

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::serve::{self, Server};
@@ -154,7 +156,7 @@ fn a_node_port_answers_outside_inside_and_on_the_machine_itself() {
         }
         let seen = serve::ask(Some(&stranger.netns), at("10.244.0.1:30080")).unwrap().1;
         assert_eq!(seen, stranger.ip, "an endpoint on this node sees who asks");
-        proa_network::reset(&outside_config.state_dir, "outside").unwrap();
+        proa_network::reset(&outside_config.state_dir).unwrap();
     });
 }
 
@@ -332,6 +334,55 @@ fn established_connections_survive_every_change_of_endpoints_and_a_restart_of_th
 }
 
 #[test]
+fn no_new_connection_fails_while_endpoints_come_and_go() {
+    machine(|| async {
+        let node = Node::new();
+        let mut current = proxy("test");
+        let s = servers(&node, &["a", "b", "c", "d", "e"]).await;
+        let client = node.pod("client").await;
+        current.sync(table([ServicePort { node_port: Some(30080), ..service(&s.endpoints) }])).await.unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let loads: Vec<_> = [(Some(client.netns.clone()), VIP), (None, VIP), (None, "127.0.0.1:30080")]
+            .into_iter()
+            .map(|(from, to)| {
+                let stop = stop.clone();
+                let load = move || {
+                    let mut asked = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        serve::ask(None, at(to)).unwrap_or_else(|e| panic!("request {asked} to {to}: {e}"));
+                        asked += 1;
+                    }
+                    asked
+                };
+                // The thread that asks lives in the client's namespace all along.
+                std::thread::spawn(move || match from {
+                    Some(netns) => common::inside(&netns, load),
+                    None => load(),
+                })
+            })
+            .collect();
+        for round in 0..60 {
+            if round % 15 == 14 {
+                // A restart replaces the whole table.
+                current = proxy("test");
+            }
+            let mut endpoints = s.endpoints.clone();
+            endpoints.rotate_left(round % 5);
+            endpoints.truncate(1 + round % 5);
+            let affinity_seconds = (round % 7 == 0).then_some(60);
+            let port = ServicePort { node_port: Some(30080), affinity_seconds, ..service(&endpoints) };
+            current.sync(table([port])).await.unwrap();
+            // Some requests of our own give the loads time between changes.
+            names(None, VIP, 5);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let asked: Vec<u32> = loads.into_iter().map(|load| load.join().expect("every request answered")).collect();
+        eprintln!("{asked:?} requests, none lost");
+        assert!(asked.iter().all(|n| *n > 10), "{asked:?}");
+    });
+}
+
+#[test]
 fn a_udp_client_moves_on_when_its_endpoint_goes_and_not_before() {
     machine(|| async {
         let node = Node::new();
@@ -377,7 +428,7 @@ fn pods_go_out_under_the_nodes_address_and_to_each_other_under_their_own() {
         assert_eq!(serve::ask(Some(&client.netns), s.endpoints[0]).unwrap().1, client.ip);
         let (_, seen) = serve::ask(Some(&stranger.netns), s.endpoints[0]).unwrap();
         assert_eq!(seen, stranger.ip, "what comes in is not touched");
-        proa_network::reset(&outside_config.state_dir, "outside").unwrap();
+        proa_network::reset(&outside_config.state_dir).unwrap();
     });
 }
 
@@ -405,7 +456,7 @@ fn an_outside_client_of_an_endpoint_elsewhere_comes_from_this_node() {
         assert_eq!(silent, ErrorKind::TimedOut);
         let client = node.pod("client").await;
         assert_eq!(serve::ask(Some(&client.netns), at(VIP)).unwrap().0, "elsewhere", "inside, any will do");
-        proa_network::reset(&outside_config.state_dir, "outside").unwrap();
+        proa_network::reset(&outside_config.state_dir).unwrap();
     });
 }
 
@@ -550,7 +601,7 @@ fn reset_removes_the_table_and_only_ours() {
         let mut batch = Batch::new("somebody-elses");
         batch.add_table();
         batch.commit(&mut socket).unwrap();
-        proa_network::reset(&node.config.state_dir, "test").unwrap();
+        proa_network::reset(&node.config.state_dir).unwrap();
         assert_eq!(nft::tables(&mut socket).unwrap(), ["somebody-elses"]);
     });
 }

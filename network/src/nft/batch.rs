@@ -304,3 +304,87 @@ fn describe(message: &[u8]) -> String {
         None => "nftables transaction".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::expr::Verdict;
+    use super::*;
+
+    /// One message, taken apart by hand: type, flags and what follows the two headers.
+    fn messages(batch: &Batch) -> Vec<(u16, u16, Vec<u8>)> {
+        let (mut rest, mut found) = (batch.bytes(), Vec::new());
+        while !rest.is_empty() {
+            let number = |at: usize| u16::from_ne_bytes([rest[at], rest[at + 1]]);
+            let length = usize::from(number(0));
+            found.push((number(4), number(6), rest[16..length].to_vec()));
+            rest = &rest[length.next_multiple_of(4)..];
+        }
+        found
+    }
+
+    #[test]
+    fn a_transaction_is_laid_out_as_the_kernel_reads_it() {
+        let mut batch = Batch::new("t");
+        batch.add_table();
+        batch.add_chain(&Chain { name: "c", hook: Some((ChainKind::Nat, Hook::Prerouting, -100)) });
+        batch.add_elements("m", &[Element { key: vec![1, 2], data: Some(Data::Verdict(Verdict::Drop)) }]);
+        assert_eq!(batch.len(), 3);
+        let table = [6, 0, 1, 0, b't', 0, 0, 0];
+        let messages = messages(&batch);
+        // NFNL_MSG_BATCH_BEGIN for subsystem 10.
+        assert_eq!(messages[0], (0x10, 1, vec![0, 0, 0, 10]));
+        assert_eq!(messages[1], (0x0a00, 0x401, [&[2, 0, 0, 0][..], &table].concat()));
+        let chain = [
+            &[2, 0, 0, 0][..],
+            &table,
+            &[6, 0, 3, 0, b'c', 0, 0, 0],
+            &[20, 0, 4, 0x80, 8, 0, 1, 0, 0, 0, 0, 0, 8, 0, 2, 0, 0xff, 0xff, 0xff, 0x9c],
+            &[8, 0, 5, 0, 0, 0, 0, 1],
+            &[8, 0, 7, 0, b'n', b'a', b't', 0],
+        ];
+        assert_eq!(messages[2], (0x0a03, 0x401, chain.concat()));
+        let elements = [
+            &[2, 0, 0, 0][..],
+            &table,
+            &[6, 0, 2, 0, b'm', 0, 0, 0],
+            // list { element { key { value 1 2 } data { verdict { code 0 } } } }
+            &[36, 0, 3, 0x80, 32, 0, 1, 0x80],
+            &[12, 0, 1, 0x80, 6, 0, 1, 0, 1, 2, 0, 0],
+            &[16, 0, 2, 0x80, 12, 0, 2, 0x80, 8, 0, 1, 0, 0, 0, 0, 0],
+        ];
+        assert_eq!(messages[3], (0x0a0c, 0x401, elements.concat()));
+    }
+
+    #[test]
+    fn many_elements_are_spread_over_messages_that_can_say_how_long_they_are() {
+        let mut batch = Batch::new("t");
+        let elements: Vec<Element> =
+            (0u32..20_000).map(|i| Element { key: i.to_be_bytes().to_vec(), data: None }).collect();
+        batch.add_elements("s", &elements);
+        assert!(batch.len() > 5);
+        let bytes: usize = messages_total(&batch);
+        assert!(bytes > 20_000 * 16);
+    }
+
+    fn messages_total(batch: &Batch) -> usize {
+        let (mut rest, mut total) = (batch.bytes(), 0);
+        while let Some(header) = rest.get(..4) {
+            let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+            assert!(length < 1 << 16);
+            total += length;
+            rest = &rest[length.next_multiple_of(4)..];
+        }
+        total
+    }
+
+    #[test]
+    fn an_error_says_which_change_was_refused() {
+        let mut batch = Batch::new("t");
+        batch.flush_chain("c");
+        batch.delete_elements("s", &[Element { key: vec![1], data: None }]);
+        let (first, second) = (batch.writer.message(2).unwrap(), batch.writer.message(3).unwrap());
+        assert_eq!(describe(first), "nftables: removing rules of chain t c");
+        assert_eq!(describe(second), "nftables: removing elements of set t s");
+        assert_eq!(describe(&[]), "nftables transaction");
+    }
+}

@@ -148,6 +148,10 @@ impl PodNetwork {
         let node = config.pod_cidr.nth(1).ok_or(ClaimError::Exhausted(config.pod_cidr))?;
         let pins = config.state_dir.join(PINS);
         std::fs::create_dir_all(&pins).map_err(|source| PodNetError::State { path: pins, source })?;
+        // First of all: reset learns from it whose things to look for.
+        let instance = config.state_dir.join(INSTANCE);
+        std::fs::write(&instance, format!("{}\n", config.instance))
+            .map_err(|source| PodNetError::State { path: instance, source })?;
         let mut socket = Socket::route().map_err(NetlinkError::from)?;
         let claims = Claims::open(&config.state_dir.join(CLAIMS), config.pod_cidr)?;
         let mut host = Host::open(&config.state_dir.join(HOST))?;
@@ -238,6 +242,7 @@ impl PodNetwork {
 pub(crate) const PINS: &str = "netns";
 pub(crate) const CLAIMS: &str = "addresses";
 pub(crate) const HOST: &str = "host-changes";
+pub(crate) const INSTANCE: &str = "instance";
 
 fn uplink_mtu(socket: &mut Socket) -> Result<u32, NetlinkError> {
     let index = socket.default_interface()?;
