@@ -4,21 +4,29 @@
 //! (each a pure `plan` and a thin shell around it). Never opens the store, never talks to nodes directly: everything
 //! goes through the Kubernetes API with a [`kube::Client`].
 
+pub mod aggregation;
+pub mod catalogue;
 pub mod clock;
 pub mod context;
 pub mod deployment;
+pub mod endpoints;
 pub mod events;
+pub mod garbage;
 pub mod informer;
 pub mod key;
+pub mod namespace;
+pub mod node;
 pub mod owners;
 pub mod patch;
 pub mod pod_status;
+pub mod podgc;
 pub mod pods;
 pub mod queue;
 pub mod replicaset;
 pub mod runner;
 pub mod scheduler;
 pub mod selector;
+pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
 pub mod taints;
@@ -44,6 +52,16 @@ pub struct Options {
     pub identity: String,
     /// Where the time comes from.
     pub clock: Clock,
+    /// The certificate of the API server's CA, PEM, to be published in every namespace. Without one nothing is
+    /// published. Standard family only.
+    pub root_ca: Option<String>,
+}
+
+impl Options {
+    /// The family's loops with the machine's clock, and no certificate to publish.
+    pub fn new(family: Family) -> Options {
+        Options { family, ..Options::default() }
+    }
 }
 
 /// The controllers could not be run.
@@ -52,15 +70,26 @@ pub enum Error {}
 
 /// Runs every loop until `shutdown`.
 pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> Result<(), Error> {
-    let context = Context::new(client, options.family, options.clock, shutdown);
-    start_loops(&context);
+    let context = Context::new(client, options.family, options.clock.clone(), shutdown);
+    start_loops(&context, &options);
     context.run().await;
     Ok(())
 }
 
 /// Adding a loop is one line here.
-fn start_loops(context: &Context) {
+fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
     scheduler::start(context);
+    context.start(endpoints::EndpointSlices::new(context));
+    context.start(node::NodeLifecycle::new(context));
+    context.start(podgc::PodGc::new(context));
+    if context.family == Family::Standard {
+        context.start(aggregation::Aggregation::new(context));
+        context.start(endpoints::LegacyEndpoints::new(context));
+        let catalogue = catalogue::Catalogue::start(context);
+        context.start(garbage::GarbageCollector::new(&catalogue));
+        context.start(namespace::Namespaces::new(context, &catalogue));
+        context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
+    }
 }

@@ -300,8 +300,10 @@ impl Planner<'_> {
     }
 }
 
+/// A set just made smaller may still count pods that are about to go: no more of them are available than wanted.
 fn size_of(set: &ReplicaSet) -> Size {
-    Size { wanted: wanted(set), available: set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0) }
+    let available = set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
+    Size { wanted: wanted(set), available: available.min(wanted(set)) }
 }
 
 /// The annotations that say for which size of the deployment a replica set was sized.

@@ -99,7 +99,7 @@ pub(super) struct Share {
 
 /// The sizes of the active replica sets after the deployment's own size changed in the middle of a rollout: each keeps
 /// its share. `shares` come largest first (ties: newest first when growing, oldest first when shrinking); what rounding
-/// leaves over goes to the first.
+/// leaves over goes to the first, and what that one cannot give to the next.
 pub(super) fn proportional(shares: &[Share], total: i32, surge: i32, status_replicas: i32) -> Vec<i32> {
     let allowed = if total > 0 { total.saturating_add(surge) } else { 0 };
     let change = allowed - shares.iter().map(|share| share.wanted).sum::<i32>();
@@ -117,8 +117,11 @@ pub(super) fn proportional(shares: &[Share], total: i32, surge: i32, status_repl
             share.wanted + part
         })
         .collect();
-    if let Some(first) = sizes.first_mut() {
-        *first = (*first + change - given).max(0);
+    let mut left = change - given;
+    for size in &mut sizes {
+        let part = left.max(-*size);
+        *size += part;
+        left -= part;
     }
     sizes
 }

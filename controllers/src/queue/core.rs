@@ -11,6 +11,10 @@ use std::{
 /// First and longest pause after failures of one key (doubling in between).
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(60));
 
+/// A key whose plans still act after this many runs in a row is slowed down: it must not drive the server as fast as it
+/// can when some write never takes effect.
+const PATIENCE: u32 = 30;
+
 /// Keys that wait, keys that are being worked on, keys for later.
 ///
 /// A key is in work at most once; a key added while in work is handed out again after [`Core::done`].
@@ -23,6 +27,7 @@ pub(crate) struct Core {
     later: BTreeSet<(Duration, Key)>,
     due: HashMap<Key, Duration>,
     failures: HashMap<Key, u32>,
+    streaks: HashMap<Key, u32>,
     closed: bool,
 }
 
@@ -61,9 +66,19 @@ impl Core {
         pause
     }
 
-    /// Forgets the failures of `key`.
-    pub(crate) fn succeeded(&mut self, key: &Key) {
+    /// A run over `key` went well: its failures are forgotten. When it acted, the pause before it is looked at again.
+    pub(crate) fn succeeded(&mut self, key: &Key, acted: bool) -> Duration {
         self.failures.remove(key);
+        if !acted {
+            self.streaks.remove(key);
+            return Duration::ZERO;
+        }
+        let streak = self.streaks.entry(key.clone()).or_default();
+        *streak = streak.saturating_add(1);
+        match streak.checked_sub(PATIENCE) {
+            None | Some(0) => Duration::ZERO,
+            Some(over) => BACKOFF.0.saturating_mul(1 << over.min(10)).min(BACKOFF.1),
+        }
     }
 
     /// The next key to work on, if one is due.
@@ -187,8 +202,18 @@ mod tests {
         let pauses: Vec<_> = (0..20).map(|_| core.failed(&key(1)).as_millis()).collect();
         assert_eq!(&pauses[..4], &[5, 10, 20, 40]);
         assert_eq!(pauses[19], 60_000);
-        core.succeeded(&key(1));
+        core.succeeded(&key(1), false);
         assert_eq!(core.failed(&key(1)).as_millis(), 5);
+    }
+
+    #[test]
+    fn a_key_that_never_comes_to_rest_is_slowed_down() {
+        let mut core = Core::default();
+        let pauses: Vec<_> = (0..40).map(|_| core.succeeded(&key(1), true).as_millis()).collect();
+        assert!(pauses[..30].iter().all(|pause| *pause == 0));
+        assert_eq!((pauses[30], pauses[31], pauses[39]), (10, 20, 5120));
+        core.succeeded(&key(1), false);
+        assert!(core.succeeded(&key(1), true).is_zero());
     }
 
     #[test]

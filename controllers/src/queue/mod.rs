@@ -56,8 +56,12 @@ impl Queue {
         pause
     }
 
-    pub(crate) fn succeeded(&self, key: &Key) {
-        self.0.core.lock().succeeded(key);
+    /// A run over `key` went well. One that acted is looked at again, at once unless it never comes to rest.
+    pub(crate) fn succeeded(&self, key: &Key, acted: bool) {
+        let pause = self.0.core.lock().succeeded(key, acted);
+        if acted {
+            self.add_after(key.clone(), pause);
+        }
     }
 
     /// The next key; `None` once the queue is closed and empty. The caller says [`Queue::done`] afterwards.

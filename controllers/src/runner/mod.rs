@@ -130,11 +130,9 @@ pub async fn drive<L: Loop>(this: Arc<L>, queue: Queue, clock: Clock) {
             writes.settled().await;
             match outcome {
                 Ok(Outcome { acted, again }) => {
-                    queue.succeeded(&key);
-                    if acted {
-                        // Level-triggered: whatever the writes led to is looked at, with or without an event.
-                        queue.add(key.clone());
-                    } else if let Some(delay) = again {
+                    // Level-triggered: whatever the writes led to is looked at, with or without an event.
+                    queue.succeeded(&key, acted);
+                    if let Some(delay) = again.filter(|_| !acted) {
                         queue.add_after(key.clone(), delay);
                     }
                 }
