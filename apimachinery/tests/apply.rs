@@ -33,7 +33,8 @@ impl Story {
         let now = self.now();
         let config = Object::from_value(config).unwrap();
         let api_version = config.api_version().to_owned();
-        let manager = Manager { name: manager, operation: Operation::Apply, api_version: &api_version, subresource: "" };
+        let manager =
+            Manager { name: manager, operation: Operation::Apply, api_version: &api_version, subresource: "" };
         let applied = managed_fields::apply(self.schema, self.live.as_ref(), &config, manager, force, &now)?;
         self.live = Some(applied);
         Ok(())
@@ -86,7 +87,10 @@ impl Story {
 
     fn managers(&self) -> Vec<String> {
         let entries = self.live().get_list(&["metadata", "managedFields"]);
-        entries.iter().map(|e| format!("{}/{}", e["manager"].as_str().unwrap(), e["operation"].as_str().unwrap())).collect()
+        entries
+            .iter()
+            .map(|e| format!("{}/{}", e["manager"].as_str().unwrap(), e["operation"].as_str().unwrap()))
+            .collect()
     }
 
     fn time(&self, manager: &str) -> Value {
@@ -108,12 +112,18 @@ const POD: [&str; 4] = ["spec", "template", "spec", "containers"];
 #[test]
 fn an_apply_creates_and_owns_what_it_says() {
     let mut story = Story::of("Deployment");
-    story.apply("me", deployment(json!({"replicas": 3, "template": {"metadata": {"labels": {"app": "web"}},
-        "spec": {"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80}]}]}}})));
-    assert_eq!(story.fields("me"), json!({"f:spec": {"f:replicas": {}, "f:template": {
+    story.apply(
+        "me",
+        deployment(json!({"replicas": 3, "template": {"metadata": {"labels": {"app": "web"}},
+        "spec": {"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80}]}]}}})),
+    );
+    assert_eq!(
+        story.fields("me"),
+        json!({"f:spec": {"f:replicas": {}, "f:template": {
         "f:metadata": {"f:labels": {"f:app": {}}},
         "f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:image": {}, "f:name": {},
-            "f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:containerPort": {}}}}}}}}}));
+            "f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:containerPort": {}}}}}}}}})
+    );
     let entry = &story.live().get_list(&["metadata", "managedFields"])[0];
     assert_eq!(entry["operation"], "Apply");
     assert_eq!(entry["apiVersion"], "apps/v1");
@@ -199,7 +209,10 @@ fn an_owner_with_a_subresource_is_named_with_it() {
     story.apply("a", deployment(json!({})));
     story.write("hpa", "scale", |o| o.set(&["spec", "replicas"], 7));
     let text = story.conflict("me", deployment(json!({"replicas": 4})));
-    assert_eq!(text, "Apply failed with 1 conflict: conflict with \"hpa\" with subresource \"scale\" using apps/v1: .spec.replicas");
+    assert_eq!(
+        text,
+        "Apply failed with 1 conflict: conflict with \"hpa\" with subresource \"scale\" using apps/v1: .spec.replicas"
+    );
 }
 
 #[test]
@@ -360,7 +373,8 @@ fn sets_merge_by_value() {
 
 #[test]
 fn granular_maps_are_owned_by_entry_atomic_ones_whole() {
-    let labels = |labels: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "labels": labels}});
+    let labels =
+        |labels: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "labels": labels}});
     let mut story = Story::of("ConfigMap");
     story.apply("a", labels(json!({"x": "1"})));
     story.apply("b", labels(json!({"y": "2"})));
@@ -388,9 +402,12 @@ fn atomic_lists_are_replaced_whole() {
 #[test]
 fn identity_is_never_owned() {
     let mut story = Story::of("ConfigMap");
-    story.apply("a", json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"k": "v"},
+    story.apply(
+        "a",
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"k": "v"},
         "metadata": {"name": "c", "namespace": "n", "uid": "u", "resourceVersion": "1", "generation": 1,
-            "creationTimestamp": "2026-01-01T00:00:00Z", "selfLink": "x", "annotations": {"a": "b"}}}));
+            "creationTimestamp": "2026-01-01T00:00:00Z", "selfLink": "x", "annotations": {"a": "b"}}}),
+    );
     assert_eq!(story.fields("a"), json!({"f:data": {"f:k": {}}, "f:metadata": {"f:annotations": {"f:a": {}}}}));
     story.update("b", |o| {
         o.set(&["metadata", "uid"], "other");
@@ -411,7 +428,9 @@ fn a_creation_by_update_owns_as_kubernetes_writes_it() {
         .unwrap();
         o.set_annotation("a", "b");
     });
-    assert_eq!(story.fields("kubectl-client-side-apply"), json!({
+    assert_eq!(
+        story.fields("kubectl-client-side-apply"),
+        json!({
         "f:metadata": {"f:annotations": {".": {}, "f:a": {}}},
         "f:spec": {
             "f:replicas": {}, "f:selector": {},
@@ -421,7 +440,8 @@ fn a_creation_by_update_owns_as_kubernetes_writes_it() {
                     "f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:image": {}, "f:name": {}, "f:ports": {".": {},
                         "k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:containerPort": {}, "f:protocol": {}}}, "f:resources": {}}},
                     "f:securityContext": {},
-                    "f:volumes": {".": {}, "k:{\"name\":\"v\"}": {".": {}, "f:emptyDir": {}, "f:name": {}}}}}}}));
+                    "f:volumes": {".": {}, "k:{\"name\":\"v\"}": {".": {}, "f:emptyDir": {}, "f:name": {}}}}}}})
+    );
 }
 
 #[test]
@@ -450,7 +470,10 @@ fn an_object_without_records_gets_them_at_its_first_apply() {
     story.update("someone", |o| o.set(&["spec", "minReadySeconds"], 1));
     assert!(story.managers().is_empty());
     let text = story.conflict("me", deployment(json!({"replicas": 4})));
-    assert_eq!(text, "Apply failed with 1 conflict: conflict with \"before-first-apply\" using apps/v1: .spec.replicas");
+    assert_eq!(
+        text,
+        "Apply failed with 1 conflict: conflict with \"before-first-apply\" using apps/v1: .spec.replicas"
+    );
     story.apply("me", deployment(json!({"replicas": 3})));
     assert_eq!(story.managers(), ["me/Apply", "before-first-apply/Update"]);
 }
@@ -527,7 +550,12 @@ fn duplicates_of_a_live_list_survive_appliers_that_do_not_touch_them() {
 #[test]
 fn many_updaters_are_folded_into_one() {
     let mut story = Story::of("ConfigMap");
-    story.update("u00", |o| *o = Object::from_value(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"k": "v"}})).unwrap());
+    story.update("u00", |o| {
+        *o = Object::from_value(
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"k": "v"}}),
+        )
+        .unwrap()
+    });
     for n in 0..30 {
         story.update(&format!("u{n:02}"), |o| o.set(&["data", &format!("k{n}")], "v"));
     }

@@ -88,14 +88,16 @@ fn pod(spec: Value) -> Value {
 
 #[test]
 fn unknown_fields_are_named_as_kubernetes_names_them() {
-    let value = pod(json!({"containers": [{"name": "a", "foo": 1, "resources": {"limits": {"anything": "1"}}}], "bar": {}}));
+    let value =
+        pod(json!({"containers": [{"name": "a", "foo": 1, "resources": {"limits": {"anything": "1"}}}], "bar": {}}));
     assert_eq!(unknown("Pod", &value), ["spec.containers[0].foo", "spec.bar"]);
     let labels = json!({"metadata": {"labels": {"any.thing/x": "y"}, "lables": {}}});
     assert_eq!(unknown("ConfigMap", &labels), ["metadata.lables"]);
     assert_eq!(unknown("ConfigMap", &json!({"data": {"a.b": "c"}})), Vec::<String>::new());
     let revision = json!({"revision": 1, "data": {"any": {"depth": [1]}}});
     assert_eq!(unknown("ControllerRevision", &revision), Vec::<String>::new());
-    let crd = json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": {"properties": {"a": {"items": {"typo": 1}}}}}}]}});
+    let crd =
+        json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": {"properties": {"a": {"items": {"typo": 1}}}}}}]}});
     // items may be a schema or a list of them: k8s-openapi leaves that open.
     assert_eq!(unknown("CustomResourceDefinition", &crd), Vec::<String>::new());
 }
@@ -103,16 +105,52 @@ fn unknown_fields_are_named_as_kubernetes_names_them() {
 #[test]
 fn wrong_types_are_errors_with_a_path() {
     let table = [
-        (pod(json!({"containers": {}})), Some("spec.containers: Invalid value: \"object\": spec.containers in body must be of type array: \"object\"")),
-        (pod(json!({"containers": [{"env": [{"name": "A", "value": 1}]}]})), Some("spec.containers[0].env[0].value: Invalid value: \"integer\": spec.containers[0].env[0].value in body must be of type string: \"integer\"")),
-        (pod(json!({"hostNetwork": "true"})), Some("spec.hostNetwork: Invalid value: \"string\": spec.hostNetwork in body must be of type boolean: \"string\"")),
-        (pod(json!({"priority": 1.5})), Some("spec.priority: Invalid value: \"number\": spec.priority in body must be of type integer: \"number\"")),
+        (
+            pod(json!({"containers": {}})),
+            Some(
+                "spec.containers: Invalid value: \"object\": spec.containers in body must be of type array: \"object\"",
+            ),
+        ),
+        (
+            pod(json!({"containers": [{"env": [{"name": "A", "value": 1}]}]})),
+            Some(
+                "spec.containers[0].env[0].value: Invalid value: \"integer\": spec.containers[0].env[0].value in body must be of type string: \"integer\"",
+            ),
+        ),
+        (
+            pod(json!({"hostNetwork": "true"})),
+            Some(
+                "spec.hostNetwork: Invalid value: \"string\": spec.hostNetwork in body must be of type boolean: \"string\"",
+            ),
+        ),
+        (
+            pod(json!({"priority": 1.5})),
+            Some("spec.priority: Invalid value: \"number\": spec.priority in body must be of type integer: \"number\""),
+        ),
         (pod(json!({"priority": 1.0})), None),
-        (pod(json!({"priority": 3_000_000_000_i64})), Some("spec.priority: Invalid value: \"3000000000\": spec.priority in body must be of type int32: 3000000000")),
+        (
+            pod(json!({"priority": 3_000_000_000_i64})),
+            Some(
+                "spec.priority: Invalid value: \"3000000000\": spec.priority in body must be of type int32: 3000000000",
+            ),
+        ),
         (pod(json!({"containers": [{"resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}]})), None),
-        (pod(json!({"containers": [{"resources": {"limits": {"cpu": true}}}]})), Some("spec.containers[0].resources.limits.cpu: Invalid value: \"boolean\": spec.containers[0].resources.limits.cpu in body must be of type string: \"boolean\"")),
-        (pod(json!({"containers": [{"livenessProbe": {"httpGet": {"port": "http"}}}, {"livenessProbe": {"httpGet": {"port": 80}}}]})), None),
-        (pod(json!({"containers": [{"livenessProbe": {"httpGet": {"port": []}}}]})), Some("must be of type integer,string")),
+        (
+            pod(json!({"containers": [{"resources": {"limits": {"cpu": true}}}]})),
+            Some(
+                "spec.containers[0].resources.limits.cpu: Invalid value: \"boolean\": spec.containers[0].resources.limits.cpu in body must be of type string: \"boolean\"",
+            ),
+        ),
+        (
+            pod(
+                json!({"containers": [{"livenessProbe": {"httpGet": {"port": "http"}}}, {"livenessProbe": {"httpGet": {"port": 80}}}]}),
+            ),
+            None,
+        ),
+        (
+            pod(json!({"containers": [{"livenessProbe": {"httpGet": {"port": []}}}]})),
+            Some("must be of type integer,string"),
+        ),
         (pod(json!({"restartPolicy": null, "containers": null})), None),
         (json!({"metadata": {"creationTimestamp": null}}), None),
         (json!({"metadata": {"creationTimestamp": "yesterday"}}), Some("RFC 3339")),
@@ -135,16 +173,23 @@ fn wrong_types_are_errors_with_a_path() {
 fn missing_fields_are_told_apart_from_errors() {
     let checked = of("Pod").check(&pod(json!({"containers": [{}]})));
     assert!(checked.errors.is_empty());
-    assert_eq!(checked.missing.iter().map(|e| e.path.clone()).collect::<Vec<_>>(), [Path::of("spec.containers[0].name")]);
+    assert_eq!(
+        checked.missing.iter().map(|e| e.path.clone()).collect::<Vec<_>>(),
+        [Path::of("spec.containers[0].name")]
+    );
 }
 
 #[test]
 fn pruning_drops_unknown_fields_and_nulls_of_builtins() {
-    let mut value = pod(json!({"containers": [{"name": "a", "foo": 1, "image": null}], "bar": 1, "nodeSelector": {"x": "y"}}));
+    let mut value =
+        pod(json!({"containers": [{"name": "a", "foo": 1, "image": null}], "bar": 1, "nodeSelector": {"x": "y"}}));
     value["metadata"]["creationTimestamp"] = Value::Null;
     of("Pod").prune(&mut value);
-    assert_eq!(value, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"},
-        "spec": {"containers": [{"name": "a"}], "nodeSelector": {"x": "y"}}}));
+    assert_eq!(
+        value,
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"},
+        "spec": {"containers": [{"name": "a"}], "nodeSelector": {"x": "y"}}})
+    );
 }
 
 #[test]
@@ -160,8 +205,14 @@ fn openapi_components_are_closed_and_carry_the_facts() {
     }
     assert!(refs > 100);
     let deployment = &components["io.k8s.api.apps.v1.Deployment"];
-    assert_eq!(deployment["x-kubernetes-group-version-kind"], json!([{"group": "apps", "kind": "Deployment", "version": "v1"}]));
-    assert_eq!(deployment["properties"]["spec"]["allOf"], json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"}]));
+    assert_eq!(
+        deployment["x-kubernetes-group-version-kind"],
+        json!([{"group": "apps", "kind": "Deployment", "version": "v1"}])
+    );
+    assert_eq!(
+        deployment["properties"]["spec"]["allOf"],
+        json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"}])
+    );
     assert!(deployment["properties"]["spec"]["description"].is_string());
     assert!(deployment.get("required").is_none());
     let containers = &components["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];

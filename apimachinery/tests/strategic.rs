@@ -37,15 +37,39 @@ fn maps_merge_field_by_field() {
         (json!({"nodeName": "a"}), json!({"nodeName": "b"}), json!({"nodeName": "b"})),
         (json!({"nodeName": "a", "hostname": "h"}), json!({"nodeName": null}), json!({"hostname": "h"})),
         (json!({}), json!({"nodeName": null}), json!({})),
-        (json!({"nodeSelector": {"a": "1"}}), json!({"nodeSelector": {"b": "2"}}), json!({"nodeSelector": {"a": "1", "b": "2"}})),
-        (json!({"nodeSelector": {"a": "1", "b": "2"}}), json!({"nodeSelector": {"a": null}}), json!({"nodeSelector": {"b": "2"}})),
-        (json!({"nodeSelector": {"a": "1"}}), json!({"nodeSelector": {"$patch": "replace", "b": "2"}}), json!({"nodeSelector": {"b": "2"}})),
-        (json!({"nodeSelector": {"a": "1"}}), json!({"nodeSelector": {"$patch": "delete"}}), json!({"nodeSelector": {}})),
-        (json!({"nodeSelector": {"a": "1"}}), json!({"nodeSelector": {"$patch": "merge", "b": "2"}}), json!({"nodeSelector": {"a": "1", "b": "2"}})),
+        (
+            json!({"nodeSelector": {"a": "1"}}),
+            json!({"nodeSelector": {"b": "2"}}),
+            json!({"nodeSelector": {"a": "1", "b": "2"}}),
+        ),
+        (
+            json!({"nodeSelector": {"a": "1", "b": "2"}}),
+            json!({"nodeSelector": {"a": null}}),
+            json!({"nodeSelector": {"b": "2"}}),
+        ),
+        (
+            json!({"nodeSelector": {"a": "1"}}),
+            json!({"nodeSelector": {"$patch": "replace", "b": "2"}}),
+            json!({"nodeSelector": {"b": "2"}}),
+        ),
+        (
+            json!({"nodeSelector": {"a": "1"}}),
+            json!({"nodeSelector": {"$patch": "delete"}}),
+            json!({"nodeSelector": {}}),
+        ),
+        (
+            json!({"nodeSelector": {"a": "1"}}),
+            json!({"nodeSelector": {"$patch": "merge", "b": "2"}}),
+            json!({"nodeSelector": {"a": "1", "b": "2"}}),
+        ),
         (json!({"nodeSelector": {"a": "1"}}), json!({"nodeSelector": "odd"}), json!({"nodeSelector": "odd"})),
         (json!({"nodeName": "a"}), json!({"$patch": "replace", "hostname": "b"}), json!({"hostname": "b"})),
         (json!({"nodeName": "a"}), json!({"$patch": "delete"}), json!({})),
-        (json!({}), json!({"securityContext": {"runAsUser": 1, "fsGroup": null}}), json!({"securityContext": {"runAsUser": 1}})),
+        (
+            json!({}),
+            json!({"securityContext": {"runAsUser": 1, "fsGroup": null}}),
+            json!({"securityContext": {"runAsUser": 1}}),
+        ),
     ];
     for (original, patch, expected) in table {
         check(pod_spec(), original, patch, expected);
@@ -66,32 +90,63 @@ fn lists_of_objects_merge_by_key() {
         (json!([a()]), json!([{"name": "a", "image": null}]), json!([{"name": "a"}])),
         (json!([a()]), json!([]), json!([a()])),
         (json!([a()]), json!([{"name": "a", "args": ["x"]}]), json!([{"name": "a", "image": "1", "args": ["x"]}])),
-        (json!([{"name": "a", "args": ["x", "y"]}]), json!([{"name": "a", "args": ["z"]}]), json!([{"name": "a", "args": ["z"]}])),
-        (json!([{"name": "a", "env": [{"name": "A", "value": "1"}]}]), json!([{"name": "a", "env": [{"name": "B", "value": "2"}]}]),
-            json!([{"name": "a", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]}])),
-        (json!([{"name": "a", "env": [{"name": "A", "value": "1"}]}]), json!([{"name": "a", "env": [{"name": "A", "$patch": "delete"}]}]),
-            json!([{"name": "a", "env": []}])),
-        (json!([]), json!([{"name": "c", "image": null, "env": [{"name": "A", "$patch": "delete"}, {"name": "B"}]}]),
-            json!([{"name": "c", "env": [{"name": "B"}]}])),
-        (json!([{"name": "a", "volumeMounts": [{"mountPath": "/x", "name": "v"}]}]),
+        (
+            json!([{"name": "a", "args": ["x", "y"]}]),
+            json!([{"name": "a", "args": ["z"]}]),
+            json!([{"name": "a", "args": ["z"]}]),
+        ),
+        (
+            json!([{"name": "a", "env": [{"name": "A", "value": "1"}]}]),
+            json!([{"name": "a", "env": [{"name": "B", "value": "2"}]}]),
+            json!([{"name": "a", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]}]),
+        ),
+        (
+            json!([{"name": "a", "env": [{"name": "A", "value": "1"}]}]),
+            json!([{"name": "a", "env": [{"name": "A", "$patch": "delete"}]}]),
+            json!([{"name": "a", "env": []}]),
+        ),
+        (
+            json!([]),
+            json!([{"name": "c", "image": null, "env": [{"name": "A", "$patch": "delete"}, {"name": "B"}]}]),
+            json!([{"name": "c", "env": [{"name": "B"}]}]),
+        ),
+        (
+            json!([{"name": "a", "volumeMounts": [{"mountPath": "/x", "name": "v"}]}]),
             json!([{"name": "a", "volumeMounts": [{"mountPath": "/y", "name": "v"}]}]),
-            json!([{"name": "a", "volumeMounts": [{"mountPath": "/x", "name": "v"}, {"mountPath": "/y", "name": "v"}]}])),
+            json!([{"name": "a", "volumeMounts": [{"mountPath": "/x", "name": "v"}, {"mountPath": "/y", "name": "v"}]}]),
+        ),
     ];
     for (original, patch, expected) in table {
-        check(pod_spec(), json!({"containers": original}), json!({"containers": patch}), json!({"containers": expected}));
+        check(
+            pod_spec(),
+            json!({"containers": original}),
+            json!({"containers": patch}),
+            json!({"containers": expected}),
+        );
     }
-    check(pod_spec(), json!({}), json!({"containers": [{"name": "a"}, {"name": "b", "$patch": "delete"}]}), json!({"containers": [{"name": "a"}]}));
+    check(
+        pod_spec(),
+        json!({}),
+        json!({"containers": [{"name": "a"}, {"name": "b", "$patch": "delete"}]}),
+        json!({"containers": [{"name": "a"}]}),
+    );
 }
 
 #[test]
 fn lists_without_a_merge_strategy_are_replaced() {
-    check(pod_spec(), json!({"tolerations": [{"key": "a"}]}), json!({"tolerations": [{"key": "b"}]}), json!({"tolerations": [{"key": "b"}]}));
+    check(
+        pod_spec(),
+        json!({"tolerations": [{"key": "a"}]}),
+        json!({"tolerations": [{"key": "b"}]}),
+        json!({"tolerations": [{"key": "b"}]}),
+    );
 }
 
 #[test]
 fn the_order_a_patch_asks_for_is_kept() {
     let list = |names: &[&str]| -> Value { names.iter().map(|n| json!({"name": n})).collect() };
-    let table: [(&[&str], &[&str], &[&str], &[&str]); 7] = [
+    type Names = &'static [&'static str];
+    let table: [(Names, Names, Names, Names); 7] = [
         (&["a", "b"], &[], &["b", "a"], &["b", "a"]),
         (&["a", "b"], &["c"], &["c", "a", "b"], &["c", "a", "b"]),
         // z is only the server's: it keeps its place before b.
@@ -130,9 +185,17 @@ fn lists_of_scalars_with_a_merge_strategy_are_sets() {
         (json!(["a"]), json!({"finalizers": ["b"]}), json!(["a", "b"])),
         (json!(["a"]), json!({"finalizers": ["a", "b"]}), json!(["a", "b"])),
         (json!(["a", "b"]), json!({"$deleteFromPrimitiveList/finalizers": ["a"]}), json!(["b"])),
-        (json!(["a", "b"]), json!({"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"]}), json!(["b", "c"])),
+        (
+            json!(["a", "b"]),
+            json!({"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"]}),
+            json!(["b", "c"]),
+        ),
         (json!(["a", "b"]), json!({"$setElementOrder/finalizers": ["b", "a"]}), json!(["b", "a"])),
-        (json!(["a", "b"]), json!({"$deleteFromPrimitiveList/finalizers": ["a"], "$setElementOrder/finalizers": ["c", "b"], "finalizers": ["c"]}), json!(["c", "b"])),
+        (
+            json!(["a", "b"]),
+            json!({"$deleteFromPrimitiveList/finalizers": ["a"], "$setElementOrder/finalizers": ["c", "b"], "finalizers": ["c"]}),
+            json!(["c", "b"]),
+        ),
     ];
     for (original, patch, expected) in table {
         check(meta, json!({"finalizers": original}), patch, json!({"finalizers": expected}));
@@ -169,10 +232,16 @@ fn ports_of_one_number_and_two_protocols_stay_two() {
     let udp = || json!({"containerPort": 53, "protocol": "UDP"});
     let container = definition("io.k8s.api.core.v1.Container");
     let table = [
-        (json!([tcp(), udp()]), json!([{"containerPort": 53, "protocol": "UDP", "name": "u"}]),
-            json!([tcp(), {"containerPort": 53, "protocol": "UDP", "name": "u"}])),
-        (json!([tcp(), udp()]), json!([{"containerPort": 53, "name": "t"}]),
-            json!([{"containerPort": 53, "protocol": "TCP", "name": "t"}, udp()])),
+        (
+            json!([tcp(), udp()]),
+            json!([{"containerPort": 53, "protocol": "UDP", "name": "u"}]),
+            json!([tcp(), {"containerPort": 53, "protocol": "UDP", "name": "u"}]),
+        ),
+        (
+            json!([tcp(), udp()]),
+            json!([{"containerPort": 53, "name": "t"}]),
+            json!([{"containerPort": 53, "protocol": "TCP", "name": "t"}, udp()]),
+        ),
         (json!([]), json!([tcp(), udp()]), json!([tcp(), udp()])),
         (json!([tcp()]), json!([tcp(), udp()]), json!([tcp(), udp()])),
         // One port, one change: as on Kubernetes, the protocol of that port changes.
@@ -232,7 +301,8 @@ fn a_huge_patch_takes_no_more_than_its_share_of_time() {
     let many: Vec<Value> = (0..20_000).map(|n| json!({"name": format!("n{n}")})).collect();
     let doomed: Vec<Value> = (0..20_000).map(|n| json!({"name": format!("n{n}"), "$patch": "delete"})).collect();
     let original = json!({"containers": many});
-    let got = strategic(pod_spec(), &original, &json!({"containers": doomed, "$setElementOrder/containers": []})).unwrap();
+    let got =
+        strategic(pod_spec(), &original, &json!({"containers": doomed, "$setElementOrder/containers": []})).unwrap();
     assert_eq!(got, json!({"containers": []}));
     let got = strategic(pod_spec(), &json!({"containers": []}), &original).unwrap();
     assert_eq!(got, original);

@@ -10,7 +10,14 @@ const ANCIENT: &str = "ancient-changes";
 
 /// Fields nobody owns: they identify the object, or the server alone sets them.
 const NEVER_OWNED: [&str; 9] = [
-    "name", "namespace", "creationTimestamp", "selfLink", "uid", "clusterName", "generation", "managedFields",
+    "name",
+    "namespace",
+    "creationTimestamp",
+    "selfLink",
+    "uid",
+    "clusterName",
+    "generation",
+    "managedFields",
     "resourceVersion",
 ];
 
@@ -100,7 +107,15 @@ impl Entries {
             return;
         }
         self.0.sort_by(|a, b| {
-            let key = |e: &Entry| (e.id.operation, e.time.clone(), e.id.manager.clone(), e.id.api_version.clone(), e.id.subresource.clone());
+            let key = |e: &Entry| {
+                (
+                    e.id.operation,
+                    e.time.clone(),
+                    e.id.manager.clone(),
+                    e.id.api_version.clone(),
+                    e.id.subresource.clone(),
+                )
+            };
             key(a).cmp(&key(b))
         });
         let list = self.0.iter().map(Entry::write).collect();

@@ -7,6 +7,7 @@ use super::{
     ApplyError, Conflicts, Manager, Operation,
     entries::{Entries, Entry, Id, strip},
     extract::{compare, fields_of_map},
+    path::Element,
     set::Set,
     typed,
 };
@@ -41,7 +42,8 @@ pub(super) fn apply(
         Some(live) => live.0.clone(),
         None => Object::new(config.api_version(), config.kind()).0,
     };
-    let recorded = before.get_mut("metadata").and_then(Value::as_object_mut).and_then(|m| m.shift_remove("managedFields"));
+    let recorded =
+        before.get_mut("metadata").and_then(Value::as_object_mut).and_then(|m| m.shift_remove("managedFields"));
     let former = Entries::read(recorded.as_ref()).unwrap_or_default();
     let mut entries = former.clone();
     if live.is_some() && entries.0.is_empty() {
@@ -49,15 +51,20 @@ pub(super) fn apply(
     }
 
     let id = Id::of(Manager { operation: Operation::Apply, ..manager });
-    let mut wanted = fields_of_map(schema, &config.0);
+    let stated = fields_of_map(schema, &config.0);
+    let mut wanted = stated.clone();
     strip(&mut wanted);
     let last = entries.take(&id);
     let mut after = typed::merge_map(schema, before.clone(), &config.0);
     if let Some(last) = &last {
         let mut managed = entries.union();
-        managed.absorb(wanted.clone());
+        // With the name and the type: nobody owns those, but they say that there is a metadata.
+        managed.absorb(stated);
         let given_up = last.fields.with_named_parents(schema);
-        let doomed = given_up.difference(&managed.with_named_parents(schema));
+        let mut doomed = given_up.difference(&managed.with_named_parents(schema));
+        if let Some(metadata) = doomed.nodes.get_mut(&Element::field("metadata")) {
+            metadata.member = false;
+        }
         typed::remove(schema, &mut after, &doomed);
     }
     let difference = compare(schema, &before, &after);
@@ -156,9 +163,10 @@ fn refresh_last_applied(result: &mut Object, config: &Object) {
 pub(super) fn update(schema: &Schema, live: Option<&Object>, new: &mut Object, manager: Manager<'_>, now: &str) {
     let sent = new.0.get_mut("metadata").and_then(Value::as_object_mut).and_then(|m| m.shift_remove("managedFields"));
     let stored = live.and_then(|live| live.metadata()?.get("managedFields"));
-    let resets = sent.as_ref().and_then(Value::as_array).is_some_and(|list| {
-        matches!(&list[..], [only] if only.as_object().is_some_and(Map::is_empty))
-    });
+    let resets = sent
+        .as_ref()
+        .and_then(Value::as_array)
+        .is_some_and(|list| matches!(&list[..], [only] if only.as_object().is_some_and(Map::is_empty)));
     let of_live = || Entries::read(stored).unwrap_or_default();
     let mut entries = if !manager.subresource.is_empty() {
         of_live()
@@ -193,8 +201,14 @@ pub(super) fn update(schema: &Schema, live: Option<&Object>, new: &mut Object, m
 /// their first owner.
 fn blank(schema: &Schema, new: &Map<String, Value>) -> Map<String, Value> {
     const ALWAYS_THERE: [&str; 8] = [
-        "ObjectMeta", "PodTemplateSpec", "PodSpec", "DeploymentStrategy", "JobSpec", "JobTemplateSpec",
-        "StatefulSetUpdateStrategy", "DaemonSetUpdateStrategy",
+        "ObjectMeta",
+        "PodTemplateSpec",
+        "PodSpec",
+        "DeploymentStrategy",
+        "JobSpec",
+        "JobTemplateSpec",
+        "StatefulSetUpdateStrategy",
+        "DaemonSetUpdateStrategy",
     ];
     fn fill(schema: &Schema, new: &Map<String, Value>, top: bool) -> Map<String, Value> {
         let mut blank = Map::new();

@@ -17,7 +17,11 @@ use crate::{
 
 /// Lays `config` over `live`: objects field by field, splitting lists element by element, anything else
 /// is replaced.
-pub(super) fn merge_map(schema: &Schema, mut live: Map<String, Value>, config: &Map<String, Value>) -> Map<String, Value> {
+pub(super) fn merge_map(
+    schema: &Schema,
+    mut live: Map<String, Value>,
+    config: &Map<String, Value>,
+) -> Map<String, Value> {
     for (name, value) in config {
         match live.get_mut(name) {
             Some(slot) => *slot = merge(below(schema, name), slot.take(), value),
@@ -66,7 +70,8 @@ fn merge_list(list: &Schema, live: Vec<Value>, config: &[Value]) -> Vec<Value> {
     while l < ours.len() || r < theirs.len() {
         if let (Some(mine), Some(their)) = (ours.get(l), theirs.get(r)) {
             // A shared element, but not the one whose turn it is: it comes where the configuration has it.
-            let wrong_turn = mine != their && configured.contains(mine) && shared.peek().is_some_and(|next| *next != mine);
+            let wrong_turn =
+                mine != their && configured.contains(mine) && shared.peek().is_some_and(|next| *next != mine);
             if wrong_turn {
                 l += 1;
                 continue;
@@ -162,7 +167,9 @@ fn problems_of_list(list: &Schema, items: &[Value], path: &Path, errors: &mut Fi
         match element_of(list, item) {
             None => {
                 let detail = match list.list_type() {
-                    ListType::Map(keys) => format!("associative list with keys has an element that omits all key fields {keys:?}"),
+                    ListType::Map(keys) => {
+                        format!("associative list with keys has an element that omits all key fields {keys:?}")
+                    }
                     _ => "a set holds scalar values only".to_owned(),
                 };
                 errors.push(FieldError::invalid(&at, item.clone(), detail));
@@ -171,7 +178,12 @@ fn problems_of_list(list: &Schema, items: &[Value], path: &Path, errors: &mut Fi
                 let text = element.to_string();
                 if !seen.insert(element) {
                     let detail = format!("duplicate entries for key {text}");
-                    errors.push(FieldError { cause: Cause::Invalid, path: at.clone(), value: Some(text.into()), detail });
+                    errors.push(FieldError {
+                        cause: Cause::Invalid,
+                        path: at.clone(),
+                        value: Some(text.into()),
+                        detail,
+                    });
                 }
             }
         }

@@ -103,9 +103,11 @@ fn places(field: &Schema, key: &str, items: &[Value], changes: &[&Map<String, Va
     let candidates = |change: &Map<String, Value>| change.get(key).and_then(|value| by_key.get(&value.to_string()));
     for exact in [true, false] {
         for (place, change) in places.iter_mut().zip(changes).filter(|(place, _)| place.is_none()) {
-            let found = candidates(change).into_iter().flatten().copied().find(|index| {
-                !taken[*index] && (!exact || same_key(field, &items[*index], change))
-            });
+            let found = candidates(change)
+                .into_iter()
+                .flatten()
+                .copied()
+                .find(|index| !taken[*index] && (!exact || same_key(field, &items[*index], change)));
             if let Some(index) = found {
                 taken[index] = true;
                 *place = Some(index);
@@ -129,7 +131,9 @@ fn same_key(field: &Schema, item: &Value, change: &Map<String, Value>) -> bool {
 fn deletes(field: &Schema, doomed: &Map<String, Value>, item: &Value) -> bool {
     let ListType::Map(keys) = field.list_type() else { return true };
     let named = keys.iter().filter(|name| doomed.contains_key(&***name));
-    named.into_iter().all(|name| key_field(field, name, item.get(&**name)) == key_field(field, name, doomed.get(&**name)))
+    named
+        .into_iter()
+        .all(|name| key_field(field, name, item.get(&**name)) == key_field(field, name, doomed.get(&**name)))
 }
 
 /// Merges a list of scalars: what is new is added at the end; no value comes twice.

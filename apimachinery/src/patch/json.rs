@@ -29,7 +29,9 @@ pub fn json(document: &Value, patch: &Value) -> Result<Value, PatchError> {
     for operation in &operations {
         guard(&document, operation, &mut copied)?;
         json_patch::patch(&mut document, std::slice::from_ref(operation)).map_err(|error| {
-            PatchError::Unprocessable(format!("the server rejected our request due to an error in our request: {error}"))
+            PatchError::Unprocessable(format!(
+                "the server rejected our request due to an error in our request: {error}"
+            ))
         })?;
     }
     Ok(document)
@@ -110,8 +112,7 @@ mod tests {
     fn a_patch_cannot_ask_for_endless_work() {
         let many = Value::Array(vec![j!({"op": "test", "path": "", "value": 1}); MOST_OPERATIONS + 1]);
         assert!(matches!(json(&j!(1), &many), Err(PatchError::TooLarge(_))));
-        let doubling: Vec<Value> =
-            (0..60).map(|n| j!({"op": "copy", "from": "", "path": format!("/a{n}")})).collect();
+        let doubling: Vec<Value> = (0..60).map(|n| j!({"op": "copy", "from": "", "path": format!("/a{n}")})).collect();
         assert!(matches!(json(&j!({"x": "y"}), &Value::Array(doubling)), Err(PatchError::TooLarge(_))));
     }
 }

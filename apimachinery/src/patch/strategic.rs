@@ -194,7 +194,9 @@ pub(super) fn without_directives(schema: &Schema, value: &Value) -> Result<Value
                 Some(key) => elements::merge(schema, key, Vec::new(), items).map(Value::Array),
                 None => {
                     let kept = items.iter().filter(|item| item.get(PATCH).is_none());
-                    kept.map(|item| without_directives(schema.element(), item)).collect::<Result<_, _>>().map(Value::Array)
+                    kept.map(|item| without_directives(schema.element(), item))
+                        .collect::<Result<_, _>>()
+                        .map(Value::Array)
                 }
             }
         }

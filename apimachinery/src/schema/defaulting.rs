@@ -101,11 +101,11 @@ fn fill_null(schema: &Schema, value: &mut Value) {
 pub(crate) fn element_key<'a>(list: &'a Schema, element: &'a Value) -> Option<Vec<(&'a str, &'a Value)>> {
     let ListType::Map(keys) = list.list_type() else { return None };
     let map: &Map<String, Value> = element.as_object()?;
-    let of_key = |key: &'a Box<str>| {
-        let value = map.get(&**key).filter(|v| !v.is_null());
+    let of_key = |key: &'a str| {
+        let value = map.get(key).filter(|v| !v.is_null());
         let value = value.or_else(|| list.element().property(key).and_then(|p| p.default.as_ref()))?;
-        Some((&**key, value))
+        Some((key, value))
     };
-    let fields: Vec<_> = keys.iter().filter_map(of_key).collect();
+    let fields: Vec<_> = keys.iter().filter_map(|key| of_key(key)).collect();
     if fields.is_empty() { None } else { Some(fields) }
 }

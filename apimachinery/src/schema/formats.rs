@@ -124,10 +124,43 @@ fn is_scala_duration(text: &str) -> bool {
     let number = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = text[number..].trim_start();
     let units = [
-        "ns", "nano", "nanos", "nanosecond", "nanoseconds", "us", "µs", "micro", "micros", "microsecond",
-        "microseconds", "ms", "milli", "millis", "millisecond", "milliseconds", "s", "sec", "secs", "second",
-        "seconds", "m", "min", "mins", "minute", "minutes", "h", "hr", "hour", "hours", "d", "day", "days", "w",
-        "wk", "week", "weeks",
+        "ns",
+        "nano",
+        "nanos",
+        "nanosecond",
+        "nanoseconds",
+        "us",
+        "µs",
+        "micro",
+        "micros",
+        "microsecond",
+        "microseconds",
+        "ms",
+        "milli",
+        "millis",
+        "millisecond",
+        "milliseconds",
+        "s",
+        "sec",
+        "secs",
+        "second",
+        "seconds",
+        "m",
+        "min",
+        "mins",
+        "minute",
+        "minutes",
+        "h",
+        "hr",
+        "hour",
+        "hours",
+        "d",
+        "day",
+        "days",
+        "w",
+        "wk",
+        "week",
+        "weeks",
     ];
     number > 0 && units.contains(&unit)
 }
@@ -234,7 +267,7 @@ fn is_isbn(text: &str, length: usize) -> bool {
             _ => 3 * digit,
         };
     }
-    sum % if length == 10 { 11 } else { 10 } == 0
+    sum.is_multiple_of(if length == 10 { 11 } else { 10 })
 }
 
 #[cfg(test)]

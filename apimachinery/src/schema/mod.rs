@@ -7,6 +7,8 @@
 
 mod builtin;
 mod cel;
+mod cel_budget;
+mod cel_values;
 mod check;
 mod convert;
 pub mod crd;
@@ -22,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 use indexmap::IndexMap;
 use serde_json::Value;
 
-pub use builtin::{builtin_kinds, definition, list_definition, BuiltinKind};
+pub use builtin::{BuiltinKind, builtin_kinds, definition, list_definition};
 pub use check::Checked;
 pub(crate) use defaulting::element_key;
 pub use openapi::openapi_components;

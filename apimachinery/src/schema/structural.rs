@@ -13,13 +13,26 @@ const DEEPEST: usize = 100;
 const MOST: usize = 50;
 
 const FORBIDDEN: [&str; 9] = [
-    "$ref", "definitions", "dependencies", "deprecated", "discriminator", "patternProperties", "readOnly",
-    "writeOnly", "xml",
+    "$ref",
+    "definitions",
+    "dependencies",
+    "deprecated",
+    "discriminator",
+    "patternProperties",
+    "readOnly",
+    "writeOnly",
+    "xml",
 ];
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
 /// What may not stand inside allOf, anyOf, oneOf and not: there only values are restricted.
 const OUTSIDE_OF_LOGIC: [&str; 8] = [
-    "type", "default", "description", "title", "nullable", "additionalProperties", "x-kubernetes-embedded-resource",
+    "type",
+    "default",
+    "description",
+    "title",
+    "nullable",
+    "additionalProperties",
+    "x-kubernetes-embedded-resource",
     "x-kubernetes-list-type",
 ];
 
@@ -120,12 +133,18 @@ impl Check {
             self.forbid(&path.child("items"), "items must be a schema object and not an array");
         }
         if flag("uniqueItems") {
-            self.forbid(&path.child("uniqueItems"), "uniqueItems cannot be set to true since the runtime complexity becomes quadratic");
+            self.forbid(
+                &path.child("uniqueItems"),
+                "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+            );
         }
         let additional = map.get("additionalProperties");
         let has_properties = map.get("properties").and_then(Value::as_object).is_some_and(|p| !p.is_empty());
         if has_properties && additional.is_some_and(|a| !a.is_null() && a != &Value::Bool(false)) {
-            self.forbid(&path.child("additionalProperties"), "additionalProperties and properties are mutual exclusive");
+            self.forbid(
+                &path.child("additionalProperties"),
+                "additionalProperties and properties are mutual exclusive",
+            );
         }
         if additional == Some(&Value::Bool(false)) {
             self.forbid(&path.child("additionalProperties"), "must not be used");
@@ -142,7 +161,11 @@ impl Check {
         }
         if flag("x-kubernetes-embedded-resource") {
             if text("type") != Some("object") {
-                self.errors.push(FieldError::invalid(&path.child("type"), text("type").unwrap_or(""), "must be object if x-kubernetes-embedded-resource is true"));
+                self.errors.push(FieldError::invalid(
+                    &path.child("type"),
+                    text("type").unwrap_or(""),
+                    "must be object if x-kubernetes-embedded-resource is true",
+                ));
             }
             let has_properties = map.get("properties").and_then(Value::as_object).is_some_and(|p| !p.is_empty());
             if !has_properties && preserves != Some(&Value::Bool(true)) {
@@ -150,22 +173,39 @@ impl Check {
             }
         }
         let keys_at = path.child("x-kubernetes-list-map-keys");
-        let keys: Vec<&str> = map.get("x-kubernetes-list-map-keys").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let keys: Vec<&str> = map
+            .get("x-kubernetes-list-map-keys")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         match text("x-kubernetes-list-type") {
             None if !keys.is_empty() => {
-                self.errors.push(FieldError::invalid(&path.child("x-kubernetes-list-type"), Value::Null, "must be map if x-kubernetes-list-map-keys is non-empty"));
+                self.errors.push(FieldError::invalid(
+                    &path.child("x-kubernetes-list-type"),
+                    Value::Null,
+                    "must be map if x-kubernetes-list-map-keys is non-empty",
+                ));
             }
             None => {}
             Some(kind) => self.list(kind, &keys, &keys_at, map, path),
         }
         match text("x-kubernetes-map-type") {
             None | Some("granular" | "atomic") => {}
-            Some(other) => self.errors.push(FieldError::not_supported(&path.child("x-kubernetes-map-type"), other, &["atomic", "granular"])),
+            Some(other) => self.errors.push(FieldError::not_supported(
+                &path.child("x-kubernetes-map-type"),
+                other,
+                &["atomic", "granular"],
+            )),
         }
         if place == Place::Root {
-            for (name, property) in map.get("properties").and_then(|p| p.get("metadata")).and_then(Value::as_object).into_iter().flatten() {
+            for (name, property) in
+                map.get("properties").and_then(|p| p.get("metadata")).and_then(Value::as_object).into_iter().flatten()
+            {
                 let allowed = matches!(name.as_str(), "type" | "properties" | "description" | "title" | "required");
-                let names_only = name != "properties" || property.as_object().is_some_and(|p| p.keys().all(|k| k == "name" || k == "generateName"));
+                let names_only = name != "properties"
+                    || property.as_object().is_some_and(|p| p.keys().all(|k| k == "name" || k == "generateName"));
                 if !allowed || !names_only {
                     self.forbid(&path.child("properties").key("metadata"), "must not specify anything other than name and generateName, but metadata is implicitly specified");
                     break;
@@ -182,20 +222,33 @@ impl Check {
         }
         if map.get("type").and_then(Value::as_str) != Some("array") {
             let got = map.get("type").and_then(Value::as_str).unwrap_or("");
-            self.errors.push(FieldError::invalid(&path.child("type"), got, "must be array if x-kubernetes-list-type is specified"));
+            self.errors.push(FieldError::invalid(
+                &path.child("type"),
+                got,
+                "must be array if x-kubernetes-list-type is specified",
+            ));
         }
         let element = map.get("items").and_then(Value::as_object);
         if kind != "map" {
             if !keys.is_empty() {
-                self.errors.push(FieldError::invalid(&at, kind, "must be map if x-kubernetes-list-map-keys is non-empty"));
+                self.errors.push(FieldError::invalid(
+                    &at,
+                    kind,
+                    "must be map if x-kubernetes-list-map-keys is non-empty",
+                ));
             }
             let composite = element.and_then(|e| e.get("type")).and_then(Value::as_str);
             let atomic = |e: &Map<String, Value>| {
                 e.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic")
-                    || e.get("x-kubernetes-list-type").and_then(Value::as_str).is_none_or(|t| t == "atomic") && composite == Some("array")
+                    || e.get("x-kubernetes-list-type").and_then(Value::as_str).is_none_or(|t| t == "atomic")
+                        && composite == Some("array")
             };
             if kind == "set" && matches!(composite, Some("object" | "array")) && !element.is_some_and(atomic) {
-                self.errors.push(FieldError::invalid(&path.child("items"), composite.unwrap_or(""), "set lists must hold scalars or atomic values"));
+                self.errors.push(FieldError::invalid(
+                    &path.child("items"),
+                    composite.unwrap_or(""),
+                    "set lists must hold scalars or atomic values",
+                ));
             }
             return;
         }
@@ -203,14 +256,22 @@ impl Check {
             self.errors.push(FieldError::required(keys_at, "must not be empty if x-kubernetes-list-type is map"));
         }
         let properties = element.and_then(|e| e.get("properties")).and_then(Value::as_object);
-        let required: Vec<&str> = element.and_then(|e| e.get("required")).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let required: Vec<&str> = element
+            .and_then(|e| e.get("required"))
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         for (index, key) in keys.iter().enumerate() {
             let at = keys_at.index(index);
             if keys[..index].contains(key) {
                 self.errors.push(FieldError::duplicate(&at, *key));
             }
             match properties.and_then(|p| p.get(*key)) {
-                None => self.errors.push(FieldError::invalid(&at, *key, "entries must all be names of item properties")),
+                None => {
+                    self.errors.push(FieldError::invalid(&at, *key, "entries must all be names of item properties"))
+                }
                 Some(property) => {
                     if matches!(property.get("type").and_then(Value::as_str), Some("array" | "object")) {
                         self.errors.push(FieldError::invalid(&at, *key, "must be a scalar type"));

@@ -58,8 +58,22 @@ impl Rules {
             map.get(key).and_then(Value::as_array).into_iter().flatten().map(convert::custom).collect()
         };
         let known = [
-            "enum", "minimum", "maximum", "multipleOf", "minLength", "maxLength", "pattern", "minItems", "maxItems",
-            "uniqueItems", "minProperties", "maxProperties", "allOf", "anyOf", "oneOf", "not",
+            "enum",
+            "minimum",
+            "maximum",
+            "multipleOf",
+            "minLength",
+            "maxLength",
+            "pattern",
+            "minItems",
+            "maxItems",
+            "uniqueItems",
+            "minProperties",
+            "maxProperties",
+            "allOf",
+            "anyOf",
+            "oneOf",
+            "not",
             "x-kubernetes-validations",
         ];
         if !known.iter().any(|key| map.contains_key(*key)) {
@@ -104,9 +118,8 @@ impl Schema {
             let old = old.and_then(|old| old.get("metadata"));
             walk(rules, metadata, old, &Trail::Field(&Trail::Root, "metadata"), &mut errors);
         }
-        let blocking = |e: &FieldError| {
-            matches!(e.cause, Cause::Required | Cause::TooLong | Cause::TooMany | Cause::TypeInvalid)
-        };
+        let blocking =
+            |e: &FieldError| matches!(e.cause, Cause::Required | Cause::TooLong | Cause::TooMany | Cause::TypeInvalid);
         if !errors.iter().any(blocking) {
             cel::validate(self, value, old, &mut errors);
         } else if cel::has_rules(self) {
@@ -256,7 +269,8 @@ fn own(rules: &Rules, value: &Value, trail: &Trail<'_>, errors: &mut FieldErrors
         _ => {}
     }
     if let Some(allowed) = rules.one_of_values.as_ref().filter(|allowed| !allowed.contains(value)) {
-        let texts: Vec<String> = allowed.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
+        let texts: Vec<String> =
+            allowed.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         errors.push(FieldError::not_supported(&path(), value.clone(), &texts));
     }
