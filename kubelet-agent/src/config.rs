@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::store_images::ImageStore;
+use proa_images::ImageStore;
 use proa_crds::Family;
 use proa_network::Cidr;
 use proa_runtime::Runtime;
