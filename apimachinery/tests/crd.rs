@@ -14,6 +14,40 @@ fn texts(schema: &Schema, spec: Value, old: Option<Value>) -> Vec<String> {
     schema.validate(&object(spec), old.as_ref()).iter().map(ToString::to_string).collect()
 }
 
+/// Everything that walks a value or a schema bears the depth that parsing lets through.
+#[test]
+fn the_deepest_values_are_walked_on_an_ordinary_stack() {
+    use proa_apimachinery::{
+        json::{MAX_DEPTH, from_json},
+        managed_fields::{self, Manager, Operation},
+        patch,
+    };
+    let text = format!("{}1{}", "{\"a\":[".repeat(MAX_DEPTH / 2), "]}".repeat(MAX_DEPTH / 2));
+    let (value, _) = from_json(text.as_bytes(), MAX_DEPTH).unwrap();
+    let mut spec = json!({"type": "integer"});
+    for _ in 0..24 {
+        spec = json!({"type": "object", "properties": {"a": {"type": "array", "x-kubernetes-list-type": "atomic", "items": spec}}});
+    }
+    for schema in [from_openapi_v3(&spec), from_openapi_v3(&json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}))] {
+        let schema = schema.unwrap();
+        let mut value = value.clone();
+        schema.check(&value);
+        schema.validate(&value, None);
+        schema.prune(&mut value);
+        schema.default(&mut value);
+    }
+    let object = proa_apimachinery::Object::from_value(value.clone()).unwrap();
+    let manager = Manager { name: "a", operation: Operation::Apply, api_version: "v1", subresource: "" };
+    let applied = managed_fields::apply(Schema::any(), None, &object, manager, false, "t").unwrap();
+    managed_fields::apply(Schema::any(), Some(&applied), &object, manager, false, "t").unwrap();
+    let mut merged = value.clone();
+    patch::merge(&mut merged, &value);
+    patch::json(&value, &json!([{"op": "test", "path": "", "value": value}])).unwrap();
+    let pod = proa_apimachinery::schema::definition("io.k8s.api.core.v1.Pod").unwrap();
+    patch::strategic(pod, &value, &value).unwrap();
+    from_openapi_v3(&value).unwrap_err();
+}
+
 fn is_shared<T: Send + Sync>() {}
 
 #[test]
@@ -252,9 +286,14 @@ fn what_is_not_structural_is_refused_by_name() {
             "must not have unknown fields".into(),
         ),
         (
-            json!({"type": "object", "anyOf": [{"properties": {"a": {"type": "object"}}}]}),
+            json!({"type": "object", "properties": {"a": {"type": "object"}}, "anyOf": [{"properties": {"a": {"type": "object"}}}]}),
             "must be empty to be structural".into(),
         ),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "string"}}, "anyOf": [{"properties": {"b": {"minLength": 1}}}]}),
+            format!("{at}.anyOf[0].properties[b]: Required value: must be specified outside"),
+        ),
+        (json!({"type": "integer", "anyOf": [{"type": "integer"}]}), format!("{at}.anyOf[0].type: Forbidden")),
         (json!({"type": "object", "anyOf": [{"default": 1}]}), "must be empty to be structural".into()),
         (
             json!({"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "bag"}),

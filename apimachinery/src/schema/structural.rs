@@ -48,7 +48,7 @@ pub(super) fn problems(schema: &Value) -> FieldErrors {
         None => check.errors.push(FieldError::required(&root.child("type"), "must not be empty at the root")),
         Some(other) => check.errors.push(FieldError::invalid(&root.child("type"), other, "must be object at the root")),
     }
-    check.node(map, &root, 0, Place::Root);
+    check.node(map, &root, 0, Place::Root, None);
     check.errors
 }
 
@@ -69,7 +69,15 @@ impl Check {
         self.errors.push(FieldError::forbidden(path, detail));
     }
 
-    fn node(&mut self, map: &Map<String, Value>, path: &Path, depth: usize, place: Place) {
+    /// `outside`: for a schema in logic, the structural one it restricts, if there is one.
+    fn node(
+        &mut self,
+        map: &Map<String, Value>,
+        path: &Path,
+        depth: usize,
+        place: Place,
+        outside: Option<&Map<String, Value>>,
+    ) {
         if self.errors.len() >= MOST {
             return;
         }
@@ -84,7 +92,7 @@ impl Check {
         }
         if place == Place::Logic {
             for field in OUTSIDE_OF_LOGIC {
-                let int_or_string = field == "type" && self.allows_type_in_logic(map);
+                let int_or_string = field == "type" && is_int_or_string_branch(map, outside);
                 if map.contains_key(field) && !int_or_string {
                     self.forbid(&path.child(field), "must be empty to be structural");
                 }
@@ -94,7 +102,7 @@ impl Check {
             self.extensions(map, path, place);
         }
         self.values(map, path, place);
-        self.children(map, path, depth, place);
+        self.children(map, path, depth, place, outside);
         if let Some(rules) = map.get("x-kubernetes-validations") {
             let at = path.child("x-kubernetes-validations");
             if place == Place::Logic {
@@ -103,11 +111,6 @@ impl Check {
                 cel::problems(rules, map, &at, &mut self.cel, &mut self.errors);
             }
         }
-    }
-
-    /// `anyOf: [{type: integer}, {type: string}]` beside int-or-string is the one type logic may hold.
-    fn allows_type_in_logic(&self, map: &Map<String, Value>) -> bool {
-        matches!(map.get("type").and_then(Value::as_str), Some("integer" | "string"))
     }
 
     fn kind(&mut self, map: &Map<String, Value>, path: &Path, place: Place) {
@@ -315,31 +318,58 @@ impl Check {
         }
     }
 
-    fn children(&mut self, map: &Map<String, Value>, path: &Path, depth: usize, place: Place) {
-        let inside = if place == Place::Logic { Place::Logic } else { Place::Inside };
+    fn children(
+        &mut self,
+        map: &Map<String, Value>,
+        path: &Path,
+        depth: usize,
+        place: Place,
+        outside: Option<&Map<String, Value>>,
+    ) {
+        let in_logic = place == Place::Logic;
+        let inside = if in_logic { Place::Logic } else { Place::Inside };
         for (name, property) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
             let at = path.child("properties").key(name);
             let own = place == Place::Root && matches!(name.as_str(), "metadata" | "apiVersion" | "kind");
+            let beyond = outside.and_then(|o| o.get("properties")?.get(name)).and_then(Value::as_object);
             match property.as_object() {
                 Some(_) if own => {}
-                Some(property) => self.node(property, &at, depth + 1, inside),
+                Some(_) if in_logic && beyond.is_none() => self.unspecified(&at),
+                Some(property) => self.node(property, &at, depth + 1, inside, beyond),
                 None => self.errors.push(FieldError::invalid(&at, property.clone(), "must be a schema")),
             }
         }
-        if let Some(items) = map.get("items").and_then(Value::as_object) {
-            self.node(items, &path.child("items"), depth + 1, inside);
+        for field in ["items", "additionalProperties"] {
+            let Some(below) = map.get(field).and_then(Value::as_object) else { continue };
+            let at = path.child(field);
+            let beyond = outside.and_then(|o| o.get(field)).and_then(Value::as_object);
+            if in_logic && beyond.is_none() && field == "items" {
+                self.unspecified(&at);
+            } else {
+                self.node(below, &at, depth + 1, inside, beyond);
+            }
         }
-        if let Some(additional) = map.get("additionalProperties").and_then(Value::as_object) {
-            self.node(additional, &path.child("additionalProperties"), depth + 1, inside);
-        }
+        let outside = if in_logic { outside } else { Some(map) };
         for field in ["allOf", "anyOf", "oneOf"] {
             let schemas = map.get(field).and_then(Value::as_array).into_iter().flatten();
             for (index, schema) in schemas.filter_map(Value::as_object).enumerate() {
-                self.node(schema, &path.child(field).index(index), depth + 1, Place::Logic);
+                self.node(schema, &path.child(field).index(index), depth + 1, Place::Logic, outside);
             }
         }
         if let Some(not) = map.get("not").and_then(Value::as_object) {
-            self.node(not, &path.child("not"), depth + 1, Place::Logic);
+            self.node(not, &path.child("not"), depth + 1, Place::Logic, outside);
         }
     }
+
+    /// Rule 2 of structural schemas: logic may restrict only what is specified outside of it.
+    fn unspecified(&mut self, at: &Path) {
+        let detail = "must be specified outside of allOf, anyOf, oneOf and not as well to be structural";
+        self.errors.push(FieldError::required(at, detail));
+    }
+}
+
+/// `anyOf: [{type: integer}, {type: string}]` beside int-or-string holds the only types logic may.
+fn is_int_or_string_branch(map: &Map<String, Value>, outside: Option<&Map<String, Value>>) -> bool {
+    let flag = outside.and_then(|o| o.get("x-kubernetes-int-or-string")).and_then(Value::as_bool);
+    flag == Some(true) && matches!(map.get("type").and_then(Value::as_str), Some("integer" | "string"))
 }
