@@ -30,6 +30,7 @@ pub mod kinds;
 pub mod local;
 mod metrics;
 mod openapi;
+mod openapi_v2;
 pub mod pki;
 mod proxy;
 pub mod registry;

@@ -1,7 +1,7 @@
 //! OpenAPI v3 (KEP-2896): an index with one document per group and version, each made when first asked
 //! for, kept compressed, addressed by a hash so that clients cache it.
 //!
-//! Version 2 is answered with 404: kubectl falls back to it only where v3 is missing.
+//! Version 2 holds only what old kubectls cannot do without ([`crate::openapi_v2`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use crate::core::Core;
 use crate::http::{Request, Response, json as answer, respond};
 use crate::kinds::{SchemaRef, Subresource};
+use crate::openapi_v2;
 use crate::resources::{GroupVersion, Resource, Table};
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
@@ -39,9 +40,17 @@ pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>
     let table = core.resources.table();
     Some(match rest.trim_end_matches('/').split_once('/') {
         None if rest.trim_end_matches('/') == "v3" => Ok(answer(StatusCode::OK, &index(&table))),
+        None if rest.trim_end_matches('/') == "v2" => v2(&table, request),
         Some(("v3", path)) => document(core, &table, path, request),
         _ => Err(ApiError::no_such_resource()),
     })
+}
+
+fn v2(table: &Table, request: &Request) -> Result<Response, ApiError> {
+    if !request.header(header::ACCEPT).is_some_and(|accept| accept.contains("proto-openapi.spec.v2")) {
+        return Ok(answer(StatusCode::OK, &json!({"swagger": "2.0", "info": {"title": "Proa", "version": "v1.36.0+proa"}, "paths": {}, "definitions": {}})));
+    }
+    Ok(respond(StatusCode::OK, openapi_v2::MEDIA_TYPE, openapi_v2::document(table)))
 }
 
 fn documents(table: &Table) -> impl Iterator<Item = (String, &GroupVersion)> {

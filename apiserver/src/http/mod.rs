@@ -2,6 +2,7 @@
 
 mod body;
 pub mod negotiate;
+pub mod protobuf;
 
 pub use body::Body;
 

@@ -2,16 +2,18 @@
 
 use bytes::Bytes;
 use proa_apimachinery::object::Object;
+use proa_apimachinery::Path;
 use proa_apimachinery::status::ApiError;
 use proa_apimachinery::{json, yaml};
 use proa_store::Value as Stored;
 use serde_json::{Map, Value};
 
+use crate::http::protobuf::{self, ProtobufError};
 use crate::http::{MAX_DEPTH, Request};
 use crate::resources::Resource;
 
 /// What a body may be sent as.
-pub const BODY_TYPES: &[&str] = &["application/json", "application/yaml"];
+pub const BODY_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 /// A decoded body and the paths of fields that were given twice.
 pub struct Decoded {
@@ -32,6 +34,11 @@ pub fn decode(request: &Request) -> Result<Decoded, ApiError> {
     match media_type(request).as_str() {
         "" | "application/json" | "*/*" => decode_json(&request.body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => decode_yaml(&request.body),
+        "application/vnd.kubernetes.protobuf" => match protobuf::decode(&request.body) {
+            Ok(value) => Ok(Decoded { value, duplicates: Vec::new() }),
+            Err(ProtobufError::UnknownKind(_)) => Err(ApiError::unsupported_media_type(BODY_TYPES)),
+            Err(error) => Err(ApiError::bad_request(error.to_string())),
+        },
         _ => Err(ApiError::unsupported_media_type(BODY_TYPES)),
     }
 }
@@ -39,16 +46,22 @@ pub fn decode(request: &Request) -> Result<Decoded, ApiError> {
 /// Decodes JSON.
 pub fn decode_json(body: &[u8]) -> Result<Decoded, ApiError> {
     let (value, duplicates) = json::from_json(body, MAX_DEPTH).map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))?;
-    let duplicates = duplicates.iter().map(|path| format!("duplicate field \"{path}\"")).collect();
-    Ok(Decoded { value, duplicates })
+    Ok(Decoded { value, duplicates: duplicate_fields(&duplicates) })
+}
+
+fn duplicate_fields(paths: &[Path]) -> Vec<String> {
+    paths.iter().map(|path| format!("duplicate field \"{}\"", path.as_str())).collect()
 }
 
 /// Decodes YAML with one document (JSON is YAML too).
 pub fn decode_yaml(body: &[u8]) -> Result<Decoded, ApiError> {
-    let mut documents = yaml::from_yaml(body).map_err(|error| ApiError::bad_request(format!("the body is not valid YAML: {error}")))?;
-    documents.retain(|document| !document.is_null());
+    let documents = yaml::from_yaml_strict(body).map_err(|error| ApiError::bad_request(format!("the body is not valid YAML: {error}")))?;
+    let mut documents: Vec<_> = documents.into_iter().filter(|(document, _)| !document.is_null()).collect();
     match documents.len() {
-        1 => Ok(Decoded { value: documents.remove(0), duplicates: Vec::new() }),
+        1 => {
+            let (value, duplicates) = documents.remove(0);
+            Ok(Decoded { value, duplicates: duplicate_fields(&duplicates) })
+        }
         0 => Err(ApiError::bad_request("the body holds no object")),
         _ => Err(ApiError::bad_request("the body holds more than one document")),
     }

@@ -64,7 +64,7 @@ fn patched(call: &Call<'_>, form: &Form, old: &Object, patch: &Value) -> Result<
     match form {
         Form::Json => patch::json(&old.to_value(), patch).map_err(|error| {
             // Kubernetes answers a patch that does not apply with 422 and this sentence.
-            if patch.is_array() { ApiError::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}")) } else { failed(&error) }
+            if patch.is_array() { ApiError::new(422, "Invalid", error.to_string()) } else { failed(&error) }
         }),
         Form::Merge => {
             if !patch.is_object() {
