@@ -483,12 +483,16 @@ fn an_address_this_node_answers_itself_is_never_rewritten() {
 fn dump(instance: &str) -> (BTreeSet<String>, BTreeMap<&'static str, BTreeSet<String>>) {
     let mut socket = Socket::netfilter().unwrap();
     let name = format!("proa-{instance}");
-    let chains = nft::chains(&mut socket, &name).unwrap().into_iter().collect();
+    let chains: BTreeSet<String> = nft::chains(&mut socket, &name).unwrap().into_iter().collect();
     let sets = ["services", "node_ports", "hairpins", "remote_endpoints"].map(|set| {
         let elements = nft::elements(&mut socket, &name, set).unwrap();
         (set, elements.iter().map(|e| format!("{e:?}")).collect())
     });
-    (chains, sets.into())
+    let mut all: BTreeSet<String> = chains;
+    // Unnamed sets come and go with their rules; those with names are part of the state.
+    let named = nft::sets(&mut socket, &name).unwrap();
+    all.extend(named.into_iter().filter(|s| !s.starts_with("__")).map(|s| format!("set {s}")));
+    (all, sets.into())
 }
 
 fn many(count: u32) -> Vec<ServicePort> {
@@ -570,9 +574,50 @@ fn any_history_of_changes_ends_where_a_fresh_start_would() {
             }
             let desired = table(ports);
             changing.sync(desired.clone()).await.unwrap_or_else(|e| panic!("round {round}: {e}\n{desired:#?}"));
-            let fresh = proxy("fresh");
-            fresh.sync(desired).await.unwrap();
+            // A fresh start from nothing, and one that takes over what the round before left.
+            nft::delete_table(&mut Socket::netfilter().unwrap(), "proa-fresh").unwrap();
+            proxy("fresh").sync(desired.clone()).await.unwrap();
             assert_eq!(dump("changing"), dump("fresh"), "round {round}");
+            proxy("taken").sync(desired).await.unwrap();
+            assert_eq!(dump("taken"), dump("fresh"), "round {round}, taken over");
+        }
+    });
+}
+
+#[test]
+fn a_table_that_is_not_as_it_should_be_is_replaced() {
+    machine(|| async {
+        let mut socket = Socket::netfilter().unwrap();
+        let mut batch = Batch::new("proa-test");
+        batch.add_table();
+        batch.add_chain(&nft::Chain { name: "from-another-version", hook: None });
+        batch.commit(&mut socket).unwrap();
+        proxy("test").sync(table(many(2))).await.unwrap();
+        let (chains, sets) = dump("test");
+        assert!(!chains.contains("from-another-version"));
+        assert_eq!(sets["services"].len(), 2);
+        // A chain that somebody removed under us: the sync that trips over it is followed by one that mends it.
+        let running = proxy("test");
+        running.sync(table(many(2))).await.unwrap();
+        nft::delete_table(&mut socket, "proa-test").unwrap();
+        assert!(running.sync(table(many(3))).await.is_err());
+        running.sync(table(many(3))).await.unwrap();
+        assert_eq!(dump("test").1["services"].len(), 3);
+    });
+}
+
+#[test]
+fn a_restart_remembers_which_client_has_which_endpoint() {
+    machine(|| async {
+        let node = Node::new();
+        let s = servers(&node, &["a", "b", "c"]).await;
+        let sticky = table([ServicePort { affinity_seconds: Some(600), ..service(&s.endpoints) }]);
+        for round in 0..4 {
+            let client = node.pod(&format!("client-{round}")).await;
+            proxy("test").sync(sticky.clone()).await.unwrap();
+            let before = names(Some(&client.netns), VIP, 3);
+            proxy("test").sync(sticky.clone()).await.unwrap();
+            assert_eq!(names(Some(&client.netns), VIP, 3), before);
         }
     });
 }

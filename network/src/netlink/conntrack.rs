@@ -31,6 +31,13 @@ pub(crate) struct Flow {
     id: Option<u32>,
 }
 
+#[cfg(test)]
+impl Flow {
+    pub(crate) fn new(aimed_at: SocketAddrV4, answered_by: SocketAddrV4) -> Flow {
+        Flow { aimed_at, answered_by, original: vec![], id: None }
+    }
+}
+
 impl Socket {
     /// Every tracked IPv4 UDP flow.
     pub(crate) fn udp_flows(&mut self) -> Result<Vec<Flow>, NetlinkError> {

@@ -32,6 +32,15 @@ pub fn chains(socket: &mut Socket, table: &str) -> Result<Vec<String>, NetlinkEr
     })
 }
 
+/// The names of all sets and maps of a table.
+pub fn sets(socket: &mut Socket, table: &str) -> Result<Vec<String>, NetlinkError> {
+    let mut writer = Writer::new();
+    writer.begin(Msg::GetSet.kind(), DUMP).raw(&HEADER).text(uapi::TABLE_NAME, table);
+    collect(socket, &writer, |attributes| {
+        (attributes.text(uapi::TABLE_NAME)? == table).then(|| attributes.text(2)).flatten()
+    })
+}
+
 /// The elements of a set or map.
 pub fn elements(socket: &mut Socket, table: &str, set: &str) -> Result<Vec<DumpedElement>, NetlinkError> {
     let mut writer = Writer::new();

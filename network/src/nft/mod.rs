@@ -9,7 +9,7 @@ mod dump;
 mod expr;
 
 pub use batch::{Batch, Chain, ChainKind, Element, Hook, SetKind, SetSpec, delete_table};
-pub use dump::{DumpedElement, chains, elements, tables};
+pub use dump::{DumpedElement, chains, elements, sets, tables};
 pub(crate) use expr::interface_name;
 pub use expr::{
     Base, CmpOp, CtKey, Data, DynsetOp, Expr, FibResult, FibTarget, MetaKey, NatKind, Reg, Reject, SetRef, Verdict,
@@ -46,6 +46,7 @@ enum Msg {
     NewRule = 6,
     DelRule = 8,
     NewSet = 9,
+    GetSet = 10,
     DelSet = 11,
     NewSetElem = 12,
     GetSetElem = 13,

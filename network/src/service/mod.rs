@@ -5,6 +5,7 @@
 
 mod flows;
 mod model;
+mod recover;
 mod render;
 
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +19,7 @@ use crate::names;
 use crate::netlink::{NetlinkError, Socket};
 use crate::nft::Batch;
 use model::Model;
+use recover::{Recovered, recover};
 
 /// A transport protocol a service port can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,7 +130,7 @@ pub struct Synced {
 /// Why the proxy could not be brought to the desired state.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// The kernel refused; nothing of the transaction happened, and the next `sync` starts from nothing.
+    /// The kernel refused; nothing of the transaction happened, and the next `sync` looks at what is there first.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// Not built yet.
@@ -153,7 +155,7 @@ struct Inner {
 
 impl ServiceProxy {
     /// Opens the proxy in the calling thread's network namespace. Nothing changes there until the first `sync`, which
-    /// replaces whatever an earlier run left in one transaction; established connections are kept.
+    /// takes over whatever an earlier run left, in one transaction; no connection notices.
     pub fn open(config: ProxyConfig) -> Result<ServiceProxy, ProxyError> {
         for block in [Some(config.pod_cidr), Some(config.cluster_cidr), config.service_cidr].into_iter().flatten() {
             if block.base().is_ipv6() {
@@ -180,20 +182,16 @@ impl Inner {
     fn sync(&mut self, table: &ServiceTable) -> Result<Synced, ProxyError> {
         let begun = Instant::now();
         let new = Model::of(table, &self.config);
-        // Taken, so that an error leaves "not known": the next sync then replaces everything.
+        // Taken, so that an error leaves "not known": the next sync then finds out.
         let old = self.applied.take();
-        let mut batch = Batch::new(&names::table(&self.config.instance));
-        match &old {
-            Some(old) => render::difference(&mut batch, old, &new),
-            None => {
-                // Adding first lets the removal succeed whether or not there was one.
-                batch.add_table();
-                batch.delete_table();
-                render::foundation(&mut batch, &self.config);
-                render::difference(&mut batch, &Model::default(), &new);
+        let messages = match &old {
+            Some(old) => {
+                let mut batch = self.batch();
+                render::difference(&mut batch, old, &new);
+                batch.commit(&mut self.socket)?
             }
-        }
-        let messages = batch.commit(&mut self.socket)?;
+            None => self.take_over(&new)?,
+        };
         let look = self.flows_due || old.as_ref().is_none_or(|old| flows::may_be_stale(old, &new));
         let forgotten = if look { self.forget_stale_flows(old.as_ref(), &new) } else { Ok(0) };
         // The table is right whatever became of the flows: they are looked at again with the next sync.
@@ -204,6 +202,32 @@ impl Inner {
             0
         });
         Ok(Synced { messages, flows_removed, took: begun.elapsed() })
+    }
+
+    fn batch(&self) -> Batch {
+        Batch::new(&names::table(&self.config.instance))
+    }
+
+    /// Goes on from what an earlier run left, or from nothing.
+    fn take_over(&mut self, new: &Model) -> Result<usize, NetlinkError> {
+        let found = recover(&mut self.socket, &names::table(&self.config.instance))?;
+        if let Recovered::Ours(found) = &found {
+            let mut batch = self.batch();
+            render::foundation(&mut batch, &self.config);
+            render::difference(&mut batch, found, new);
+            match batch.commit(&mut self.socket) {
+                Ok(messages) => return Ok(messages),
+                // Another version's table, or somebody changed it meanwhile.
+                Err(error) => tracing::warn!(%error, "the service table cannot be taken over and is replaced"),
+            }
+        }
+        let mut batch = self.batch();
+        // Adding first lets the removal succeed whether or not there was one.
+        batch.add_table();
+        batch.delete_table();
+        render::foundation(&mut batch, &self.config);
+        render::difference(&mut batch, &Model::default(), new);
+        batch.commit(&mut self.socket)
     }
 
     fn forget_stale_flows(&mut self, old: Option<&Model>, new: &Model) -> Result<usize, NetlinkError> {

@@ -88,6 +88,23 @@ impl Model {
         }
         draft.finish(config)
     }
+
+    /// A model from what was read back, in any order.
+    pub(super) fn read_back(
+        backends: Vec<(Arc<str>, Backend)>,
+        services: Vec<(Destination, Outcome)>,
+        node_ports: Vec<((Protocol, u16), Outcome)>,
+        hairpins: Vec<(Ipv4Addr, ())>,
+        remote: Vec<(Destination, ())>,
+    ) -> Model {
+        Model {
+            backends: Sorted::first_wins(backends),
+            services: Sorted::first_wins(services),
+            node_ports: Sorted::first_wins(node_ports),
+            hairpins: Sorted::first_wins(hairpins),
+            remote: Sorted::first_wins(remote),
+        }
+    }
 }
 
 /// A model being put together, in the table's order.
@@ -216,4 +233,91 @@ fn v4_ips(addresses: &[IpAddr], except: &[IpAddr]) -> Vec<Ipv4Addr> {
         .filter(|a| !except.contains(a))
         .filter_map(|a| if let IpAddr::V4(v4) = a { Some(*v4) } else { None })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> ProxyConfig {
+        ProxyConfig {
+            instance: "t".into(),
+            pod_cidr: "10.244.0.0/24".parse().unwrap(),
+            cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+            service_cidr: None,
+        }
+    }
+
+    fn port(name: &str, all: &[&str], local: &[&str]) -> ServicePort {
+        let parse = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect();
+        ServicePort {
+            name: name.into(),
+            cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: Some(30000),
+            external_ips: vec![],
+            endpoints: parse(all),
+            local_endpoints: parse(local),
+            affinity_seconds: None,
+            external_local: false,
+            internal_local: false,
+        }
+    }
+
+    /// (what the cluster address leads to, what the node port leads to, endpoints of each chain)
+    fn check(port: ServicePort, inside: &str, outside: &str, chains: &[(&str, usize)]) {
+        let model = Model::of(&ServiceTable { ports: vec![port], ..ServiceTable::default() }, &config());
+        let shown = |o: Option<&Outcome>| match o {
+            Some(Outcome::Chain(name)) => name.to_string(),
+            other => format!("{other:?}"),
+        };
+        let to = Destination { ip: Ipv4Addr::new(10, 96, 0, 1), protocol: Protocol::Tcp, port: 80 };
+        assert_eq!(shown(model.services.get(&to)), inside);
+        assert_eq!(shown(model.node_ports.get(&(Protocol::Tcp, 30000))), outside);
+        let made: Vec<(&str, usize)> = model.backends.iter().map(|(n, b)| (&**n, b.endpoints.len())).collect();
+        assert_eq!(made, chains);
+    }
+
+    #[test]
+    fn traffic_policies_choose_endpoints_as_kubernetes_does() {
+        let all = ["10.244.0.2:80", "10.244.1.2:80", "10.244.1.3:80"];
+        let one = ["10.244.0.2:80"];
+        let local = |external_local, internal_local, mine: &[&str]| ServicePort {
+            external_local,
+            internal_local,
+            ..port("ns/s:p", &all, mine)
+        };
+        let (svc, ext) = ("svc/ns/s/p/tcp", "ext/ns/s/p/tcp");
+        check(local(false, false, &one), svc, svc, &[(svc, 3)]);
+        check(local(true, false, &one), svc, ext, &[(ext, 1), (svc, 3)]);
+        check(local(false, true, &one), svc, ext, &[(ext, 3), (svc, 1)]);
+        check(local(true, true, &one), svc, svc, &[(svc, 1)]);
+        // Served elsewhere, wanted here: dropped. Served nowhere: refused.
+        check(local(true, false, &[]), svc, "Some(Drop)", &[(svc, 3)]);
+        check(local(false, true, &[]), "Some(Drop)", ext, &[(ext, 3)]);
+        check(port("ns/s:p", &[], &[]), "Some(Refuse)", "Some(Refuse)", &[]);
+        check(ServicePort { external_local: true, ..port("s", &[], &[]) }, "Some(Refuse)", "Some(Refuse)", &[]);
+    }
+
+    #[test]
+    fn the_first_in_the_table_has_a_contested_destination_and_losers_leave_nothing() {
+        let (first, second) = (port("a", &["10.244.0.2:80"], &[]), port("b", &["10.244.0.3:80"], &[]));
+        let model = Model::of(&ServiceTable { ports: vec![first, second], ..ServiceTable::default() }, &config());
+        let chains: Vec<&str> = model.backends.iter().map(|(n, _)| &**n).collect();
+        assert_eq!(chains, ["svc/a/tcp"]);
+        assert_eq!(model.hairpins.iter().count(), 1);
+    }
+
+    #[test]
+    fn endpoints_are_sorted_once_each_and_of_the_tables_family() {
+        let given = ["10.244.1.3:80", "10.244.0.2:80", "10.244.1.3:80", "[fd00::1]:80"];
+        let model = Model::of(&ServiceTable { ports: vec![port("a", &given, &[])], ..Default::default() }, &config());
+        let (_, backend) = model.backends.iter().next().unwrap();
+        assert_eq!(backend.endpoints, ["10.244.0.2:80", "10.244.1.3:80"].map(|a| a.parse().unwrap()));
+        let remote: Vec<Ipv4Addr> = model.remote.iter().map(|(to, ())| to.ip).collect();
+        assert_eq!(remote, [Ipv4Addr::new(10, 244, 1, 3)], "those of other nodes");
+        let hairpins: Vec<Ipv4Addr> = model.hairpins.iter().map(|(ip, ())| *ip).collect();
+        assert_eq!(hairpins, [Ipv4Addr::new(10, 244, 0, 2)], "those of this node");
+    }
 }

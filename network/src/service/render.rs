@@ -25,11 +25,11 @@ use crate::nft::{
     NatKind, Reg, Reject, SetKind, SetRef, SetSpec, Verdict,
 };
 
-const SERVICES: &str = "services";
-const NODE_PORTS: &str = "node_ports";
-const HAIRPINS: &str = "hairpins";
-const REMOTE: &str = "remote_endpoints";
-const REFUSE: &str = "refuse";
+pub(super) const SERVICES: &str = "services";
+pub(super) const NODE_PORTS: &str = "node_ports";
+pub(super) const HAIRPINS: &str = "hairpins";
+pub(super) const REMOTE: &str = "remote_endpoints";
+pub(super) const REFUSE: &str = "refuse";
 
 /// `nft`'s numbers of data types, so that `nft list` prints addresses as addresses.
 const IPV4: u32 = 7;
@@ -46,7 +46,7 @@ const DESTINATION_REWRITTEN: u32 = 1 << 5;
 const FEW: usize = 4;
 const ICMP_PORT_UNREACHABLE: u8 = 3;
 
-/// Adds everything that does not depend on services. The table must not exist.
+/// Adds everything that does not depend on services; what is there of it is written anew.
 pub(super) fn foundation(batch: &mut Batch, config: &ProxyConfig) {
     batch.add_table();
     for (name, key_len, kind, key_type) in [
@@ -68,6 +68,9 @@ pub(super) fn foundation(batch: &mut Batch, config: &ProxyConfig) {
         ("guard", (ChainKind::Filter, Hook::Prerouting, -300)),
     ] {
         batch.add_chain(&Chain { name, hook: Some(hook) });
+    }
+    for name in [SERVICES, REFUSE, "prerouting", "output", "postrouting", "guard"] {
+        batch.flush_chain(name);
     }
     for name in ["prerouting", "output"] {
         batch.add_rule(name, &[Expr::Verdict(Verdict::Jump(SERVICES.into()))]);
@@ -249,6 +252,10 @@ fn backend_rules(batch: &mut Batch, chain: &str, backend: &Backend, affinity: Op
     let map = batch.anonymous_set(4, SetKind::Map(8), &indexed);
     let number = Expr::Random { modulus: backend.endpoints.len() as u32, to: scratch };
     batch.add_rule(chain, &finish(vec![number, Expr::MapTo { set: map, key: scratch, to: endpoint }]));
+    // A packet that is half through this chain when it is replaced finds the map empty: it must not leave unrewritten.
+    if let Some(one) = backend.endpoints.first() {
+        batch.add_rule(chain, &finish(constant(one).into()));
+    }
 }
 
 /// Elements to take out of a set and to put in; what maps to something else now is in both.
