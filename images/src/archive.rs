@@ -15,7 +15,8 @@ use crate::blobs::{Stage, read_small};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::manifest::{
-    ConfigFile, Descriptor, Document, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST,
+    ConfigFile, Descriptor, Document, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
 };
 use crate::reference::Reference;
 use crate::store::ImageStore;
@@ -184,10 +185,7 @@ impl Contents {
         let name = format!("blobs/sha256/{}", descriptor.digest.hex());
         let blob = self.need(&name)?;
         if blob.digest != descriptor.digest {
-            return Err(ImageError::corrupt(format!(
-                "digest mismatch: {name} is {} in truth",
-                blob.digest
-            )));
+            return Err(ImageError::corrupt(format!("digest mismatch: {name} is {} in truth", blob.digest)));
         }
         Ok(blob)
     }
@@ -217,7 +215,8 @@ fn docker(contents: &Contents) -> Result<Vec<Found>, ImageError> {
 fn docker_image(contents: &Contents, image: DockerImage) -> Result<Found, ImageError> {
     let config = contents.need(&image.config)?;
     // The name of the configuration is its digest; a name that is no digest promises nothing.
-    let promised = Path::new(&image.config).file_stem().and_then(|stem| Digest::parse(&format!("sha256:{}", stem.to_str()?)));
+    let promised =
+        Path::new(&image.config).file_stem().and_then(|stem| Digest::parse(&format!("sha256:{}", stem.to_str()?)));
     if promised.is_some_and(|promised| promised != config.digest) {
         return Err(ImageError::corrupt(format!("digest mismatch: {} is {} in truth", image.config, config.digest)));
     }
@@ -236,7 +235,8 @@ fn docker_image(contents: &Contents, image: DockerImage) -> Result<Found, ImageE
         layers,
     };
     manifest.check()?;
-    let names = image.repo_tags.unwrap_or_default().iter().map(|name| Reference::parse(name)).collect::<Result<_, _>>()?;
+    let names =
+        image.repo_tags.unwrap_or_default().iter().map(|name| Reference::parse(name)).collect::<Result<_, _>>()?;
     let manifest = serde_json::to_vec(&manifest).map_err(|error| ImageError::corrupt(error.to_string()))?;
     Ok(Found { blobs, manifest, names })
 }
@@ -291,7 +291,9 @@ fn layout_manifest(
     match Document::parse(&bytes)? {
         Document::Manifest(manifest) => Ok(Some((bytes, manifest))),
         Document::Index(_) if depth > 3 => Err(ImageError::corrupt("indexes within indexes within indexes")),
-        Document::Index(index) => choose(&index).map_or(Ok(None), |chosen| layout_manifest(contents, chosen, depth + 1)),
+        Document::Index(index) => {
+            choose(&index).map_or(Ok(None), |chosen| layout_manifest(contents, chosen, depth + 1))
+        }
     }
 }
 

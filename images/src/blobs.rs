@@ -42,7 +42,9 @@ impl Blobs {
 
     pub(crate) fn open_blob(&self, digest: &Digest) -> Result<File, ImageError> {
         File::open(self.path(digest)).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => ImageError::corrupt(format!("blob {digest} is missing from the store: load or pull the image again")),
+            io::ErrorKind::NotFound => {
+                ImageError::corrupt(format!("blob {digest} is missing from the store: load or pull the image again"))
+            }
             _ => ImageError::io(format!("reading blob {digest}"))(error),
         })
     }

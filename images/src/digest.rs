@@ -151,7 +151,9 @@ mod tests {
         let of_nothing = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").as_str(), of_nothing);
         assert!(Digest::parse(of_nothing).is_some());
-        for bad in ["", "sha256:", "sha256:../../etc/passwd", &of_nothing[..70], &of_nothing.to_uppercase(), "sha512:00"] {
+        for bad in
+            ["", "sha256:", "sha256:../../etc/passwd", &of_nothing[..70], &of_nothing.to_uppercase(), "sha512:00"]
+        {
             assert!(Digest::parse(bad).is_none(), "{bad}");
         }
     }

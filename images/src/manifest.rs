@@ -73,8 +73,8 @@ pub(crate) enum Document {
 
 impl Document {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Document, ImageError> {
-        let value: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(|error| ImageError::corrupt(format!("the manifest is not JSON: {error}")))?;
+        let value: serde_json::Value = serde_json::from_slice(bytes)
+            .map_err(|error| ImageError::corrupt(format!("the manifest is not JSON: {error}")))?;
         let wrong = |error: serde_json::Error| ImageError::corrupt(format!("the manifest cannot be read: {error}"));
         if value.get("manifests").is_some() {
             return Ok(Document::Index(serde_json::from_value(value).map_err(wrong)?));

@@ -14,7 +14,8 @@ use crate::digest::Digest;
 use crate::error::{ImageError, PullError};
 use crate::image::Image;
 use crate::manifest::{
-    ARCHITECTURE, ConfigFile, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, JSON_LIMIT, Manifest, OCI_INDEX, OCI_MANIFEST,
+    ARCHITECTURE, ConfigFile, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, JSON_LIMIT, Manifest, OCI_INDEX,
+    OCI_MANIFEST,
 };
 use crate::reference::Reference;
 use crate::store::ImageStore;
@@ -91,7 +92,8 @@ fn client(store: &ImageStore, reference: &Reference) -> Client {
         // Fails only when somebody has chosen one before, which is just as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    let plain = is_loopback(reference.registry()) || store.options().plain_http.iter().any(|host| host == reference.registry());
+    let plain =
+        is_loopback(reference.registry()) || store.options().plain_http.iter().any(|host| host == reference.registry());
     Client::new(ClientConfig {
         protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
         read_timeout: Some(SILENCE),
@@ -187,7 +189,11 @@ impl Session<'_> {
         Ok(())
     }
 
-    async fn fetch_blob(&self, blob: &Descriptor, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<(), PullError> {
+    async fn fetch_blob(
+        &self,
+        blob: &Descriptor,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<(), PullError> {
         let descriptor = oci_client::manifest::OciDescriptor {
             media_type: blob.media_type.clone(),
             digest: blob.digest.to_string(),
@@ -202,7 +208,9 @@ impl Session<'_> {
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|error| self.broken_off(blob, &error))?;
             if incoming.written() + piece.len() as u64 > blob.size {
-                return Err(self.corrupt(format!("blob {} is longer than the {} bytes it should have", blob.digest, blob.size)));
+                return Err(
+                    self.corrupt(format!("blob {} is longer than the {} bytes it should have", blob.digest, blob.size))
+                );
             }
             // A piece is some kilobytes into the page cache: not worth a thread's hop.
             incoming.write_all(&piece).map_err(|error| PullError::from(ImageError::io("storing a layer")(error)))?;
@@ -227,7 +235,10 @@ impl Session<'_> {
         if text.to_lowercase().contains("digest") {
             return self.corrupt(format!("blob {}: digest mismatch: {text}", blob.digest));
         }
-        PullError::Unreachable { reference: self.reference.familiar(), message: format!("blob {} broke off: {text}", blob.digest) }
+        PullError::Unreachable {
+            reference: self.reference.familiar(),
+            message: format!("blob {} broke off: {text}", blob.digest),
+        }
     }
 
     fn remote(&self, reference: &Reference) -> Result<RegistryReference, PullError> {

@@ -22,7 +22,9 @@ impl Reference {
     pub fn parse(text: &str) -> Result<Reference, ImageError> {
         let bad = |why: &str| ImageError::InvalidName(format!("{text:?} {why}"));
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(Digest::parse(digest).ok_or_else(|| bad("has a digest that is none"))?)),
+            Some((rest, digest)) => {
+                (rest, Some(Digest::parse(digest).ok_or_else(|| bad("has a digest that is none"))?))
+            }
             None => (text, None),
         };
         let (name, tag) = match rest.rsplit_once(':') {
@@ -105,10 +107,7 @@ impl fmt::Display for Reference {
 
 fn is_tag(tag: &str) -> bool {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    !tag.is_empty()
-        && tag.len() <= 128
-        && tag.starts_with(word)
-        && tag.chars().all(|c| word(c) || c == '.' || c == '-')
+    !tag.is_empty() && tag.len() <= 128 && tag.starts_with(word) && tag.chars().all(|c| word(c) || c == '.' || c == '-')
 }
 
 fn is_host(host: &str) -> bool {
@@ -168,7 +167,21 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for bad in ["", "Nginx", "a b", "a//b", "a:", "a:-x", "a@sha256:1", "../etc", "a/../b", "-a", "a_", "http://x/y", "x.y:z/a"] {
+        for bad in [
+            "",
+            "Nginx",
+            "a b",
+            "a//b",
+            "a:",
+            "a:-x",
+            "a@sha256:1",
+            "../etc",
+            "a/../b",
+            "-a",
+            "a_",
+            "http://x/y",
+            "x.y:z/a",
+        ] {
             assert!(Reference::parse(bad).is_err(), "{bad}");
         }
     }

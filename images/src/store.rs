@@ -241,7 +241,9 @@ impl ImageStore {
             return Ok(());
         }
         if layer.media_type == LOCAL_LAYER {
-            return Err(ImageError::corrupt(format!("layer {diff_id} is missing from the store: build the image again")));
+            return Err(ImageError::corrupt(format!(
+                "layer {diff_id} is missing from the store: build the image again"
+            )));
         }
         let blob = self.inner.blobs.open_blob(&layer.digest)?;
         let stage = self.stage()?;
@@ -328,7 +330,12 @@ impl ImageStore {
         Ok(Image {
             id: manifest.config.digest,
             manifest: digest.clone(),
-            references: index.references.iter().filter(|(_, named)| *named == digest).map(|(name, _)| name.clone()).collect(),
+            references: index
+                .references
+                .iter()
+                .filter(|(_, named)| *named == digest)
+                .map(|(name, _)| name.clone())
+                .collect(),
             size,
             created: config.created.as_deref().and_then(|text| text.parse::<Timestamp>().ok()),
             config: config.config.map(ImageConfig::from).unwrap_or_default(),
@@ -344,8 +351,7 @@ impl ImageStore {
             if let Some(digest) = reference.digest() {
                 // By digest, whatever tag it came with; only from the same repository.
                 let of_repository = |(known, named): &(&String, &Digest)| {
-                    *named == digest
-                        && Reference::parse(known).is_ok_and(|known| known.name() == reference.name())
+                    *named == digest && Reference::parse(known).is_ok_and(|known| known.name() == reference.name())
                 };
                 return index.references.iter().find(of_repository).map(|(_, named)| named.clone());
             }

@@ -112,7 +112,10 @@ impl Unpacker {
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), ImageError> {
         let path = clean(&entry.path_bytes())?;
         let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink) {
+        if matches!(
+            kind,
+            EntryType::XGlobalHeader | EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink
+        ) {
             return Ok(());
         }
         let failed = |error: rustix::io::Errno| failed(&path, error.into());
@@ -156,7 +159,11 @@ impl Unpacker {
                 let target = link_name(entry, &path)?;
                 let target = clean(&target)?;
                 let source = self.open(&target, OFlags::PATH | OFlags::NOFOLLOW).map_err(|_| {
-                    ImageError::corrupt(format!("{} is a hard link to {}, which the layer does not hold", path.display(), target.display()))
+                    ImageError::corrupt(format!(
+                        "{} is a hard link to {}, which the layer does not hold",
+                        path.display(),
+                        target.display()
+                    ))
                 })?;
                 clear(&parent, &name).map_err(failed)?;
                 let by_fd = format!("/proc/self/fd/{}", source.as_raw_fd());
@@ -256,7 +263,9 @@ impl Unpacker {
             return Ok(());
         }
         let dir = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        xattrs.iter().try_for_each(|(key, value)| rustix::fs::fsetxattr(&dir, key.as_os_str(), value, XattrFlags::empty()))
+        xattrs
+            .iter()
+            .try_for_each(|(key, value)| rustix::fs::fsetxattr(&dir, key.as_os_str(), value, XattrFlags::empty()))
     }
 
     fn finish(&self) {

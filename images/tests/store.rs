@@ -21,7 +21,10 @@ fn nobody() -> BTreeSet<proa_images::Digest> {
 
 /// Files and directories of a store, without its names.
 fn kept(dir: &Path) -> usize {
-    ["blobs/sha256", "layers", "staging"].iter().map(|d| fs::read_dir(dir.join("images").join(d)).unwrap().count()).sum()
+    ["blobs/sha256", "layers", "staging"]
+        .iter()
+        .map(|d| fs::read_dir(dir.join("images").join(d)).unwrap().count())
+        .sum()
 }
 
 #[test]
@@ -34,9 +37,17 @@ fn an_oci_layout_is_loaded_listed_and_unpacked() {
     let image = store.get("example/app:v1").unwrap();
     assert_eq!(image.references, ["docker.io/example/app:v1", "docker.io/example/app:v2"]);
     assert_eq!((&image.id, &image.manifest), (&made.config, &made.manifest));
-    assert_eq!((image.config.entrypoint.as_slice(), image.config.user.as_str()), (["/run".to_owned()].as_slice(), "web"));
+    assert_eq!(
+        (image.config.entrypoint.as_slice(), image.config.user.as_str()),
+        (["/run".to_owned()].as_slice(), "web")
+    );
     assert!(image.size > 0 && image.created.is_some());
-    for name in ["docker.io/example/app:v2", image.id.as_str(), &image.id.hex()[..12], &format!("example/app@{}", image.manifest)] {
+    for name in [
+        "docker.io/example/app:v2",
+        image.id.as_str(),
+        &image.id.hex()[..12],
+        &format!("example/app@{}", image.manifest),
+    ] {
         assert_eq!(store.get(name).as_ref(), Some(&image), "{name}");
     }
     assert!(store.get("example/app").is_none() && store.get("other/app:v1").is_none());

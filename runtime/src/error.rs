@@ -63,10 +63,7 @@ pub enum RuntimeError {
 impl RuntimeError {
     /// Whether the same request may succeed later without anybody changing it.
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            RuntimeError::Create(_) | RuntimeError::Shim { .. } | RuntimeError::Io { .. }
-        )
+        matches!(self, RuntimeError::Create(_) | RuntimeError::Shim { .. } | RuntimeError::Io { .. })
     }
 
     pub(crate) fn io(context: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {

@@ -53,14 +53,13 @@ fn hard_limits() -> Vec<(String, u64)> {
         ("SIGPENDING", Resource::RLIMIT_SIGPENDING),
         ("STACK", Resource::RLIMIT_STACK),
     ];
-    ALL.iter()
-        .filter_map(|(name, resource)| Some((format!("RLIMIT_{name}"), getrlimit(*resource).ok()?.1)))
-        .collect()
+    ALL.iter().filter_map(|(name, resource)| Some((format!("RLIMIT_{name}"), getrlimit(*resource).ok()?.1))).collect()
 }
 
 /// One device node of the host.
 pub(crate) fn device(path: &Path) -> io::Result<DeviceNode> {
-    let found = fs::metadata(path).map_err(|error| io::Error::new(error.kind(), format!("device {}: {error}", path.display())))?;
+    let found = fs::metadata(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("device {}: {error}", path.display())))?;
     let kind = if found.file_type().is_char_device() {
         'c'
     } else if found.file_type().is_block_device() {

@@ -35,12 +35,10 @@ pub use embedded::{Embedded, reset};
 pub use error::RuntimeError;
 pub use exit::{Exit, ExitReason};
 pub use runtime::{
-    Answer, ContainerState, ContainerStatus, Created, Runtime, RuntimeEvent, Sandbox, SandboxState,
-    Stats,
+    Answer, ContainerState, ContainerStatus, Created, Runtime, RuntimeEvent, Sandbox, SandboxState, Stats,
 };
 pub use session::{BoxedRead, BoxedWrite, Session, SessionControl, TerminalSize};
 pub use shim::{is_shim, shim_main};
 pub use spec::{
-    AttachSpec, ContainerSpec, Device, ExecSpec, Mount, MountKind, Propagation, Resources, Rlimit,
-    SandboxSpec, User,
+    AttachSpec, ContainerSpec, Device, ExecSpec, Mount, MountKind, Propagation, Resources, Rlimit, SandboxSpec, User,
 };

@@ -151,7 +151,10 @@ mod tests {
 
     #[test]
     fn the_format_is_cri() {
-        assert_eq!(split(&[b"one\ntw", b"o\n", b"\nthree"]), b"T stdout F one\nT stdout F two\nT stdout F \nT stdout F three\n");
+        assert_eq!(
+            split(&[b"one\ntw", b"o\n", b"\nthree"]),
+            b"T stdout F one\nT stdout F two\nT stdout F \nT stdout F three\n"
+        );
         let at: Timestamp = "2026-01-02T03:04:05.6Z".parse().unwrap();
         assert_eq!(stamp(at), "2026-01-02T03:04:05.600000000Z");
     }
@@ -161,7 +164,10 @@ mod tests {
         let long = vec![b'x'; LINE_LIMIT + 5];
         let out = split(&[&long, b"\n"]);
         let lines: Vec<_> = out.split_inclusive(|b| *b == b'\n').map(|l| parse(l).unwrap()).collect();
-        assert_eq!(lines.iter().map(|l| (l.partial, l.text.len())).collect::<Vec<_>>(), [(true, LINE_LIMIT), (false, 5)]);
+        assert_eq!(
+            lines.iter().map(|l| (l.partial, l.text.len())).collect::<Vec<_>>(),
+            [(true, LINE_LIMIT), (false, 5)]
+        );
         let exact = vec![b'x'; LINE_LIMIT];
         let out = split(&[&exact, b"\n"]);
         assert_eq!(parse(&out).map(|l| (l.partial, l.text.len())), Some((false, LINE_LIMIT)));

@@ -79,18 +79,27 @@ pub(crate) enum Message {
     /// First word on every connection.
     Hello(Hello),
     /// Setting up failed; the shim is gone.
-    CreateFailed { message: String },
+    CreateFailed {
+        message: String,
+    },
     Reply {
         id: u64,
         #[serde(default)]
         fds: usize,
         result: Result<Reply, Failure>,
     },
-    Started { at: Timestamp },
+    Started {
+        at: Timestamp,
+    },
     Exited(Exit),
-    ExecExited { exec: u64, code: i32 },
+    ExecExited {
+        exec: u64,
+        code: i32,
+    },
     /// The attachment is over: its container ended, or it did not keep up.
-    Detached { attach: u64 },
+    Detached {
+        attach: u64,
+    },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

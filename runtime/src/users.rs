@@ -114,7 +114,8 @@ fn read(layers: &[PathBuf], path: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbroken:x\n7:x:1000:1000::/:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/var/www:/bin/false\nbroken:x\n7:x:1000:1000::/:\n";
     const GROUP: &str = "root:x:0:\nwww:x:34:\nlogs:x:50:root,web\nssl:x:60:web\n";
 
     #[test]
@@ -131,8 +132,7 @@ mod tests {
         ];
         for (wanted, expected) in table {
             let got = resolve_in(PASSWD, GROUP, wanted);
-            let expected =
-                expected.clone().map(|(uid, gid, groups)| User { uid, gid, groups: groups.to_vec() });
+            let expected = expected.clone().map(|(uid, gid, groups)| User { uid, gid, groups: groups.to_vec() });
             assert_eq!(got, expected, "{wanted}");
         }
     }

@@ -162,13 +162,19 @@ async fn the_cost_of_a_container() {
     }
     let after = cpu();
     times.sort();
-    println!("create+start p50 {:?} (create {:?}); cpu per life {:?}; shim pss {pss} KiB", times[10].0, times[10].1, (after - before) / 20);
+    println!(
+        "create+start p50 {:?} (create {:?}); cpu per life {:?}; shim pss {pss} KiB",
+        times[10].0,
+        times[10].1,
+        (after - before) / 20
+    );
     bench.done().await;
 }
 
 /// Busy time of the whole machine.
 fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/stat").unwrap();
-    let fields: Vec<u64> = stat.lines().next().unwrap().split_whitespace().skip(1).map(|f| f.parse().unwrap()).collect();
+    let fields: Vec<u64> =
+        stat.lines().next().unwrap().split_whitespace().skip(1).map(|f| f.parse().unwrap()).collect();
     Duration::from_millis((fields[0] + fields[1] + fields[2] + fields[5] + fields[6]) * 10)
 }

@@ -3,7 +3,9 @@
 mod support;
 
 use proa_runtime::logs::LogStream;
-use proa_runtime::{ContainerSpec, ContainerState, ExitReason, Mount, MountKind, Resources, Runtime, RuntimeError, User};
+use proa_runtime::{
+    ContainerSpec, ContainerState, ExitReason, Mount, MountKind, Resources, Runtime, RuntimeError, User,
+};
 use std::time::Duration;
 use support::Bench;
 
@@ -129,13 +131,12 @@ async fn user_groups_capabilities_directory_and_environment_are_as_asked() {
     let privileged_host = out.contains("bound=0000000001000400");
     assert_eq!(created.warnings.len(), if privileged_host { 0 } else { 2 }, "{:?}", created.warnings);
 
-    let spec = ContainerSpec {
-        env: vec![("GREETING".into(), "a=b c".into())],
-        ..bench.spec("env", &["env", "GREETING"])
-    };
+    let spec =
+        ContainerSpec { env: vec![("GREETING".into(), "a=b c".into())], ..bench.spec("env", &["env", "GREETING"]) };
     bench.run(spec).await;
     assert_eq!(bench.out("env"), "a=b c\n");
-    let spec = ContainerSpec { user: User { uid: 33, gid: 34, groups: vec![] }, ..bench.spec("re", &["reopen-stdout"]) };
+    let spec =
+        ContainerSpec { user: User { uid: 33, gid: 34, groups: vec![] }, ..bench.spec("re", &["reopen-stdout"]) };
     assert_eq!(bench.run(spec).await.code, 0);
     assert_eq!(bench.out("re"), "reopened\n");
     bench.done().await;
@@ -206,7 +207,8 @@ async fn going_beyond_the_memory_limit_is_an_oom_kill() {
 #[tokio::test]
 async fn limits_hold_can_be_changed_and_use_is_told() {
     let bench = Bench::new().await;
-    let resources = Resources { pids: Some(8), cpu_shares: Some(512), cpu_quota_us: Some(50_000), ..Resources::default() };
+    let resources =
+        Resources { pids: Some(8), cpu_shares: Some(512), cpu_quota_us: Some(50_000), ..Resources::default() };
     bench.launch(ContainerSpec { resources, ..bench.spec("c", &["fork", "100"]) }).await;
     bench.until_said("c", "started").await;
     let stats = bench.runtime.stats("c").await.unwrap();

@@ -174,8 +174,7 @@ async fn a_container_with_a_terminal_is_resized_and_logged() {
 async fn a_rotated_log_goes_on_in_a_new_file() {
     let bench = Bench::new().await;
     bench.launch(ContainerSpec { stdin: true, ..bench.spec("c", &["cat"]) }).await;
-    let mut session =
-        bench.runtime.attach("c", AttachSpec { stdin: true, stdout: true, stderr: false }).await.unwrap();
+    let mut session = bench.runtime.attach("c", AttachSpec { stdin: true, stdout: true, stderr: false }).await.unwrap();
     let mut say = async |text: &[u8]| {
         session.stdin.as_mut().unwrap().write_all(text).await.unwrap();
         let mut heard = vec![0; text.len()];

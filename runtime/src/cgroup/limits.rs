@@ -54,7 +54,11 @@ pub(super) fn settings(resources: &Resources, v2: bool, limits_swap: bool) -> Ve
     if let Some(bytes) = resources.memory_bytes {
         let unlimited = bytes <= 0;
         if v2 {
-            settings.push(Setting::new("memory", "memory.max", if unlimited { "max".into() } else { bytes.to_string() }));
+            settings.push(Setting::new(
+                "memory",
+                "memory.max",
+                if unlimited { "max".into() } else { bytes.to_string() },
+            ));
         } else {
             let bytes = if unlimited { -1 } else { bytes };
             let limit = Setting::new("memory", "memory.limit_in_bytes", bytes);

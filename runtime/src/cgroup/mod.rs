@@ -17,7 +17,6 @@ use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) use layout::Layout;
 
-
 use crate::runtime::Stats;
 use crate::spec::Resources;
 

@@ -60,8 +60,7 @@ impl Inner {
         let turn = self.sandbox_turn(id);
         let _turn = turn.lock().await;
         let containers = self.containers_of(id);
-        let removed =
-            futures::future::join_all(containers.iter().map(|c| Arc::clone(&self).remove(c.id()))).await;
+        let removed = futures::future::join_all(containers.iter().map(|c| Arc::clone(&self).remove(c.id()))).await;
         removed.into_iter().collect::<Result<(), _>>()?;
         let Some(record) = self.sandboxes().get(id).cloned() else { return Ok(()) };
         let (cgroups, dir) = (self.cgroups.clone(), self.sandbox_dir(id));
@@ -137,10 +136,7 @@ impl Inner {
 /// Removes a dead container's cgroup and directory.
 fn clear(container: &Container, cgroups: &crate::cgroup::Cgroups) -> Result<(), RuntimeError> {
     let group = container.cgroup();
-    cgroups
-        .kill(&group)
-        .and_then(|()| cgroups.remove(&group))
-        .map_err(RuntimeError::io(format!("cgroup {group}")))?;
+    cgroups.kill(&group).and_then(|()| cgroups.remove(&group)).map_err(RuntimeError::io(format!("cgroup {group}")))?;
     sandbox::remove_dir(&container.dir).map_err(RuntimeError::io(format!("removing {}", container.dir.display())))
 }
 

@@ -130,10 +130,8 @@ impl Link {
         loop {
             let mut bytes = [0; 4096];
             let mut fds = Vec::new();
-            let read = self
-                .socket
-                .async_io(Interest::READABLE, || fds::receive(&self.socket, &mut bytes, &mut fds))
-                .await?;
+            let read =
+                self.socket.async_io(Interest::READABLE, || fds::receive(&self.socket, &mut bytes, &mut fds)).await?;
             if read == 0 {
                 return Ok(());
             }

@@ -5,8 +5,8 @@
 
 mod check;
 mod container;
-mod link;
 mod lifecycle;
+mod link;
 mod recover;
 mod sandbox;
 mod sessions;

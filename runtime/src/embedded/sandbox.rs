@@ -63,14 +63,13 @@ pub(super) fn make(dir: &Path, spec: &SandboxSpec, cgroups: &Cgroups) -> Result<
     fs::create_dir_all(dir).map_err(RuntimeError::io(format!("making {}", dir.display())))?;
     let record = SandboxRecord { spec: spec.clone(), created_at: Timestamp::now(), stopped: false };
     // First the record: whatever happens from here on, the next start finds what to clean up.
-    let result = record
-        .save(dir)
-        .map_err(RuntimeError::io("keeping the sandbox"))
-        .and_then(|()| pin(dir, spec))
-        .and_then(|()| {
-            let resources = spec.resources.clone().unwrap_or_default();
-            cgroups.create(&spec.cgroup_parent, &resources).map_err(RuntimeError::io("cgroup of the sandbox"))
-        });
+    let result =
+        record.save(dir).map_err(RuntimeError::io("keeping the sandbox")).and_then(|()| pin(dir, spec)).and_then(
+            |()| {
+                let resources = spec.resources.clone().unwrap_or_default();
+                cgroups.create(&spec.cgroup_parent, &resources).map_err(RuntimeError::io("cgroup of the sandbox"))
+            },
+        );
     if let Err(error) = result {
         if let Err(leftover) = unmake(dir, spec, cgroups) {
             tracing::warn!(sandbox = spec.id, %leftover, "a sandbox that failed could not be cleaned up");
@@ -150,7 +149,8 @@ fn pin_here(dir: &Path, spec: &SandboxSpec) -> io::Result<()> {
     }
     for (name, value) in &spec.sysctls {
         let file = format!("/proc/sys/{}", name.replace('.', "/"));
-        fs::write(&file, value).map_err(|error| io::Error::new(error.kind(), format!("sysctl {name}={value}: {error}")))?;
+        fs::write(&file, value)
+            .map_err(|error| io::Error::new(error.kind(), format!("sysctl {name}={value}: {error}")))?;
     }
     Ok(())
 }
@@ -165,9 +165,9 @@ fn bind_namespace(name: &str, dir: &Path) -> io::Result<()> {
 fn check_sysctl(spec: &SandboxSpec, name: &str) -> Result<(), RuntimeError> {
     let of_ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix))
         || name == "kernel.sem";
-    let plain = name.split('.').all(|part| {
-        !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
-    });
+    let plain = name
+        .split('.')
+        .all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-'));
     let refused = |why: &str| Err(RuntimeError::Invalid(format!("sysctl {name:?} {why}")));
     match () {
         () if !plain => refused("is not a name of a kernel parameter"),

@@ -149,7 +149,9 @@ fn rlimits(wanted: &[Rlimit], host: &Host, warnings: &mut Vec<String>) -> Vec<Va
         let ours = host.hard_limits.iter().find(|(known, _)| *known == name).map(|(_, hard)| *hard);
         let mut hard = limit.hard;
         if let Some(ours) = ours.filter(|ours| *ours < hard && !free) {
-            warnings.push(format!("{name}: the hard limit {hard} was lowered to {ours}, the most this machine lets Proa give"));
+            warnings.push(format!(
+                "{name}: the hard limit {hard} was lowered to {ours}, the most this machine lets Proa give"
+            ));
             hard = ours;
         }
         limits.push(json!({ "type": name, "soft": limit.soft.min(hard), "hard": hard }));

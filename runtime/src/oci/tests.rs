@@ -36,7 +36,12 @@ fn what_the_host_forbids_is_done_without_and_said() {
 fn host_namespaces_are_those_not_named() {
     let names = |sandbox: &SandboxSpec| -> Vec<String> {
         let (config, _) = made(&spec(), sandbox);
-        config["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap().to_owned()).collect()
+        config["linux"]["namespaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| n["type"].as_str().unwrap().to_owned())
+            .collect()
     };
     let own = SandboxSpec { netns: Some("/n".into()), ..SandboxSpec::default() };
     assert_eq!(names(&own), ["mount", "pid", "ipc", "network", "uts"]);
@@ -93,8 +98,12 @@ fn an_exec_is_the_container_with_differences() {
 
 #[test]
 fn limits_become_oci_resources() {
-    let resources = Resources { memory_bytes: Some(1 << 20), cpu_quota_us: Some(1000), pids: Some(5), ..Resources::default() };
-    let (config, _) = made(&ContainerSpec { resources, ..spec() }, &SandboxSpec { cgroup_parent: "proa/x/podu".into(), ..SandboxSpec::default() });
+    let resources =
+        Resources { memory_bytes: Some(1 << 20), cpu_quota_us: Some(1000), pids: Some(5), ..Resources::default() };
+    let (config, _) = made(
+        &ContainerSpec { resources, ..spec() },
+        &SandboxSpec { cgroup_parent: "proa/x/podu".into(), ..SandboxSpec::default() },
+    );
     let linux = &config["linux"];
     assert_eq!(linux["cgroupsPath"], json!("/proa/x/podu/c1"));
     assert_eq!(linux["resources"]["memory"], json!({ "limit": 1 << 20 }));

@@ -75,7 +75,9 @@ fn start_from(wanted: Wanted<'_>, file: &Path) -> Result<(i32, Option<OwnedFd>),
         (_, Some(program)) => {
             return Err(Failure { kind: FailureKind::Exec { code: program.code }, message: program.message });
         }
-        (Err((message, ())), None) => return Err(Failure { kind: FailureKind::Other, message: format!("exec: {message}") }),
+        (Err((message, ())), None) => {
+            return Err(Failure { kind: FailureKind::Other, message: format!("exec: {message}") });
+        }
     };
     let terminal = match console {
         None => None,

@@ -141,7 +141,10 @@ fn become_program(path: &Path, args: &[String]) -> ProgramError {
         nix::Error::ENOENT => ProgramError {
             // The file was there a moment ago: what is missing is its interpreter.
             code: 127,
-            message: format!("exec: {:?}: no such file or directory (is its interpreter in the image?)", args[0].to_string_lossy()),
+            message: format!(
+                "exec: {:?}: no such file or directory (is its interpreter in the image?)",
+                args[0].to_string_lossy()
+            ),
         },
         error => failed(error.desc().to_lowercase()),
     }

@@ -122,7 +122,8 @@ fn build(dir: &Path, record: &Record, keep_from_container: &[RawFd]) -> Result<B
     drop(told);
     match built {
         Ok(container) => {
-            let pid = container.pid().map(|pid| pid.as_raw()).ok_or("libcontainer made a container without a process")?;
+            let pid =
+                container.pid().map(|pid| pid.as_raw()).ok_or("libcontainer made a container without a process")?;
             if let Some(console) = console {
                 stdio.terminal = Some(receive_terminal(&console).map_err(|error| format!("terminal: {error}"))?);
             }

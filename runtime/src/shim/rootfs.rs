@@ -20,15 +20,18 @@ pub(super) fn enter_namespace(spec: &ContainerSpec, dir: &Path) -> io::Result<Ve
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let shared: Vec<Option<OwnedFd>> = spec.mounts.iter().map(clone_if_shared).collect::<io::Result<_>>()?;
     rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-    shared.into_iter().enumerate().map(|(index, tree)| tree.map(|tree| place(&tree, spec, dir, index)).transpose()).collect()
+    shared
+        .into_iter()
+        .enumerate()
+        .map(|(index, tree)| tree.map(|tree| place(&tree, spec, dir, index)).transpose())
+        .collect()
 }
 
 fn clone_if_shared(mount: &Mount) -> io::Result<Option<OwnedFd>> {
     if mount.kind != MountKind::Bind || mount.propagation != Propagation::Bidirectional {
         return Ok(None);
     }
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = rustix::mount::open_tree(CWD, &mount.source, flags)
         .map_err(|error| context(error.into(), &format!("mount source {}", mount.source.display())))?;
     Ok(Some(tree))
@@ -59,7 +62,9 @@ pub(super) fn mount(layers: &[PathBuf], dir: &Path) -> io::Result<PathBuf> {
     }
     match mount_by_parts(layers, &upper, &work, &rootfs) {
         // Before Linux 6.5 there is no `lowerdir+`.
-        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) || error.raw_os_error() == Some(nix::libc::ENOSYS) => {
+        Err(error)
+            if error.raw_os_error() == Some(nix::libc::EINVAL) || error.raw_os_error() == Some(nix::libc::ENOSYS) =>
+        {
             mount_by_options(layers, &upper, &work, &rootfs)
         }
         result => result,
@@ -87,10 +92,11 @@ fn mount_by_parts(layers: &[PathBuf], upper: &Path, work: &Path, rootfs: &Path) 
 fn mount_by_options(layers: &[PathBuf], upper: &Path, work: &Path, rootfs: &Path) -> io::Result<()> {
     let escape = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,");
     let lower: Vec<String> = layers.iter().map(|layer| escape(layer)).collect();
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), escape(upper), escape(work));
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), escape(upper), escape(work));
     if options.len() >= 4096 {
-        return Err(io::Error::other("the image has more layers than this kernel takes in one mount (Linux 6.5 has no such limit)"));
+        return Err(io::Error::other(
+            "the image has more layers than this kernel takes in one mount (Linux 6.5 has no such limit)",
+        ));
     }
     let options = std::ffi::CString::new(options)?;
     rustix::mount::mount("overlay", rootfs, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;

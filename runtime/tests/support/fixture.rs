@@ -132,7 +132,14 @@ fn fork(count: usize) {
 fn whoami() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let field = |key: &str| {
-        status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().split_whitespace().next().unwrap_or("").to_owned()
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .unwrap_or_default()
+            .split_whitespace()
+            .next()
+            .unwrap_or("")
+            .to_owned()
     };
     let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default().trim().to_owned();
     println!(

@@ -1,6 +1,6 @@
 //! A bench for containers: a state directory, an image of one static file, a sandbox.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,7 +40,8 @@ impl Bench {
         }
         std::fs::write(image.join("etc/passwd"), "root:x:0:0::/root:\nweb:x:33:34::/var/www:\n").unwrap();
         std::fs::write(image.join("etc/not-a-program"), "x").unwrap();
-        let runtime: std::sync::Arc<Embedded> = Embedded::open(&dir.path().join("state"), fixture()).await.unwrap().into();
+        let runtime: std::sync::Arc<Embedded> =
+            Embedded::open(&dir.path().join("state"), fixture()).await.unwrap().into();
         let bench = Bench { runtime, dir, cgroup: format!("proa-test/{}", name()) };
         bench.runtime.run_sandbox(bench.sandbox("pod")).await.unwrap();
         bench
