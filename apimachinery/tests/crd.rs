@@ -28,7 +28,10 @@ fn the_deepest_values_are_walked_on_an_ordinary_stack() {
     for _ in 0..24 {
         spec = json!({"type": "object", "properties": {"a": {"type": "array", "x-kubernetes-list-type": "atomic", "items": spec}}});
     }
-    for schema in [from_openapi_v3(&spec), from_openapi_v3(&json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}))] {
+    for schema in [
+        from_openapi_v3(&spec),
+        from_openapi_v3(&json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})),
+    ] {
         let schema = schema.unwrap();
         let mut value = value.clone();
         schema.check(&value);

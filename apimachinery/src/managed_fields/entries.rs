@@ -1,5 +1,7 @@
 //! Owns `metadata.managedFields`: reading and writing it, and which entries are one manager's.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::{Manager, Operation, path::Element, set::Set};
@@ -55,6 +57,14 @@ pub(super) struct Entry {
     pub(super) id: Id,
     pub(super) time: String,
     pub(super) fields: Set,
+    /// The set as it was read, to be written again as it is when nothing has changed.
+    pub(super) read: Option<(Set, Value)>,
+}
+
+impl Entry {
+    pub(super) fn new(id: Id, time: String, fields: Set) -> Entry {
+        Entry { id, time, fields, read: None }
+    }
 }
 
 /// All managers of an object.
@@ -63,14 +73,15 @@ pub(super) struct Entries(pub(super) Vec<Entry>);
 
 impl Entries {
     /// Reads the list. `None` when any entry cannot be understood: half an ownership is worse than none.
-    pub(super) fn read(value: Option<&Value>) -> Option<Entries> {
+    pub(super) fn read(value: Option<Value>) -> Option<Entries> {
         let list = match value {
             None | Some(Value::Null) => return Some(Entries::default()),
             Some(Value::Array(list)) => list,
             Some(_) => return None,
         };
         let mut entries = Entries::default();
-        for item in list {
+        for mut item in list {
+            let wire = item.get_mut("fieldsV1").map(Value::take).filter(|wire| !wire.is_null());
             let text = |field: &str| item.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
             let operation = match item.get("operation").and_then(Value::as_str)? {
                 "Apply" => Operation::Apply,
@@ -86,13 +97,13 @@ impl Entries {
                 api_version: text("apiVersion"),
                 subresource: text("subresource"),
             };
-            let fields = match item.get("fieldsV1") {
-                None | Some(Value::Null) => Set::default(),
-                Some(value) => Set::from_fields_v1(value)?,
+            let fields = match &wire {
+                None => Set::default(),
+                Some(wire) => Set::from_fields_v1(wire)?,
             };
             match entries.0.iter_mut().find(|entry| entry.id.is(&id)) {
                 Some(entry) => entry.fields.absorb(fields),
-                None => entries.0.push(Entry { id, time: text("time"), fields }),
+                None => entries.0.push(Entry::read(id, text("time"), fields, wire)),
             }
         }
         Some(entries)
@@ -118,7 +129,7 @@ impl Entries {
             };
             key(a).cmp(&key(b))
         });
-        let list = self.0.iter().map(Entry::write).collect();
+        let list = self.0.iter_mut().map(Entry::write).collect();
         metadata.insert("managedFields".into(), Value::Array(list));
     }
 
@@ -159,7 +170,16 @@ impl Entries {
 }
 
 impl Entry {
-    fn write(&self) -> Value {
+    fn read(id: Id, time: String, fields: Set, wire: Option<Value>) -> Entry {
+        let read = wire.map(|wire| (fields.clone(), wire));
+        Entry { read, ..Entry::new(id, time, fields) }
+    }
+
+    fn write(&mut self) -> Value {
+        let fields = match self.read.take() {
+            Some((fields, wire)) if Arc::ptr_eq(&fields.nodes, &self.fields.nodes) => wire,
+            _ => self.fields.to_fields_v1(),
+        };
         let mut entry = json!({
             "manager": self.id.manager,
             "operation": self.id.operation.as_str(),
@@ -170,7 +190,7 @@ impl Entry {
                 map.insert("time".into(), self.time.as_str().into());
             }
             map.insert("fieldsType".into(), "FieldsV1".into());
-            map.insert("fieldsV1".into(), self.fields.to_fields_v1());
+            map.insert("fieldsV1".into(), fields);
             if !self.id.subresource.is_empty() {
                 map.insert("subresource".into(), self.id.subresource.as_str().into());
             }
@@ -182,16 +202,16 @@ impl Entry {
 /// Takes what nobody may own out of a set of an object's fields.
 pub(super) fn strip(set: &mut Set) {
     for field in ["apiVersion", "kind"] {
-        set.nodes.remove(&Element::field(field));
+        set.nodes_mut().remove(&Element::field(field));
     }
     let metadata = Element::field("metadata");
-    if let Some(node) = set.nodes.get_mut(&metadata) {
+    if let Some(node) = set.nodes_mut().get_mut(&metadata) {
         node.member = false;
         for field in NEVER_OWNED {
-            node.below.nodes.remove(&Element::field(field));
+            node.below.nodes_mut().remove(&Element::field(field));
         }
         if node.below.is_empty() {
-            set.nodes.remove(&metadata);
+            set.nodes_mut().remove(&metadata);
         }
     }
 }

@@ -24,10 +24,23 @@ pub(super) fn shape(schema: &Schema, value: &Value) -> Shape {
     match value {
         Value::Object(_) if !schema.is_atomic_map() => Shape::Map,
         Value::Array(items) if *schema.list_type() != ListType::Atomic => {
-            let splits = items.iter().all(|item| element_of(schema, item).is_some());
+            let splits = items.iter().all(|item| is_known(schema, item));
             if splits { Shape::List } else { Shape::Leaf }
         }
         _ => Shape::Leaf,
+    }
+}
+
+/// Whether an element of a list can be told from others: what [`element_of`] answers, without the answer.
+fn is_known(list: &Schema, item: &Value) -> bool {
+    match list.list_type() {
+        ListType::Atomic => false,
+        ListType::Set => !matches!(item, Value::Null | Value::Array(_) | Value::Object(_)),
+        ListType::Map(keys) => item.as_object().is_some_and(|map| {
+            let given = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
+            let defaulted = |key: &str| list.element().property(key).is_some_and(|p| p.default.is_some());
+            keys.iter().any(|key| given(key) || defaulted(key))
+        }),
     }
 }
 
@@ -106,6 +119,10 @@ pub(super) struct Comparison {
 }
 
 impl Comparison {
+    fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.modified.is_empty()
+    }
+
     fn put(&mut self, element: Element, change: Change) {
         let Change { own, below } = change;
         self.added.put(element.clone(), own == Some(Kind::Added), below.added);
@@ -121,7 +138,6 @@ enum Kind {
     Modified,
 }
 
-#[derive(Default)]
 struct Change {
     own: Option<Kind>,
     below: Comparison,
@@ -131,22 +147,32 @@ struct Change {
 pub(super) fn compare(schema: &Schema, old: &Map<String, Value>, new: &Map<String, Value>) -> Comparison {
     let mut comparison = Comparison::default();
     for (name, value) in new {
-        let before = old.get(name);
-        if before != Some(value) {
-            comparison.put(Element::field(name), change(below(schema, name), before, Some(value)));
+        if let Some(change) = change(below(schema, name), old.get(name), Some(value)) {
+            comparison.put(Element::field(name), change);
         }
     }
     for (name, value) in old {
-        if !new.contains_key(name) {
-            comparison.put(Element::field(name), change(below(schema, name), Some(value), None));
+        if !new.contains_key(name)
+            && let Some(change) = change(below(schema, name), Some(value), None)
+        {
+            comparison.put(Element::field(name), change);
         }
     }
     comparison
 }
 
-fn change(schema: &Schema, old: Option<&Value>, new: Option<&Value>) -> Change {
+/// `None` when there is no difference.
+fn change(schema: &Schema, old: Option<&Value>, new: Option<&Value>) -> Option<Change> {
+    // Both there and both splitting into fields: the fields tell, one look at each is enough.
+    if let (Some(Value::Object(old)), Some(Value::Object(new))) = (old, new)
+        && !schema.is_atomic_map()
+        && !(old.is_empty() && new.is_empty())
+    {
+        let below = compare(schema, old, new);
+        return (!below.is_empty()).then_some(Change { own: None, below });
+    }
     if old == new {
-        return Change::default();
+        return None;
     }
     let shape_of = |value: Option<&Value>| value.filter(|v| !v.is_null()).map(|v| shape(schema, v));
     let shape = match (shape_of(old), shape_of(new)) {
@@ -167,20 +193,27 @@ fn change(schema: &Schema, old: Option<&Value>, new: Option<&Value>) -> Change {
     };
     // Nothing against nothing, said differently (null, {}, absent): the value itself differs.
     if shape == Shape::Leaf || (vacant(old) && vacant(new)) {
-        return Change { own: own.or(Some(Kind::Modified)), below: Comparison::default() };
+        return Some(Change { own: own.or(Some(Kind::Modified)), below: Comparison::default() });
     }
     let below = match shape {
         Shape::Map => {
-            let empty = Map::new();
-            let map = |value: Option<&'_ Value>| value.and_then(Value::as_object).cloned();
+            let nothing = Map::new();
             match (old.and_then(Value::as_object), new.and_then(Value::as_object)) {
                 (Some(old), Some(new)) => compare(schema, old, new),
-                _ => compare(schema, map(old).as_ref().unwrap_or(&empty), map(new).as_ref().unwrap_or(&empty)),
+                (None, Some(new)) => compare(schema, &nothing, new),
+                (Some(old), None) => compare(schema, old, &nothing),
+                (None, None) => Comparison::default(),
             }
         }
         _ => compare_lists(schema, old.and_then(Value::as_array), new.and_then(Value::as_array)),
     };
-    Change { own, below }
+    Some(Change { own, below })
+}
+
+fn put_if(comparison: &mut Comparison, element: Element, change: Option<Change>) {
+    if let Some(change) = change {
+        comparison.put(element, change);
+    }
 }
 
 fn compare_lists(list: &Schema, old: Option<&Vec<Value>>, new: Option<&Vec<Value>>) -> Comparison {
@@ -191,14 +224,14 @@ fn compare_lists(list: &Schema, old: Option<&Vec<Value>>, new: Option<&Vec<Value
         let olds = before.remove(&element).unwrap_or_default();
         let of = |own| Change { own: Some(own), below: Comparison::default() };
         match (&olds[..], &items[..]) {
-            ([], [item]) => comparison.put(element, change(list.element(), None, Some(item))),
-            ([old], [item]) => comparison.put(element, change(list.element(), Some(old), Some(item))),
+            ([], [item]) => put_if(&mut comparison, element, change(list.element(), None, Some(item))),
+            ([old], [item]) => put_if(&mut comparison, element, change(list.element(), Some(old), Some(item))),
             ([_, _, ..], [item]) => {
-                comparison.put(element.clone(), change(list.element(), None, Some(item)));
+                put_if(&mut comparison, element.clone(), change(list.element(), None, Some(item)));
                 comparison.put(element, of(Kind::Removed));
             }
             ([old], [_, ..]) => {
-                comparison.put(element.clone(), change(list.element(), Some(old), None));
+                put_if(&mut comparison, element.clone(), change(list.element(), Some(old), None));
                 comparison.put(element, of(Kind::Added));
             }
             ([], _) => comparison.put(element, of(Kind::Added)),
@@ -208,7 +241,7 @@ fn compare_lists(list: &Schema, old: Option<&Vec<Value>>, new: Option<&Vec<Value
     }
     for (element, olds) in before {
         match olds[..] {
-            [old] => comparison.put(element, change(list.element(), Some(old), None)),
+            [old] => put_if(&mut comparison, element, change(list.element(), Some(old), None)),
             _ => comparison.put(element, Change { own: Some(Kind::Removed), below: Comparison::default() }),
         }
     }

@@ -44,8 +44,7 @@ pub(super) fn apply(
     };
     let recorded =
         before.get_mut("metadata").and_then(Value::as_object_mut).and_then(|m| m.shift_remove("managedFields"));
-    let former = Entries::read(recorded.as_ref()).unwrap_or_default();
-    let mut entries = former.clone();
+    let mut entries = Entries::read(recorded).unwrap_or_default();
     if live.is_some() && entries.0.is_empty() {
         adopt(schema, &mut entries, &before, manager, now);
     }
@@ -56,13 +55,13 @@ pub(super) fn apply(
     strip(&mut wanted);
     let last = entries.take(&id);
     let mut after = typed::merge_map(schema, before.clone(), &config.0);
-    if let Some(last) = &last {
+    if let Some(last) = last.as_ref().filter(|last| !last.fields.difference(&stated).is_empty()) {
         let mut managed = entries.union();
         // With the name and the type: nobody owns those, but they say that there is a metadata.
         managed.absorb(stated);
         let given_up = last.fields.with_named_parents(schema);
         let mut doomed = given_up.difference(&managed.with_named_parents(schema));
-        if let Some(metadata) = doomed.nodes.get_mut(&Element::field("metadata")) {
+        if let Some(metadata) = doomed.nodes_mut().get_mut(&Element::field("metadata")) {
             metadata.member = false;
         }
         typed::remove(schema, &mut after, &doomed);
@@ -88,7 +87,10 @@ pub(super) fn apply(
         Some(last) if unchanged && same_fields => last.time.clone(),
         _ => now.to_owned(),
     };
-    entries.0.push(Entry { id, time, fields: wanted });
+    entries.0.push(match last {
+        Some(last) if same_fields => Entry { time, ..last },
+        _ => Entry::new(id, time, wanted),
+    });
     let mut result = Object(after);
     if manager.name == KUBECTL {
         refresh_last_applied(&mut result, config);
@@ -102,7 +104,7 @@ fn adopt(schema: &Schema, entries: &mut Entries, live: &Map<String, Value>, mana
     let mut fields = compare(schema, &blank(schema, live), live).added;
     strip(&mut fields);
     let id = Id::of(Manager { name: BEFORE_FIRST_APPLY, operation: Operation::Update, ..manager });
-    entries.0.push(Entry { id: Id { subresource: String::new(), ..id }, time: now.to_owned(), fields });
+    entries.0.push(Entry::new(Id { subresource: String::new(), ..id }, now.to_owned(), fields));
 }
 
 fn conflicts_with(entries: &Entries, taken: &Set, allowed: &Set) -> Conflicts {
@@ -119,11 +121,10 @@ fn conflicts_with(entries: &Entries, taken: &Set, allowed: &Set) -> Conflicts {
 /// Everyone loses what was taken from them and what is no longer there.
 fn release(entries: &mut Entries, taken: &Set, removed: &Set) {
     for entry in &mut entries.0 {
-        if !taken.is_empty() {
-            entry.fields = entry.fields.difference(taken);
-        }
-        if !removed.is_empty() {
-            entry.fields = entry.fields.difference(removed);
+        for lost in [taken, removed] {
+            if !entry.fields.intersection(lost).is_empty() {
+                entry.fields = entry.fields.difference(lost);
+            }
         }
     }
     entries.0.retain(|entry| !entry.fields.is_empty());
@@ -167,13 +168,13 @@ pub(super) fn update(schema: &Schema, live: Option<&Object>, new: &mut Object, m
         .as_ref()
         .and_then(Value::as_array)
         .is_some_and(|list| matches!(&list[..], [only] if only.as_object().is_some_and(Map::is_empty)));
-    let of_live = || Entries::read(stored).unwrap_or_default();
+    let of_live = || Entries::read(stored.cloned()).unwrap_or_default();
     let mut entries = if !manager.subresource.is_empty() {
         of_live()
     } else if resets {
         Entries::default()
     } else {
-        match Entries::read(sent.as_ref()) {
+        match Entries::read(sent) {
             Some(entries) if !entries.0.is_empty() => entries,
             _ => of_live(),
         }
@@ -192,7 +193,7 @@ pub(super) fn update(schema: &Schema, live: Option<&Object>, new: &mut Object, m
     release(&mut entries, &taken, &difference.removed);
     if !taken.is_empty() {
         let rest = entries.take(&id).map(|entry| entry.fields).unwrap_or_default();
-        entries.0.push(Entry { id, time: now.to_owned(), fields: rest.union(&taken) });
+        entries.0.push(Entry::new(id, now.to_owned(), rest.union(&taken)));
     }
     entries.write(new.metadata_mut());
 }

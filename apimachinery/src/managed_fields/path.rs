@@ -1,7 +1,7 @@
 //! Owns one step of a field path, its order and its two texts: the wire's (`f:name`, `k:{…}`, `v:…`, `i:0`)
 //! and the one in messages (`.name`, `[name="x"]`, `[="x"]`, `[0]`).
 
-use std::{cmp::Ordering, fmt};
+use std::{cmp::Ordering, fmt, sync::Arc};
 
 use serde_json::Value;
 
@@ -9,9 +9,9 @@ use serde_json::Value;
 #[derive(Clone, Debug)]
 pub enum Element {
     /// A field of an object, or an entry of a map.
-    Field(Box<str>),
+    Field(Arc<str>),
     /// An element of a list map: its key fields, sorted by name.
-    Key(Box<[(Box<str>, Value)]>),
+    Key(Arc<[(Box<str>, Value)]>),
     /// An element of a set.
     Value(Value),
     /// An element of a list by position. Nothing makes these any more; they are read and kept.

@@ -1,14 +1,14 @@
 //! Owns sets of field paths, as a tree: a path in the set, and the paths below it, share one node.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::path::Element;
 use crate::schema::Schema;
 
-/// A set of field paths below one value.
+/// A set of field paths below one value. Copies share what they have in common until one changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Set {
-    pub(super) nodes: BTreeMap<Element, Node>,
+    pub(super) nodes: Arc<BTreeMap<Element, Node>>,
 }
 
 /// What a set says about one element: whether its path is in the set, and which paths below it are.
@@ -30,6 +30,10 @@ impl Set {
         self.nodes.is_empty()
     }
 
+    pub(super) fn nodes_mut(&mut self) -> &mut BTreeMap<Element, Node> {
+        Arc::make_mut(&mut self.nodes)
+    }
+
     /// How many paths are in the set.
     pub fn len(&self) -> usize {
         self.nodes.values().map(|node| usize::from(node.member) + node.below.len()).sum()
@@ -38,7 +42,7 @@ impl Set {
     /// Adds a path. The empty path is no field and changes nothing.
     pub fn insert(&mut self, path: &[Element]) {
         let Some((first, rest)) = path.split_first() else { return };
-        let node = self.nodes.entry(first.clone()).or_default();
+        let node = self.nodes_mut().entry(first.clone()).or_default();
         if rest.is_empty() { node.member = true } else { node.below.insert(rest) }
     }
 
@@ -53,7 +57,7 @@ impl Set {
         if !member && below.is_empty() {
             return;
         }
-        match self.nodes.entry(element) {
+        match self.nodes_mut().entry(element) {
             std::collections::btree_map::Entry::Vacant(slot) => {
                 slot.insert(Node { member, below });
             }
@@ -71,7 +75,10 @@ impl Set {
             self.nodes = other.nodes;
             return;
         }
-        for (element, node) in other.nodes {
+        if Arc::ptr_eq(&self.nodes, &other.nodes) {
+            return;
+        }
+        for (element, node) in Arc::unwrap_or_clone(other.nodes) {
             self.put(element, node.member, node.below);
         }
     }
@@ -97,8 +104,8 @@ impl Set {
     }
 
     fn combine(&self, other: &Set, rule: fn(bool, bool) -> bool, keep_alone: bool) -> Set {
-        let mut result = Set::default();
-        for (element, mine) in &self.nodes {
+        let mut result = BTreeMap::new();
+        for (element, mine) in &*self.nodes {
             let node = match other.nodes.get(element) {
                 Some(theirs) => Node {
                     member: rule(mine.member, theirs.member),
@@ -108,22 +115,22 @@ impl Set {
                 None => continue,
             };
             if !node.is_empty() {
-                result.nodes.insert(element.clone(), node);
+                result.insert(element.clone(), node);
             }
         }
-        result
+        Set { nodes: Arc::new(result) }
     }
 
     /// Paths of this set that are neither in the other nor below a path that is.
     #[must_use]
     pub fn without(&self, other: &Set) -> Set {
         let mut result = Set::default();
-        for (element, mine) in &self.nodes {
+        for (element, mine) in &*self.nodes {
             match other.nodes.get(element) {
                 Some(theirs) if theirs.member => {}
                 Some(theirs) => result.put(element.clone(), mine.member, mine.below.without(&theirs.below)),
                 None => {
-                    result.nodes.insert(element.clone(), mine.clone());
+                    result.nodes_mut().insert(element.clone(), mine.clone());
                 }
             }
         }
@@ -144,7 +151,7 @@ impl Set {
             };
             (element.clone(), Node { member: node.member || named, below: node.below.with_named_parents(below) })
         });
-        Set { nodes: nodes.collect() }
+        Set { nodes: Arc::new(nodes.collect()) }
     }
 
     /// Calls with every path in the set, in order.
@@ -153,7 +160,7 @@ impl Set {
     }
 
     fn walk(&self, prefix: &mut Vec<Element>, found: &mut impl FnMut(&[Element])) {
-        for (element, node) in &self.nodes {
+        for (element, node) in &*self.nodes {
             prefix.push(element.clone());
             if node.member {
                 found(prefix);

@@ -109,7 +109,7 @@ fn merge_list(list: &Schema, live: Vec<Value>, config: &[Value]) -> Vec<Value> {
 
 /// Takes every path of the set out of an object.
 pub(super) fn remove(schema: &Schema, map: &mut Map<String, Value>, doomed: &Set) {
-    for (element, node) in &doomed.nodes {
+    for (element, node) in &*doomed.nodes {
         let Element::Field(name) = element else { continue };
         if node.member {
             map.shift_remove(&**name);

@@ -24,7 +24,7 @@ fn encode(set: &Set, member: bool) -> Map<String, Value> {
     if member && !set.nodes.is_empty() {
         map.insert(".".into(), Value::Object(Map::new()));
     }
-    for (element, node) in &set.nodes {
+    for (element, node) in &*set.nodes {
         map.insert(element.to_wire(), Value::Object(encode(&node.below, node.member)));
     }
     map
@@ -41,7 +41,7 @@ fn decode(value: &Value) -> Option<(bool, Set)> {
             member = true;
         } else {
             let (member, below) = decode(below)?;
-            set.nodes.insert(Element::from_wire(name)?, Node { member, below });
+            set.nodes_mut().insert(Element::from_wire(name)?, Node { member, below });
         }
     }
     Some((member, set))
