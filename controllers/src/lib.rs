@@ -33,6 +33,7 @@ pub mod taints;
 
 pub use clock::Clock;
 pub use context::Context;
+pub use deployment::{Outcome, RollbackError, rollback};
 pub use informer::{Change, Informer, Informers};
 pub use key::Key;
 pub use queue::Queue;

@@ -1,0 +1,109 @@
+//! Which pods nobody needs any more. Pure.
+
+use crate::{Plan, pods};
+use jiff::Timestamp;
+use proa_crds::Pod;
+use std::{sync::Arc, time::Duration};
+
+/// How many ended pods are kept (Kubernetes' `--terminated-pod-gc-threshold`).
+pub const KEPT_AFTER_THEIR_END: usize = 12_500;
+/// How long a node may be missing before its pods go (Kubernetes waits the same).
+pub const QUARANTINE: Duration = Duration::from_secs(40);
+
+/// One pod with what decides about it, or all that have ended.
+#[derive(Debug)]
+pub enum Seen {
+    /// A pod, and since when its node has been missing.
+    Pod(Arc<Pod>, Option<Timestamp>),
+    /// The pods that have ended.
+    Ended(Vec<Arc<Pod>>),
+}
+
+/// Why a pod goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Its node does not exist any more.
+    Orphaned,
+    /// It was deleted before it got a node: nobody else will finish that.
+    NeverPlaced,
+    /// It ended long ago and there are too many of those.
+    Ended,
+}
+
+/// Remove this pod at once.
+#[derive(Debug)]
+pub struct Action(pub Arc<Pod>, pub Why);
+
+/// Decides about one pod, or about all that have ended.
+pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
+    match seen {
+        Seen::Pod(pod, _) if pods::node(pod).is_none() => {
+            let deleted = pod.metadata.deletion_timestamp.is_some();
+            Plan::act(deleted.then(|| Action(pod.clone(), Why::NeverPlaced)).into_iter().collect())
+        }
+        Seen::Pod(_, None) => Plan::nothing(),
+        Seen::Pod(pod, Some(missing_since)) => {
+            let missing = Duration::try_from(now.duration_since(*missing_since)).unwrap_or_default();
+            if missing >= QUARANTINE {
+                return Plan::act(vec![Action(pod.clone(), Why::Orphaned)]);
+            }
+            Plan { actions: Vec::new(), again: Some(QUARANTINE - missing) }
+        }
+        Seen::Ended(ended) => {
+            let mut oldest: Vec<&Arc<Pod>> = ended.iter().collect();
+            oldest.sort_by_key(|pod| {
+                (pod.metadata.creation_timestamp.as_ref().map(|time| time.0), pod.metadata.name.clone())
+            });
+            let surplus = ended.len().saturating_sub(KEPT_AFTER_THEIR_END);
+            Plan::act(oldest.into_iter().take(surplus).map(|pod| Action(pod.clone(), Why::Ended)).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(metadata: Value, node: &str) -> Arc<Pod> {
+        Arc::new(
+            serde_json::from_value(json!({"metadata": metadata, "spec": {"nodeName": node, "containers": []}}))
+                .unwrap(),
+        )
+    }
+
+    fn said(plan: Plan<Action>) -> Vec<(String, Why)> {
+        plan.actions.iter().map(|Action(pod, why)| (pod.metadata.name.clone().unwrap(), *why)).collect()
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    #[test]
+    fn a_pod_whose_node_is_gone_goes_after_the_quarantine() {
+        let orphan = pod(json!({"name": "a"}), "gone");
+        let early = plan(&Seen::Pod(orphan.clone(), Some(at(100))), at(110));
+        assert_eq!((early.actions.len(), early.again), (0, Some(Duration::from_secs(30))));
+        let late = plan(&Seen::Pod(orphan.clone(), Some(at(100))), at(140));
+        assert_eq!(said(late), [("a".to_owned(), Why::Orphaned)]);
+        assert!(plan(&Seen::Pod(orphan, None), at(999)).actions.is_empty());
+    }
+
+    #[test]
+    fn a_pod_deleted_before_it_got_a_node_goes_at_once() {
+        let deleted = pod(json!({"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"}), "");
+        assert_eq!(said(plan(&Seen::Pod(deleted, None), at(0))), [("a".to_owned(), Why::NeverPlaced)]);
+        assert!(plan(&Seen::Pod(pod(json!({"name": "a"}), ""), None), at(0)).actions.is_empty());
+    }
+
+    #[test]
+    fn of_too_many_ended_pods_the_oldest_go() {
+        let made = |i: usize| {
+            pod(json!({"name": format!("p{i}"), "creationTimestamp": at(20_000 - i as i64).to_string()}), "n")
+        };
+        let ended: Vec<_> = (0..KEPT_AFTER_THEIR_END + 2).map(made).collect();
+        let oldest = [KEPT_AFTER_THEIR_END + 1, KEPT_AFTER_THEIR_END].map(|i| (format!("p{i}"), Why::Ended));
+        assert_eq!(said(plan(&Seen::Ended(ended), at(0))), oldest);
+    }
+}
