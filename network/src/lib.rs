@@ -1,8 +1,8 @@
 //! The network of one node: addresses, routes, rules, names.
 //!
-//! Owns the pod network (one namespace and one routed veth pair per pod, node-local address management), the service
-//! proxy (one nftables table), the cluster DNS server, and the little it has to change on the host for that (one
-//! address on `lo`, one route, one sysctl), each recorded so that [`reset`] can take it back.
+//! Owns the pod network (one namespace and one routed veth pair per pod, node-local address management, an overlay to
+//! other nodes), the service proxy (one nftables table), the cluster DNS server, and the little it has to change on the
+//! host for that (addresses on `lo`, one route, one sysctl), each recorded so that [`reset`] can take it back.
 //!
 //! Never decides which pods or services exist, never talks to an API server, never runs a program: the kernel is
 //! spoken to over netlink, `/proc/sys` and two system calls (`unshare`, `mount`). No Kubernetes types: callers
