@@ -4,8 +4,9 @@
 
 use crate::resources::{Resource, Table};
 
-/// The media type old kubectls ask for.
-pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The media type of the answer. Clients ask for `…v2@v1.0+protobuf`, which is not a media type by
+/// RFC 9110 and which they cannot parse themselves: Kubernetes answers with a dot, too.
+pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     // Field numbers here are below 16, so a key is one byte: number, then wire type 2 (length-delimited).
