@@ -20,6 +20,7 @@ mod node;
 mod objects;
 mod pods;
 mod probes;
+mod reset;
 mod resources;
 mod run;
 mod server;
@@ -29,4 +30,5 @@ mod streams;
 mod volumes;
 
 pub use config::{Config, NetworkConfig, Tls};
+pub use reset::{ResetError, reset};
 pub use run::{AgentError, run};

@@ -100,6 +100,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     });
     services.start(config.client.clone(), config.family, Arc::new(proxy), shutdown.clone());
     serve_dns(&config, &network, &services, &recorder, &shutdown).await;
+    tokio::spawn(node::peers::follow(
+        config.client.clone(),
+        config.family,
+        config.node_name.clone(),
+        config.node_ip,
+        network.clone(),
+        shutdown.clone(),
+    ));
 
     let source: Arc<dyn ImageSource> = Arc::new(StoreImages::new(config.images.clone()));
     let ctx = Arc::new(Context {

@@ -58,8 +58,16 @@ impl ImageSource for StoreImages {
     ) -> BoxFuture<'a, Result<LocalImage, PullFailure>> {
         let credentials =
             credentials.map(|c| proa_images::Credentials { username: c.username, password: c.password });
+        let (store, reference) = (self.store.clone(), reference.to_owned());
         Box::pin(async move {
-            match self.store.pull(reference, credentials, |_| {}).await {
+            // Hashing and unpacking take the processor for long: a pull has a thread of its own.
+            let runtime = tokio::runtime::Handle::current();
+            let pull = move || runtime.block_on(store.pull(&reference, credentials, |_| {}));
+            let pulled = match tokio::task::spawn_blocking(pull).await {
+                Ok(pulled) => pulled,
+                Err(error) => return Err(PullFailure::Failed(error.to_string())),
+            };
+            match pulled {
                 Ok(image) => Ok(local(image)),
                 Err(PullError::InvalidName(why)) => Err(PullFailure::InvalidName(why)),
                 Err(error) => Err(PullFailure::Failed(error.to_string())),

@@ -2,6 +2,7 @@
 //! Never decides which pods run here.
 
 pub(crate) mod machine;
+pub(crate) mod peers;
 mod status;
 
 use std::collections::BTreeMap;

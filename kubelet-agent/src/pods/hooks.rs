@@ -14,7 +14,6 @@ pub(crate) struct Target<'a> {
     pub(crate) container: &'a Container,
     pub(crate) id: &'a ContainerId,
     pub(crate) pod_ips: &'a [String],
-    pub(crate) host_network: bool,
 }
 
 /// Runs a hook to its end. The caller bounds its time.
@@ -28,10 +27,7 @@ pub(crate) async fn run(target: &Target<'_>, hook: &LifecycleHandler) -> Result<
         return Ok(());
     }
     if let Some(action) = &hook.http_get {
-        let host = match target.pod_ips.first() {
-            Some(ip) if !target.host_network => ip.as_str(),
-            _ => "127.0.0.1",
-        };
+        let host = target.pod_ips.first().map_or("127.0.0.1", String::as_str);
         let request = check::HttpTarget::new(target.container, action, host)?;
         // Any answer will do for a hook; only a server that cannot be reached is a failure.
         return match check::http(&request, Duration::from_secs(60)).await {

@@ -11,6 +11,8 @@ pub(crate) mod security;
 pub(crate) mod start;
 pub(crate) mod status;
 pub(crate) mod stop;
+#[cfg(test)]
+mod stories;
 pub(crate) mod supervisor;
 pub(crate) mod track;
 pub(crate) mod worker;

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
-use super::track::{ContainerId, Ended, Role, Run};
+use super::track::{ContainerId, Ended, Run};
 use super::{Pod, hooks, host_network, security, uid};
 use crate::env;
 use crate::events::Severity;
@@ -35,7 +35,6 @@ pub(crate) struct Start {
     pub(crate) ctx: Arc<Context>,
     pub(crate) pod: Arc<Pod>,
     pub(crate) container: Container,
-    pub(crate) role: Role,
     pub(crate) attempt: u32,
     pub(crate) pod_ips: Vec<String>,
     /// set when the pod is to end: nothing new is begun
@@ -166,7 +165,6 @@ impl Start {
             container: &self.container,
             id: &run.id,
             pod_ips: &self.pod_ips,
-            host_network: host_network(&self.pod),
         };
         let done = tokio::select! {
             done = hooks::run(&target, hook) => done,

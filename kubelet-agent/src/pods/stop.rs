@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::track::Run;
-use super::{Pod, hooks, host_network};
+use super::{Pod, hooks};
 use crate::events::Severity;
 
 const SIGKILL: i32 = 9;
@@ -117,7 +117,6 @@ impl Stop {
                 container: &self.container,
                 id: &self.run.id,
                 pod_ips: &self.pod_ips,
-                host_network: host_network(&self.pod),
             };
             let mut deadline = self.deadline.clone();
             let cut = async {

@@ -57,6 +57,9 @@ pub(crate) enum Message {
     Deleted(Result<(), String>),
 }
 
+/// The longest a teardown waits for the API to take the exit codes.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+
 /// How a worker begins.
 pub(crate) struct Begin {
     pub(crate) ctx: Arc<Context>,
@@ -518,7 +521,7 @@ impl Worker {
     }
 
     fn start(&mut self, index: usize) {
-        let (role, container) = self.list[index].clone();
+        let container = self.list[index].1.clone();
         let attempt = self.tracks[index].next_attempt;
         // The run before last is only kept as a log.
         if let State::Ended(ended) = &self.tracks[index].state {
@@ -538,7 +541,6 @@ impl Worker {
             ctx: self.ctx.clone(),
             pod: self.pod.clone(),
             container,
-            role,
             attempt,
             pod_ips: self.info.pod_ips.clone(),
             cancel: self.ending.clone(),
@@ -720,10 +722,15 @@ impl Worker {
     fn dismantle(&mut self) {
         self.probers.clear();
         self.ctx.services.set_host_ports(uid(&self.pod), Vec::new());
+        // The exit codes are in the API before the runtime forgets them: a crash in between loses none. An API that
+        // is away does not hold addresses and cgroups back for ever.
+        self.publish();
+        let flushed = self.writer.flushed();
         let ctx = self.ctx.clone();
         let uid = uid(&self.pod).to_owned();
         let mailbox = self.mailbox.clone();
         tokio::spawn(async move {
+            let _ = tokio::time::timeout(FLUSH_LIMIT, flushed).await;
             let result = ground::teardown(&ctx, &uid).await;
             let _ = mailbox.send(Message::TornDown(result));
         });

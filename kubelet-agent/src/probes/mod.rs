@@ -14,7 +14,7 @@ use crate::events::Severity;
 use crate::pods::context::Context;
 use crate::pods::track::{ContainerId, Unhealthy};
 use crate::pods::worker::Message;
-use crate::pods::{Pod, host_network};
+use crate::pods::Pod;
 
 /// The three probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +208,7 @@ fn report(target: &Target, kind: Kind, probe: &Probe, success: bool) {
 
 async fn once(target: &Target, probe: &Probe) -> check::Checked {
     let timeout = seconds(probe.timeout_seconds, 1);
-    let host = if host_network(&target.pod) { "127.0.0.1" } else { target.pod_ip.as_str() };
+    let host = target.pod_ip.as_str();
     if let Some(action) = &probe.exec {
         let command = action.command.clone().unwrap_or_default();
         return check::exec(&target.ctx.runtime, &target.id.0, &command, Some(timeout)).await;

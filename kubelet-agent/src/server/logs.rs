@@ -347,7 +347,9 @@ impl Watcher {
             dir,
             inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO,
         )?;
-        Ok(Self { fd: AsyncFd::new(fd)? })
+        // SAFETY: the descriptor is ours alone and lives as long as the `AsyncFd` that owns it.
+        let fd = unsafe { AsyncFd::register(fd)? };
+        Ok(Self { fd })
     }
 
     async fn changed(&mut self) -> io::Result<()> {

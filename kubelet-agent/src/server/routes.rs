@@ -1,5 +1,6 @@
 //! Owns the paths of the node's API and what each answers.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -49,7 +50,7 @@ type Answer = Result<Response, Refusal>;
 pub(super) fn all(
     ctx: Arc<Context>,
     gate: Arc<Gate>,
-) -> impl warp::Filter<Extract = (Response,), Error = warp::Rejection> + Clone {
+) -> impl warp::Filter<Extract = (Response,), Error = Infallible> + Clone {
     warp::method()
         .and(warp::path::full())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())

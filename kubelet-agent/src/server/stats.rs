@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use crate::node::machine;
 use crate::pods::context::{Context, View};
-use crate::pods::uid;
 
 /// A PodList of the pods on this node; with `running` those that run only.
 pub(super) fn pods(ctx: &Context, running: bool) -> Value {
@@ -109,7 +108,6 @@ pub(super) async fn resource_metrics(ctx: &Context) -> String {
     let mut cpu = String::from("# TYPE container_cpu_usage_seconds_total counter\n");
     let mut memory = String::from("# TYPE container_memory_working_set_bytes gauge\n");
     for usage in usage(ctx).await {
-        debug_assert!(!uid(&usage.pod.pod).is_empty());
         let meta = &usage.pod.pod.metadata;
         let (namespace, pod) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
         for (name, nanos, _, working) in usage.containers {

@@ -1,0 +1,103 @@
+//! Owns the knowledge of the other nodes: their addresses and pods, given to the overlay network as they change.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kube::Api;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use proa_crds::{Family, Node};
+use proa_network::PodNetwork;
+use proa_network::pod::Peer;
+use tokio_util::sync::CancellationToken;
+
+/// The part of a Node the overlay needs; `None` while it is not complete.
+fn peer(node: &Node) -> Option<Peer> {
+    let pod_cidr = node.spec.pod_cidr.as_deref()?.parse().ok()?;
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    let node = addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()?;
+    Some(Peer { node, pod_cidr })
+}
+
+/// Follows the nodes until `shutdown`.
+pub(crate) async fn follow(
+    client: kube::Client,
+    family: Family,
+    own_name: String,
+    own_ip: IpAddr,
+    network: PodNetwork,
+    shutdown: CancellationToken,
+) {
+    let api: Api<Node> = Api::all_with(client, &family.node());
+    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut nodes: BTreeMap<String, Peer> = BTreeMap::new();
+    let mut listing = None;
+    let mut known: Vec<Peer> = Vec::new();
+    loop {
+        let event = tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = events.next() => event,
+        };
+        let learn = |map: &mut BTreeMap<String, Peer>, node: &Node| {
+            let name = node.metadata.name.clone().unwrap_or_default();
+            // Two nodes at one address (several on a test machine) need no tunnel.
+            match peer(node).filter(|p| name != own_name && p.node != own_ip) {
+                Some(peer) => map.insert(name, peer),
+                None => map.remove(&name),
+            };
+        };
+        match event {
+            None => return,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "watch of nodes failed; trying again");
+                continue;
+            }
+            Some(Ok(watcher::Event::Init)) => listing = Some(BTreeMap::new()),
+            Some(Ok(watcher::Event::InitApply(node))) => {
+                learn(listing.get_or_insert_default(), &node);
+                continue;
+            }
+            Some(Ok(watcher::Event::InitDone)) => nodes = listing.take().unwrap_or_default(),
+            Some(Ok(watcher::Event::Apply(node))) => learn(&mut nodes, &node),
+            Some(Ok(watcher::Event::Delete(node))) => {
+                nodes.remove(node.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+        if listing.is_some() {
+            continue;
+        }
+        let peers: Vec<Peer> = nodes.values().copied().collect();
+        // A single node never touches the overlay.
+        while peers != known {
+            match network.set_peers(own_ip, peers.clone()).await {
+                Ok(()) => known.clone_from(&peers),
+                Err(error) => {
+                    tracing::warn!(%error, "the overlay to other nodes could not be set up; trying again");
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    if shutdown.is_cancelled() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_peer_has_an_address_and_pods() {
+        let node = |spec: serde_json::Value, status: serde_json::Value| -> Option<Peer> {
+            peer(&serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec, "status": status})).unwrap())
+        };
+        let status = json!({"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "192.0.2.7"}]});
+        let found = node(json!({"podCIDR": "10.244.1.0/24"}), status.clone()).unwrap();
+        assert_eq!((found.node.to_string(), found.pod_cidr.to_string()), ("192.0.2.7".into(), "10.244.1.0/24".into()));
+        assert!(node(json!({}), status).is_none());
+        assert!(node(json!({"podCIDR": "10.244.1.0/24"}), json!({})).is_none());
+    }
+}
