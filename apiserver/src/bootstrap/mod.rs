@@ -2,11 +2,275 @@
 //! `kubernetes` Service. Data only; writing what is missing of it is the core's.
 
 use proa_apimachinery::Object;
+use serde_json::{Value, json};
 
 use crate::config::Config;
 
+mod roles;
+
+use roles::{CONTROLLERS, ROLES, Role};
+
+const GROUP: &str = "rbac.authorization.k8s.io";
+const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+
 /// Everything, in an order that can be written from the front.
 pub fn objects(config: &Config) -> Vec<Object> {
-    let _ = config;
-    Vec::new()
+    let mut all = namespaces();
+    all.extend(cluster_roles());
+    all.extend(bindings());
+    all.extend(priority_classes());
+    all.extend(kubernetes_service(config));
+    all
+}
+
+/// Holds because every caller writes an object literal.
+fn object(value: Value) -> Object {
+    Object::from_value(value).unwrap_or_default()
+}
+
+/// The namespaces every cluster has.
+pub fn namespaces() -> Vec<Object> {
+    ["default", "kube-system", "kube-public", "kube-node-lease"]
+        .map(|name| object(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})))
+        .to_vec()
+}
+
+/// The cluster roles: for users, for the parts of the platform, one for each control loop.
+pub fn cluster_roles() -> Vec<Object> {
+    let named = ROLES.iter().map(cluster_role);
+    let loops = CONTROLLERS.iter().map(|(name, text)| {
+        let mut rules = rules(text);
+        rules.extend(self::rules("create,patch,update core events\ncreate,patch,update events.k8s.io events"));
+        role_object(&format!("system:controller:{name}"), rules, &[])
+    });
+    named.chain(loops).collect()
+}
+
+fn cluster_role(role: &Role) -> Object {
+    let label = |of: &str| format!("{GROUP}/aggregate-to-{of}");
+    let mut labels = Vec::new();
+    if !role.part_of.is_empty() {
+        labels.push(label(role.part_of));
+    }
+    let mut made = role_object(role.name, sum_or_rules(role), &labels);
+    if !role.sum_of.is_empty() {
+        made.set(&["aggregationRule"], json!({"clusterRoleSelectors": [{"matchLabels": {label(role.sum_of): "true"}}]}));
+    }
+    made
+}
+
+/// A summed role starts with the sum, so that it holds before any aggregation loop has looked at it.
+fn sum_or_rules(role: &Role) -> Vec<Value> {
+    if role.sum_of.is_empty() {
+        return rules(role.rules);
+    }
+    ROLES.iter().filter(|r| r.part_of == role.sum_of).flat_map(sum_or_rules).collect()
+}
+
+fn role_object(name: &str, rules: Vec<Value>, labels: &[String]) -> Object {
+    let mut made = object(json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}, "annotations": {AUTOUPDATE: "true"}},
+        "rules": rules,
+    }));
+    for label in labels {
+        made.set_label(label, "true");
+    }
+    made
+}
+
+const READ: [&str; 3] = ["get", "list", "watch"];
+const WRITE: [&str; 5] = ["create", "delete", "deletecollection", "patch", "update"];
+
+/// Rules from the short form of `roles`.
+fn rules(text: &str) -> Vec<Value> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let (verbs, group, what) = (words.next()?, words.next()?, words.next()?);
+            let verbs: Vec<&str> = match verbs {
+                "R" => READ.to_vec(),
+                "W" => WRITE.to_vec(),
+                "RW" => READ.into_iter().chain(WRITE).collect(),
+                list => list.split(',').collect(),
+            };
+            let what: Vec<&str> = what.split(',').collect();
+            Some(match group {
+                "url" => json!({"nonResourceURLs": what, "verbs": verbs}),
+                "core" => json!({"apiGroups": [""], "resources": what, "verbs": verbs}),
+                group => json!({"apiGroups": [group], "resources": what, "verbs": verbs}),
+            })
+        })
+        .collect()
+}
+
+/// Who has which of the roles from the start.
+pub fn bindings() -> Vec<Object> {
+    const USERS: [(&str, &str, &[(&str, &str)]); 9] = [
+        ("cluster-admin", "cluster-admin", &[("Group", "system:masters")]),
+        ("system:monitoring", "system:monitoring", &[("Group", "system:monitoring")]),
+        ("system:discovery", "system:discovery", &[("Group", "system:authenticated")]),
+        ("system:basic-user", "system:basic-user", &[("Group", "system:authenticated")]),
+        (
+            "system:public-info-viewer",
+            "system:public-info-viewer",
+            &[("Group", "system:authenticated"), ("Group", "system:unauthenticated")],
+        ),
+        ("system:kube-scheduler", "system:kube-scheduler", &[("User", "system:kube-scheduler")]),
+        ("system:volume-scheduler", "system:volume-scheduler", &[("User", "system:kube-scheduler")]),
+        ("system:kube-controller-manager", "system:kube-controller-manager", &[("User", "system:kube-controller-manager")]),
+        (
+            "system:service-account-issuer-discovery",
+            "system:service-account-issuer-discovery",
+            &[("Group", "system:serviceaccounts")],
+        ),
+    ];
+    let mut all: Vec<Object> = USERS
+        .iter()
+        .map(|(name, role, subjects)| {
+            let subjects: Vec<Value> = subjects
+                .iter()
+                .map(|(kind, name)| json!({"kind": kind, "apiGroup": GROUP, "name": name}))
+                .collect();
+            binding(name, role, subjects)
+        })
+        .collect();
+    all.push(binding("system:node", "system:node", Vec::new()));
+    all.push(binding("system:node-proxier", "system:node-proxier", vec![
+        json!({"kind": "User", "apiGroup": GROUP, "name": "system:kube-proxy"}),
+        json!({"kind": "Group", "apiGroup": GROUP, "name": "system:nodes"}),
+    ]));
+    let dns = json!({"kind": "ServiceAccount", "name": "kube-dns", "namespace": "kube-system"});
+    all.push(binding("system:kube-dns", "system:kube-dns", vec![dns]));
+    // Proa's loops share one process and one identity; a loop of its own may use its account.
+    for (name, _) in CONTROLLERS {
+        let role = format!("system:controller:{name}");
+        all.push(binding(&role, &role, vec![
+            json!({"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}),
+            json!({"kind": "User", "apiGroup": GROUP, "name": "system:kube-controller-manager"}),
+        ]));
+    }
+    all.extend(namespaced_roles());
+    all
+}
+
+fn binding(name: &str, role: &str, subjects: Vec<Value>) -> Object {
+    let mut made = object(json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}, "annotations": {AUTOUPDATE: "true"}},
+        "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": role},
+    }));
+    if !subjects.is_empty() {
+        made.set(&["subjects"], subjects);
+    }
+    made
+}
+
+/// What the platform's own parts may do in `kube-system` and `kube-public` only.
+fn namespaced_roles() -> Vec<Object> {
+    const ROLES: [(&str, &str, &str, &str); 4] = [
+        (
+            "kube-system",
+            "extension-apiserver-authentication-reader",
+            "get,list,watch core configmaps",
+            "system:kube-controller-manager",
+        ),
+        ("kube-system", "system::leader-locking-kube-scheduler", "get,update,create core configmaps", "system:kube-scheduler"),
+        (
+            "kube-system",
+            "system::leader-locking-kube-controller-manager",
+            "get,update,create core configmaps",
+            "system:kube-controller-manager",
+        ),
+        (
+            "kube-public",
+            "system:controller:bootstrap-signer",
+            "get,list,watch,update core configmaps",
+            "system:kube-controller-manager",
+        ),
+    ];
+    let mut all = Vec::new();
+    for (namespace, name, text, user) in ROLES {
+        let metadata = json!({"name": name, "namespace": namespace,
+            "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}, "annotations": {AUTOUPDATE: "true"}});
+        all.push(object(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": metadata, "rules": rules(text)})));
+        all.push(object(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": metadata, "roleRef": {"apiGroup": GROUP, "kind": "Role", "name": name},
+            "subjects": [{"kind": "User", "apiGroup": GROUP, "name": user}]})));
+    }
+    all
+}
+
+/// The two classes of what the platform itself needs.
+pub fn priority_classes() -> Vec<Object> {
+    [
+        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+    ]
+    .map(|(name, value, description)| {
+        object(json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": name}, "value": value, "description": description}))
+    })
+    .to_vec()
+}
+
+/// How pods find the API server: the `kubernetes` Service, and who stands behind it.
+pub fn kubernetes_service(config: &Config) -> Vec<Object> {
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let port = config.listen.map_or(6443, |listen| listen.port());
+    let service = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": config.service_cidr.nth(1).to_string(), "sessionAffinity": "None",
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]}});
+    let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": config.advertise.to_string()}],
+            "ports": [{"name": "https", "protocol": "TCP", "port": port}]}]});
+    let family = if config.advertise.is_ipv4() { "IPv4" } else { "IPv6" };
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family,
+        "endpoints": [{"addresses": [config.advertise.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "protocol": "TCP", "port": port}]});
+    [service, endpoints, slice].map(object).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::{self, Op};
+
+    #[test]
+    fn every_bootstrap_object_is_valid_and_named_once() {
+        let kinds = kinds::builtin();
+        let mut seen = Vec::new();
+        for mut object in objects(&Config::new("/nowhere")) {
+            let kind = kinds.iter().find(|k| k.api_version() == object.api_version() && k.kind == object.kind());
+            let kind = kind.unwrap_or_else(|| panic!("no kind {}", object.kind()));
+            kind.strategy.default(&mut object);
+            kind.strategy.prepare(Op::Create, &mut object, None);
+            assert_eq!(kind.strategy.validate(Op::Create, &object, None), vec![], "{}", object.name());
+            let key = format!("{}/{}/{}", object.kind(), object.namespace(), object.name());
+            assert!(!seen.contains(&key), "{key}");
+            seen.push(key);
+        }
+    }
+
+    #[test]
+    fn summed_roles_hold_what_their_parts_hold() {
+        let roles = cluster_roles();
+        let rules = |name: &str| roles.iter().find(|r| r.name() == name).unwrap().get_list(&["rules"]).to_vec();
+        for rule in rules("system:aggregate-to-view") {
+            for role in ["view", "edit", "admin"] {
+                assert!(rules(role).contains(&rule), "{role} {rule}");
+            }
+        }
+        assert!(!rules("view").iter().any(|r| r.to_string().contains("secrets")));
+    }
 }

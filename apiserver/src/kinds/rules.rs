@@ -117,7 +117,7 @@ impl Strategy for Rules {
 
 /// The generic preparation. `status`: it is isolated in its own subresource. `generation`: changes of
 /// anything but metadata and status are counted.
-pub fn prepare(op: Op, new: &mut Object, old: Option<&Object>, status: bool, generation: bool) {
+pub(super) fn prepare(op: Op, new: &mut Object, old: Option<&Object>, status: bool, generation: bool) {
     match (op, old) {
         (Op::Create, _) | (_, None) => {
             if status {

@@ -156,7 +156,9 @@ fn keep_allocated(new: &mut Object, old: &Object) {
             let kept = same.map_or(0, |p| number(p, "nodePort"));
             if kept != 0 && !used.contains(&kept) {
                 used.push(kept);
-                port["nodePort"] = kept.into();
+                if let Value::Object(port) = port {
+                    port.insert("nodePort".to_owned(), kept.into());
+                }
             }
         }
     }
