@@ -157,8 +157,7 @@ impl FieldError {
     /// Not one of `supported`.
     pub fn not_supported(path: &Path, value: impl Into<Value>, supported: &[&str]) -> FieldError {
         let quoted: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
-        let detail =
-            if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
+        let detail = if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
         FieldError { cause: Cause::NotSupported, path: path.clone(), value: Some(value.into()), detail }
     }
 

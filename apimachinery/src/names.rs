@@ -249,11 +249,7 @@ pub fn is_port_name(text: &str) -> Vec<String> {
 
 /// Port numbers, 1 to 65535.
 pub fn is_port_number(port: i64) -> Vec<String> {
-    if (1..=65535).contains(&port) {
-        Vec::new()
-    } else {
-        vec!["must be between 1 and 65535, inclusive".to_owned()]
-    }
+    if (1..=65535).contains(&port) { Vec::new() } else { vec!["must be between 1 and 65535, inclusive".to_owned()] }
 }
 
 /// IPv4 or IPv6 addresses.

@@ -56,7 +56,9 @@ impl Requirement {
         }
         match operator {
             Operator::In | Operator::NotIn if values.is_empty() => {
-                return Err(SelectorError("values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty".into()));
+                return Err(SelectorError(
+                    "values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty".into(),
+                ));
             }
             Operator::Gt | Operator::Lt if values.len() != 1 || values[0].parse::<i64>().is_err() => {
                 return Err(SelectorError(

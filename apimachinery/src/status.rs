@@ -119,8 +119,7 @@ impl ApiError {
 
     /// 409: a write with an old resource version.
     pub fn stale(gr: GroupResource<'_>, name: &str) -> ApiError {
-        const WHY: &str =
-            "the object has been modified; please apply your changes to the latest version and try again";
+        const WHY: &str = "the object has been modified; please apply your changes to the latest version and try again";
         ApiError::conflict(gr, name, WHY)
     }
 
@@ -213,8 +212,7 @@ impl ApiError {
     /// 500: our own fault.
     pub fn internal(message: impl std::fmt::Display) -> ApiError {
         let mut error = ApiError::new(500, "InternalError", format!("Internal error occurred: {message}"));
-        error.details_mut().causes =
-            vec![StatusCause { message: message.to_string(), ..StatusCause::default() }];
+        error.details_mut().causes = vec![StatusCause { message: message.to_string(), ..StatusCause::default() }];
         error
     }
 
@@ -360,10 +358,7 @@ mod tests {
     #[test]
     fn apply_conflicts_name_the_other_manager_and_the_fields() {
         let one = ApiError::apply_conflicts([("\"hpa\" using apps/v1", ".spec.replicas")]);
-        assert_eq!(
-            one.message,
-            "Apply failed with 1 conflict: conflict with \"hpa\" using apps/v1: .spec.replicas"
-        );
+        assert_eq!(one.message, "Apply failed with 1 conflict: conflict with \"hpa\" using apps/v1: .spec.replicas");
         let two = ApiError::apply_conflicts([("\"a\"", ".x"), ("\"a\"", ".y")]);
         assert_eq!(two.message, "Apply failed with 2 conflicts: conflicts with \"a\":\n- .x\n- .y");
         assert_eq!(two.to_status()["code"], 409);

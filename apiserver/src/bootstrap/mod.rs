@@ -54,7 +54,10 @@ fn cluster_role(role: &Role) -> Object {
     }
     let mut made = role_object(role.name, sum_or_rules(role), &labels);
     if !role.sum_of.is_empty() {
-        made.set(&["aggregationRule"], json!({"clusterRoleSelectors": [{"matchLabels": {label(role.sum_of): "true"}}]}));
+        made.set(
+            &["aggregationRule"],
+            json!({"clusterRoleSelectors": [{"matchLabels": {label(role.sum_of): "true"}}]}),
+        );
     }
     made
 }
@@ -118,7 +121,11 @@ pub fn bindings() -> Vec<Object> {
         ),
         ("system:kube-scheduler", "system:kube-scheduler", &[("User", "system:kube-scheduler")]),
         ("system:volume-scheduler", "system:volume-scheduler", &[("User", "system:kube-scheduler")]),
-        ("system:kube-controller-manager", "system:kube-controller-manager", &[("User", "system:kube-controller-manager")]),
+        (
+            "system:kube-controller-manager",
+            "system:kube-controller-manager",
+            &[("User", "system:kube-controller-manager")],
+        ),
         (
             "system:service-account-issuer-discovery",
             "system:service-account-issuer-discovery",
@@ -128,27 +135,33 @@ pub fn bindings() -> Vec<Object> {
     let mut all: Vec<Object> = USERS
         .iter()
         .map(|(name, role, subjects)| {
-            let subjects: Vec<Value> = subjects
-                .iter()
-                .map(|(kind, name)| json!({"kind": kind, "apiGroup": GROUP, "name": name}))
-                .collect();
+            let subjects: Vec<Value> =
+                subjects.iter().map(|(kind, name)| json!({"kind": kind, "apiGroup": GROUP, "name": name})).collect();
             binding(name, role, subjects)
         })
         .collect();
     all.push(binding("system:node", "system:node", Vec::new()));
-    all.push(binding("system:node-proxier", "system:node-proxier", vec![
-        json!({"kind": "User", "apiGroup": GROUP, "name": "system:kube-proxy"}),
-        json!({"kind": "Group", "apiGroup": GROUP, "name": "system:nodes"}),
-    ]));
+    all.push(binding(
+        "system:node-proxier",
+        "system:node-proxier",
+        vec![
+            json!({"kind": "User", "apiGroup": GROUP, "name": "system:kube-proxy"}),
+            json!({"kind": "Group", "apiGroup": GROUP, "name": "system:nodes"}),
+        ],
+    ));
     let dns = json!({"kind": "ServiceAccount", "name": "kube-dns", "namespace": "kube-system"});
     all.push(binding("system:kube-dns", "system:kube-dns", vec![dns]));
     // Proa's loops share one process and one identity; a loop of its own may use its account.
     for (name, _) in CONTROLLERS {
         let role = format!("system:controller:{name}");
-        all.push(binding(&role, &role, vec![
-            json!({"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}),
-            json!({"kind": "User", "apiGroup": GROUP, "name": "system:kube-controller-manager"}),
-        ]));
+        all.push(binding(
+            &role,
+            &role,
+            vec![
+                json!({"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}),
+                json!({"kind": "User", "apiGroup": GROUP, "name": "system:kube-controller-manager"}),
+            ],
+        ));
     }
     all.extend(namespaced_roles());
     all
@@ -175,7 +188,12 @@ fn namespaced_roles() -> Vec<Object> {
             "get,list,watch core configmaps",
             "system:kube-controller-manager",
         ),
-        ("kube-system", "system::leader-locking-kube-scheduler", "get,update,create core configmaps", "system:kube-scheduler"),
+        (
+            "kube-system",
+            "system::leader-locking-kube-scheduler",
+            "get,update,create core configmaps",
+            "system:kube-scheduler",
+        ),
         (
             "kube-system",
             "system::leader-locking-kube-controller-manager",

@@ -35,10 +35,7 @@ pub(super) const ROLES: &[Role] = &[
         "create authorization.k8s.io selfsubjectaccessreviews,selfsubjectrulesreviews\n\
          create authentication.k8s.io selfsubjectreviews",
     ),
-    role(
-        "system:monitoring",
-        "get url /healthz,/healthz/*,/livez,/livez/*,/metrics,/metrics/slis,/readyz,/readyz/*",
-    ),
+    role("system:monitoring", "get url /healthz,/healthz/*,/livez,/livez/*,/metrics,/metrics/slis,/readyz,/readyz/*"),
     sum("admin", "admin", ""),
     sum("edit", "edit", "admin"),
     sum("view", "view", "edit"),
@@ -211,7 +208,10 @@ pub(super) const CONTROLLERS: &[(&str, &str)] = &[
          create,delete,get,list,update,watch,patch discovery.k8s.io endpointslices\n\
          create discovery.k8s.io endpointslices/restricted",
     ),
-    ("namespace-controller", "get,list,delete,watch core namespaces\nupdate core namespaces/finalize,namespaces/status\ndelete,deletecollection,get,list,watch * *"),
+    (
+        "namespace-controller",
+        "get,list,delete,watch core namespaces\nupdate core namespaces/finalize,namespaces/status\ndelete,deletecollection,get,list,watch * *",
+    ),
     ("generic-garbage-collector", "delete,get,list,patch,update,watch * *"),
     ("service-account-controller", "create,get,list,watch core serviceaccounts\nR core namespaces"),
     ("root-ca-cert-publisher", "create,update,get,list,watch core configmaps\nR core namespaces"),

@@ -250,4 +250,3 @@ pub(super) const PRIORITY_LEVEL: Rules = Rules {
     },
     ..Rules::WITH_STATUS
 };
-

@@ -144,9 +144,11 @@ fn to_v2(mut object: Object) -> Object {
     }
     object.set(&["spec", "metrics"], all);
     object.remove(&["status", "currentCPUUtilizationPercentage"]);
-    for (path, value) in
-        [(["spec", "behavior"], behavior), (["status", "currentMetrics"], current), (["status", "conditions"], conditions)]
-    {
+    for (path, value) in [
+        (["spec", "behavior"], behavior),
+        (["status", "currentMetrics"], current),
+        (["status", "conditions"], conditions),
+    ] {
         if let Some(value) = value {
             object.set(&path, value);
         }

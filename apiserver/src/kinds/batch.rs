@@ -24,10 +24,20 @@ pub(super) const JOB: Rules = Rules {
         }
         if let Some(old) = old {
             let suspended = old.get_bool(&["spec", "suspend"]) == Some(true);
-            for field in ["completions", "selector", "template", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy"] {
+            for field in [
+                "completions",
+                "selector",
+                "template",
+                "completionMode",
+                "podFailurePolicy",
+                "backoffLimitPerIndex",
+                "managedBy",
+            ] {
                 let indexed = new.get_str(&["spec", "completionMode"]) == Some("Indexed");
                 let may = (field == "template" && suspended)
-                    || (field == "completions" && indexed && new.get(&["spec", field]) == new.get(&["spec", "parallelism"]));
+                    || (field == "completions"
+                        && indexed
+                        && new.get(&["spec", field]) == new.get(&["spec", "parallelism"]));
                 if !may {
                     let path = ["spec", field];
                     meta::immutable(new.get(&path), old.get(&path), &spec.path.child(field), errors);
@@ -82,9 +92,15 @@ fn job_prepare(op: Op, new: &mut Object, _: Option<&Object>) {
 }
 
 fn job_spec(spec: &At<'_>, errors: &mut FieldErrors) {
-    for field in
-        ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "backoffLimitPerIndex", "maxFailedIndexes"]
-    {
+    for field in [
+        "parallelism",
+        "completions",
+        "backoffLimit",
+        "activeDeadlineSeconds",
+        "ttlSecondsAfterFinished",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
+    ] {
         spec.child(field).non_negative(errors);
     }
     spec.child("completionMode").one_of(errors, &["Indexed", "NonIndexed"]);
@@ -119,7 +135,11 @@ pub(super) const CRON_JOB: Rules = Rules {
         let spec = At::of(new, "spec");
         // Jobs append eleven characters to the name.
         if op == Op::Create && new.name().len() > 52 {
-            errors.push(FieldError::invalid(&Path::of("metadata.name"), new.name(), "must be no more than 52 characters"));
+            errors.push(FieldError::invalid(
+                &Path::of("metadata.name"),
+                new.name(),
+                "must be no more than 52 characters",
+            ));
         }
         let schedule = spec.child("schedule");
         if schedule.required(errors) {
@@ -197,7 +217,17 @@ mod tests {
         for good in ["* * * * *", "*/5 0-6 1,15 jan-mar MON", "@hourly", "@every 1h30m", "0 0 1 1 0"] {
             assert_eq!(parse_schedule(good), Ok(()), "{good}");
         }
-        for bad in ["", "* * * *", "60 * * * *", "* 24 * * *", "*/0 * * * *", "a * * * *", "@never", "5-1 * * * *", "TZ=UTC * * * * *"] {
+        for bad in [
+            "",
+            "* * * *",
+            "60 * * * *",
+            "* 24 * * *",
+            "*/0 * * * *",
+            "a * * * *",
+            "@never",
+            "5-1 * * * *",
+            "TZ=UTC * * * * *",
+        ] {
             assert!(parse_schedule(bad).is_err(), "{bad}");
         }
     }

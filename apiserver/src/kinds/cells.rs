@@ -362,8 +362,7 @@ pub(super) fn event_source(event: &Object, _: Timestamp) -> Value {
     let text = |paths: [&[&str]; 3]| {
         paths.into_iter().find_map(|p| event.get_str(p).filter(|t| !t.is_empty())).unwrap_or_default().to_owned()
     };
-    let component =
-        text([&["source", "component"], &["deprecatedSource", "component"], &["reportingController"]]);
+    let component = text([&["source", "component"], &["deprecatedSource", "component"], &["reportingController"]]);
     let component = if component.is_empty() { text([&["reportingComponent"], &[], &[]]) } else { component };
     let host = text([&["source", "host"], &["deprecatedSource", "host"], &["reportingInstance"]]);
     if host.is_empty() { component.into() } else { format!("{component}, {host}").into() }

@@ -41,14 +41,10 @@ const fn wide(mut column: Col) -> Col {
     column
 }
 
-const NAME: Col = Col {
-    description: "Name must be unique within a namespace.",
-    ..col("Name", "string", Source::Call(x::name))
-};
-const AGE: Col = Col {
-    description: "Time since the object was created.",
-    ..col("Age", "string", Source::Call(x::age))
-};
+const NAME: Col =
+    Col { description: "Name must be unique within a namespace.", ..col("Name", "string", Source::Call(x::name)) };
+const AGE: Col =
+    Col { description: "Time since the object was created.", ..col("Age", "string", Source::Call(x::age)) };
 const CONTAINERS: Col = wide(call("Containers", x::template_containers));
 const IMAGES: Col = wide(call("Images", x::template_images));
 const SELECTOR: Col = wide(call("Selector", x::selector));
@@ -158,12 +154,13 @@ pub(super) const NODE: &[Col] = &[
     wide(call("External-IP", |o, _| x::node_address(o, "ExternalIP"))),
     wide(call("OS-Image", |o, _| x::text_or(o, &["status", "nodeInfo", "osImage"], "<unknown>"))),
     wide(call("Kernel-Version", |o, _| x::text_or(o, &["status", "nodeInfo", "kernelVersion"], "<unknown>"))),
-    wide(call("Container-Runtime", |o, _| x::text_or(o, &["status", "nodeInfo", "containerRuntimeVersion"], "<unknown>"))),
+    wide(call("Container-Runtime", |o, _| {
+        x::text_or(o, &["status", "nodeInfo", "containerRuntimeVersion"], "<unknown>")
+    })),
 ];
 pub(super) const NAMESPACE: &[Col] = &[NAME, text("Status", ".status.phase"), AGE];
 pub(super) const CONFIG_MAP: &[Col] = &[NAME, int("Data", x::config_map_size), AGE];
-pub(super) const SECRET: &[Col] =
-    &[NAME, text("Type", ".type"), int("Data", |o, _| x::length(o, &["data"])), AGE];
+pub(super) const SECRET: &[Col] = &[NAME, text("Type", ".type"), int("Data", |o, _| x::length(o, &["data"])), AGE];
 pub(super) const SERVICE_ACCOUNT: &[Col] = &[NAME, int("Secrets", |o, _| x::length(o, &["secrets"])), AGE];
 pub(super) const EVENT: &[Col] = &[
     call("Last Seen", x::event_last_seen),
@@ -307,20 +304,12 @@ pub(super) const CSR: &[Col] = &[
     call("Condition", x::csr_condition),
 ];
 pub(super) const WEBHOOKS: &[Col] = &[NAME, int("Webhooks", |o, _| x::length(o, &["webhooks"])), AGE];
-pub(super) const VALIDATING_POLICY: &[Col] = &[
-    NAME,
-    int("Validations", |o, _| x::length(o, &["spec", "validations"])),
-    call("ParamKind", x::param_kind),
-    AGE,
-];
+pub(super) const VALIDATING_POLICY: &[Col] =
+    &[NAME, int("Validations", |o, _| x::length(o, &["spec", "validations"])), call("ParamKind", x::param_kind), AGE];
 pub(super) const MUTATING_POLICY: &[Col] =
     &[NAME, int("Mutations", |o, _| x::length(o, &["spec", "mutations"])), call("ParamKind", x::param_kind), AGE];
-pub(super) const POLICY_BINDING: &[Col] = &[
-    NAME,
-    text("PolicyName", ".spec.policyName"),
-    call("ParamRef", x::param_ref),
-    AGE,
-];
+pub(super) const POLICY_BINDING: &[Col] =
+    &[NAME, text("PolicyName", ".spec.policyName"), call("ParamRef", x::param_ref), AGE];
 pub(super) const API_SERVICE: &[Col] =
     &[NAME, call("Service", x::api_service_target), call("Available", x::api_service_available), AGE];
 pub(super) const FLOW_SCHEMA: &[Col] = &[
@@ -334,9 +323,7 @@ pub(super) const FLOW_SCHEMA: &[Col] = &[
 pub(super) const PRIORITY_LEVEL: &[Col] = &[
     NAME,
     text("Type", ".spec.type"),
-    call("NominalConcurrencyShares", |o, _| {
-        x::text_or(o, &["spec", "limited", "nominalConcurrencyShares"], "<none>")
-    }),
+    call("NominalConcurrencyShares", |o, _| x::text_or(o, &["spec", "limited", "nominalConcurrencyShares"], "<none>")),
     call("Queues", |o, _| x::text_or(o, &["spec", "limited", "limitResponse", "queuing", "queues"], "<none>")),
     call("HandSize", |o, _| x::text_or(o, &["spec", "limited", "limitResponse", "queuing", "handSize"], "<none>")),
     call("QueueLengthLimit", |o, _| {
@@ -345,10 +332,5 @@ pub(super) const PRIORITY_LEVEL: &[Col] = &[
     AGE,
 ];
 pub(super) const RESOURCE_CLAIM: &[Col] = &[NAME, call("State", x::claim_state), AGE];
-pub(super) const RESOURCE_SLICE: &[Col] = &[
-    NAME,
-    text("Node", ".spec.nodeName"),
-    text("Driver", ".spec.driver"),
-    text("Pool", ".spec.pool.name"),
-    AGE,
-];
+pub(super) const RESOURCE_SLICE: &[Col] =
+    &[NAME, text("Node", ".spec.nodeName"), text("Driver", ".spec.driver"), text("Pool", ".spec.pool.name"), AGE];

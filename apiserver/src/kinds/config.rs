@@ -199,7 +199,15 @@ pub(super) const RESOURCE_QUOTA: Rules = Rules {
         for scope in scopes.items() {
             scope.one_of(
                 errors,
-                &["BestEffort", "CrossNamespacePodAffinity", "NotBestEffort", "NotTerminating", "PriorityClass", "Terminating", "VolumeAttributesClass"],
+                &[
+                    "BestEffort",
+                    "CrossNamespacePodAffinity",
+                    "NotBestEffort",
+                    "NotTerminating",
+                    "PriorityClass",
+                    "Terminating",
+                    "VolumeAttributesClass",
+                ],
             );
         }
         if let Some(old) = old {

@@ -87,7 +87,9 @@ fn validate(op: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors
     }
     versions(&spec.child("versions"), errors);
     if let Some(old) = old {
-        for path in [&["spec", "group"][..], &["spec", "scope"], &["spec", "names", "plural"], &["spec", "names", "kind"]] {
+        for path in
+            [&["spec", "group"][..], &["spec", "scope"], &["spec", "names", "plural"], &["spec", "names", "kind"]]
+        {
             meta::immutable(new.get(path), old.get(path), &Path::of(path.join(".")), errors);
         }
         let served: Vec<&str> = spec.child("versions").items().map(|v| v.child("name").str()).collect();
@@ -210,10 +212,8 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
         }));
     }
     let namespaced = definition.get_str(&["spec", "scope"]) == Some("Namespaced");
-    let convert = (version != stored).then(|| Convert::ApiVersion {
-        stored: format!("{group}/{stored}"),
-        served: format!("{group}/{version}"),
-    });
+    let convert = (version != stored)
+        .then(|| Convert::ApiVersion { stored: format!("{group}/{stored}"), served: format!("{group}/{version}") });
     Some(Kind {
         group: group.to_owned().into(),
         version: version.to_owned().into(),

@@ -82,11 +82,8 @@ pub(super) const CONVERT: Convert = Convert::Functions {
 };
 
 fn rename(object: Object, api_version: &str, other: impl Fn(&str) -> Option<&'static str>) -> Object {
-    let mut map: serde_json::Map<String, serde_json::Value> = object
-        .0
-        .into_iter()
-        .map(|(name, value)| (other(&name).map_or(name, str::to_owned), value))
-        .collect();
+    let mut map: serde_json::Map<String, serde_json::Value> =
+        object.0.into_iter().map(|(name, value)| (other(&name).map_or(name, str::to_owned), value)).collect();
     map.insert("apiVersion".to_owned(), api_version.into());
     Object(map)
 }

@@ -202,7 +202,11 @@ fn owners(new: &Object, at: &Path, errors: &mut FieldErrors) {
             }
         }
         if owner.api_version == "v1" && owner.kind == "Event" {
-            errors.push(FieldError::invalid(&here, "v1, Kind=Event", "v1, Kind=Event is disallowed from being an owner"));
+            errors.push(FieldError::invalid(
+                &here,
+                "v1, Kind=Event",
+                "v1, Kind=Event is disallowed from being an owner",
+            ));
         }
         if owner.controller {
             let this = format!("{}/{}", owner.kind, owner.name);

@@ -161,8 +161,7 @@ pub(super) const NETWORK_POLICY: Rules = Rules {
 };
 
 fn peer_rules(peer: &At<'_>, errors: &mut FieldErrors) {
-    let (pods, namespaces, block) =
-        (peer.child("podSelector"), peer.child("namespaceSelector"), peer.child("ipBlock"));
+    let (pods, namespaces, block) = (peer.child("podSelector"), peer.child("namespaceSelector"), peer.child("ipBlock"));
     pod::label_selector(&pods, errors);
     pod::label_selector(&namespaces, errors);
     if !pods.present() && !namespaces.present() && !block.present() {

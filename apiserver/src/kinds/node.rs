@@ -69,7 +69,10 @@ pub(super) const PRIORITY_CLASS: Rules = Rules {
                     .forbidden(errors, "priority class names with 'system-' prefix are reserved for system use only");
             }
             if value.int().is_some_and(|v| v > USER_PRIORITY_MAX) {
-                value.forbidden(errors, format!("maximum allowed value of a user defined priority is {USER_PRIORITY_MAX}"));
+                value.forbidden(
+                    errors,
+                    format!("maximum allowed value of a user defined priority is {USER_PRIORITY_MAX}"),
+                );
             }
         }
         At::of(new, "preemptionPolicy").one_of(errors, &["Never", "PreemptLowerPriority"]);
@@ -77,7 +80,12 @@ pub(super) const PRIORITY_CLASS: Rules = Rules {
             if new.get_i64(&["value"]) != old.get_i64(&["value"]) {
                 value.forbidden(errors, "may not be changed in an update.");
             }
-            meta::immutable(new.0.get("preemptionPolicy"), old.0.get("preemptionPolicy"), &Path::of("preemptionPolicy"), errors);
+            meta::immutable(
+                new.0.get("preemptionPolicy"),
+                old.0.get("preemptionPolicy"),
+                &Path::of("preemptionPolicy"),
+                errors,
+            );
         }
     },
     ..Rules::COUNTED

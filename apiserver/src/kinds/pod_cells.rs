@@ -60,9 +60,7 @@ fn look(pod: &Object) -> Seen {
         Some(reason) if !reason.is_empty() => reason.to_owned(),
         _ => phase.to_owned(),
     };
-    let condition = |type_: &str| {
-        list(pod, &["status", "conditions"]).iter().find(|c| string(c, &["type"]) == type_)
-    };
+    let condition = |type_: &str| list(pod, &["status", "conditions"]).iter().find(|c| string(c, &["type"]) == type_);
     if let Some(scheduled) = condition("PodScheduled") {
         if string(scheduled, &["reason"]) == "SchedulingGated" {
             seen.reason = "SchedulingGated".to_owned();
@@ -189,9 +187,9 @@ pub(super) fn readiness_gates(pod: &Object, _: Timestamp) -> Value {
         return "<none>".into();
     }
     let holds = |gate: &&Value| {
-        list(pod, &["status", "conditions"]).iter().any(|c| {
-            string(c, &["type"]) == string(gate, &["conditionType"]) && string(c, &["status"]) == "True"
-        })
+        list(pod, &["status", "conditions"])
+            .iter()
+            .any(|c| string(c, &["type"]) == string(gate, &["conditionType"]) && string(c, &["status"]) == "True")
     };
     format!("{}/{}", gates.iter().filter(holds).count(), gates.len()).into()
 }

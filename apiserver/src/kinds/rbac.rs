@@ -11,10 +11,8 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 
 const ANY: Rules = Rules { name: names::is_path_segment, ..Rules::GENERIC };
 
-pub(super) const ROLE: Rules = Rules {
-    validate: |_, new, _, errors| rules(&At::of(new, "rules"), true, errors),
-    ..ANY
-};
+pub(super) const ROLE: Rules =
+    Rules { validate: |_, new, _, errors| rules(&At::of(new, "rules"), true, errors), ..ANY };
 
 pub(super) const CLUSTER_ROLE: Rules = Rules {
     validate: |_, new, _, errors| {
@@ -120,4 +118,3 @@ fn binding(new: &Object, old: Option<&Object>, kinds: &[&str], errors: &mut Fiel
         }
     }
 }
-

@@ -184,7 +184,15 @@ const ROWS: &[Row] = &[
         .short(&["po"])
         .all()
         .subs(&[
-            "status", "log", "exec", "attach", "portforward", "proxy", "binding", "eviction", "resize",
+            "status",
+            "log",
+            "exec",
+            "attach",
+            "portforward",
+            "proxy",
+            "binding",
+            "eviction",
+            "resize",
             "ephemeralcontainers",
         ])
         .columns(c::POD)
@@ -323,14 +331,19 @@ const ROWS: &[Row] = &[
         .rules(batch::CRON_JOB)
         .inert(),
     // autoscaling: one stored kind in two versions
-    Row::new("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler", "autoscaling", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
-        .version("v2")
-        .short(&["hpa"])
-        .all()
-        .subs(&["status"])
-        .columns(c::HPA)
-        .rules(autoscaling::V2)
-        .inert(),
+    Row::new(
+        "io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler",
+        "autoscaling",
+        "HorizontalPodAutoscaler",
+        "horizontalpodautoscalers",
+    )
+    .version("v2")
+    .short(&["hpa"])
+    .all()
+    .subs(&["status"])
+    .columns(c::HPA)
+    .rules(autoscaling::V2)
+    .inert(),
     row!("autoscaling", "autoscaling", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
         .short(&["hpa"])
         .all()
@@ -380,7 +393,9 @@ const ROWS: &[Row] = &[
         .inert(),
     // rbac
     row!("rbac", "rbac.authorization.k8s.io", "Role", "roles").rules(rbac::ROLE),
-    row!("rbac", "rbac.authorization.k8s.io", "RoleBinding", "rolebindings").columns(c::BINDING).rules(rbac::ROLE_BINDING),
+    row!("rbac", "rbac.authorization.k8s.io", "RoleBinding", "rolebindings")
+        .columns(c::BINDING)
+        .rules(rbac::ROLE_BINDING),
     row!("rbac", "rbac.authorization.k8s.io", "ClusterRole", "clusterroles").cluster().rules(rbac::CLUSTER_ROLE),
     row!("rbac", "rbac.authorization.k8s.io", "ClusterRoleBinding", "clusterrolebindings")
         .cluster()
@@ -425,7 +440,15 @@ const ROWS: &[Row] = &[
     row!("events", "events.k8s.io", "Event", "events")
         .short(&["ev"])
         .columns(c::NEW_EVENT)
-        .fields(&[("regarding.kind", ""), ("regarding.namespace", ""), ("regarding.name", ""), ("regarding.uid", ""), ("reason", ""), ("reportingController", ""), ("type", "")])
+        .fields(&[
+            ("regarding.kind", ""),
+            ("regarding.namespace", ""),
+            ("regarding.name", ""),
+            ("regarding.uid", ""),
+            ("reason", ""),
+            ("reportingController", ""),
+            ("type", ""),
+        ])
         .rules(events::NEW_EVENT)
         .stored("v1", &events::CONVERT),
     // certificates
@@ -438,43 +461,73 @@ const ROWS: &[Row] = &[
         .rules(certificates::CSR)
         .inert(),
     // admission
-    row!("admissionregistration", "admissionregistration.k8s.io", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations")
-        .cluster()
-        .extensions()
-        .columns(c::WEBHOOKS)
-        .rules(admissionregistration::WEBHOOKS)
-        .inert(),
-    row!("admissionregistration", "admissionregistration.k8s.io", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations")
-        .cluster()
-        .extensions()
-        .columns(c::WEBHOOKS)
-        .rules(admissionregistration::WEBHOOKS)
-        .inert(),
-    row!("admissionregistration", "admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "validatingadmissionpolicies")
-        .cluster()
-        .extensions()
-        .subs(&["status"])
-        .columns(c::VALIDATING_POLICY)
-        .rules(admissionregistration::POLICY)
-        .inert(),
-    row!("admissionregistration", "admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
-        .cluster()
-        .extensions()
-        .columns(c::POLICY_BINDING)
-        .rules(admissionregistration::POLICY_BINDING)
-        .inert(),
-    row!("admissionregistration", "admissionregistration.k8s.io", "MutatingAdmissionPolicy", "mutatingadmissionpolicies")
-        .cluster()
-        .extensions()
-        .columns(c::MUTATING_POLICY)
-        .rules(admissionregistration::POLICY)
-        .inert(),
-    row!("admissionregistration", "admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings")
-        .cluster()
-        .extensions()
-        .columns(c::POLICY_BINDING)
-        .rules(admissionregistration::POLICY_BINDING)
-        .inert(),
+    row!(
+        "admissionregistration",
+        "admissionregistration.k8s.io",
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations"
+    )
+    .cluster()
+    .extensions()
+    .columns(c::WEBHOOKS)
+    .rules(admissionregistration::WEBHOOKS)
+    .inert(),
+    row!(
+        "admissionregistration",
+        "admissionregistration.k8s.io",
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations"
+    )
+    .cluster()
+    .extensions()
+    .columns(c::WEBHOOKS)
+    .rules(admissionregistration::WEBHOOKS)
+    .inert(),
+    row!(
+        "admissionregistration",
+        "admissionregistration.k8s.io",
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies"
+    )
+    .cluster()
+    .extensions()
+    .subs(&["status"])
+    .columns(c::VALIDATING_POLICY)
+    .rules(admissionregistration::POLICY)
+    .inert(),
+    row!(
+        "admissionregistration",
+        "admissionregistration.k8s.io",
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings"
+    )
+    .cluster()
+    .extensions()
+    .columns(c::POLICY_BINDING)
+    .rules(admissionregistration::POLICY_BINDING)
+    .inert(),
+    row!(
+        "admissionregistration",
+        "admissionregistration.k8s.io",
+        "MutatingAdmissionPolicy",
+        "mutatingadmissionpolicies"
+    )
+    .cluster()
+    .extensions()
+    .columns(c::MUTATING_POLICY)
+    .rules(admissionregistration::POLICY)
+    .inert(),
+    row!(
+        "admissionregistration",
+        "admissionregistration.k8s.io",
+        "MutatingAdmissionPolicyBinding",
+        "mutatingadmissionpolicybindings"
+    )
+    .cluster()
+    .extensions()
+    .columns(c::POLICY_BINDING)
+    .rules(admissionregistration::POLICY_BINDING)
+    .inert(),
     // extension of the API itself
     Row::new(
         "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
@@ -487,14 +540,19 @@ const ROWS: &[Row] = &[
     .extensions()
     .subs(&["status"])
     .rules(crd::RULES),
-    Row::new("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService", "apiregistration.k8s.io", "APIService", "apiservices")
-        .cluster()
-        .extensions()
-        .subs(&["status"])
-        .columns(c::API_SERVICE)
-        .fields(&[("spec.service.name", ""), ("spec.service.namespace", "")])
-        .rules(admissionregistration::API_SERVICE)
-        .inert(),
+    Row::new(
+        "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
+        "apiregistration.k8s.io",
+        "APIService",
+        "apiservices",
+    )
+    .cluster()
+    .extensions()
+    .subs(&["status"])
+    .columns(c::API_SERVICE)
+    .fields(&[("spec.service.name", ""), ("spec.service.namespace", "")])
+    .rules(admissionregistration::API_SERVICE)
+    .inert(),
     // flow control
     row!("flowcontrol", "flowcontrol.apiserver.k8s.io", "FlowSchema", "flowschemas")
         .cluster()
@@ -509,7 +567,11 @@ const ROWS: &[Row] = &[
         .rules(admissionregistration::PRIORITY_LEVEL)
         .inert(),
     // dynamic resource allocation
-    row!("resource", "resource.k8s.io", "DeviceClass", "deviceclasses").cluster().columns(c::NAME_AND_AGE).rules(node::DEVICE_CLASS).inert(),
+    row!("resource", "resource.k8s.io", "DeviceClass", "deviceclasses")
+        .cluster()
+        .columns(c::NAME_AND_AGE)
+        .rules(node::DEVICE_CLASS)
+        .inert(),
     row!("resource", "resource.k8s.io", "ResourceClaim", "resourceclaims")
         .subs(&["status"])
         .columns(c::RESOURCE_CLAIM)
@@ -529,8 +591,12 @@ const ROWS: &[Row] = &[
     row!("authentication", "authentication.k8s.io", "TokenReview", "tokenreviews").cluster().answered(),
     row!("authentication", "authentication.k8s.io", "SelfSubjectReview", "selfsubjectreviews").cluster().answered(),
     row!("authorization", "authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews").cluster().answered(),
-    row!("authorization", "authorization.k8s.io", "SelfSubjectAccessReview", "selfsubjectaccessreviews").cluster().answered(),
-    row!("authorization", "authorization.k8s.io", "SelfSubjectRulesReview", "selfsubjectrulesreviews").cluster().answered(),
+    row!("authorization", "authorization.k8s.io", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
+        .cluster()
+        .answered(),
+    row!("authorization", "authorization.k8s.io", "SelfSubjectRulesReview", "selfsubjectrulesreviews")
+        .cluster()
+        .answered(),
     row!("authorization", "authorization.k8s.io", "LocalSubjectAccessReview", "localsubjectaccessreviews").answered(),
 ];
 

@@ -10,15 +10,8 @@ use serde_json::{Map, Value, json};
 use super::at::{At, map_in, maps_at, or_set, spec_mut};
 use super::{Allocation, Op, Rules, meta, pod};
 
-pub(super) const SERVICE: Rules = Rules {
-    name: names::is_dns1035_label,
-    status: true,
-    default,
-    prepare,
-    validate,
-    allocate,
-    ..Rules::GENERIC
-};
+pub(super) const SERVICE: Rules =
+    Rules { name: names::is_dns1035_label, status: true, default, prepare, validate, allocate, ..Rules::GENERIC };
 
 fn type_of(service: &Object) -> &str {
     service.get_str(&["spec", "type"]).unwrap_or("ClusterIP")
@@ -241,7 +234,10 @@ fn validate(op: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors
             }
         }
         "NodePort" | "LoadBalancer" if headless => {
-            let first = At::new(spec.child("clusterIPs").items().next().and_then(|a| a.value), spec.child("clusterIPs").path.index(0));
+            let first = At::new(
+                spec.child("clusterIPs").items().next().and_then(|a| a.value),
+                spec.child("clusterIPs").path.index(0),
+            );
             first.invalid(errors, format!("may not be set to 'None' for {type_} services"));
         }
         _ => {}
@@ -342,10 +338,7 @@ fn validate_ports(ports: &At<'_>, type_: &str, errors: &mut FieldErrors) {
         port.child("appProtocol").check(errors, names::is_qualified_name);
         let key = (protocol.str(), number.int());
         if seen_ports.contains(&key) {
-            errors.push(FieldError::duplicate(
-                &port.path,
-                json!({"protocol": key.0, "port": key.1}),
-            ));
+            errors.push(FieldError::duplicate(&port.path, json!({"protocol": key.0, "port": key.1})));
         }
         seen_ports.push(key);
         let node = port.child("nodePort");
@@ -419,7 +412,8 @@ fn allocate(op: Op, new: &Object, old: Option<&Object>) -> Vec<Allocation> {
         }
     }
     if needs_health_check(new) {
-        let number = new.get_i64(&["spec", "healthCheckNodePort"]).and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
+        let number =
+            new.get_i64(&["spec", "healthCheckNodePort"]).and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
         if number.is_none_or(|n| !old_ports.contains(&n)) {
             wanted.push(Allocation::HealthCheckNodePort { requested: number });
         }

@@ -179,9 +179,8 @@ pub(super) fn field_ref(reference: &At<'_>, allowed: &[&str], errors: &mut Field
         return;
     }
     let text = path.str();
-    let subscript = |prefix: &str| {
-        text.strip_prefix(prefix).and_then(|t| t.strip_prefix("['")).and_then(|t| t.strip_suffix("']"))
-    };
+    let subscript =
+        |prefix: &str| text.strip_prefix(prefix).and_then(|t| t.strip_prefix("['")).and_then(|t| t.strip_suffix("']"));
     if let Some(key) = subscript("metadata.labels").or_else(|| subscript("metadata.annotations")) {
         for detail in names::is_qualified_name(&key.to_lowercase()) {
             path.invalid(errors, detail);
@@ -292,9 +291,7 @@ pub(in super::super) fn quantities(list: &At<'_>, errors: &mut FieldErrors) {
 
 fn probe(probe: &At<'_>, which: &str, errors: &mut FieldErrors) {
     handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], errors);
-    for field in
-        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
-    {
+    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
         probe.child(field).non_negative(errors);
     }
     let grace = probe.child("terminationGracePeriodSeconds");
@@ -365,10 +362,8 @@ fn security_context(context: &At<'_>, errors: &mut FieldErrors) {
         }
         let added = context.child("capabilities").child("add");
         if added.items().any(|c| matches!(c.str(), "SYS_ADMIN" | "CAP_SYS_ADMIN")) {
-            context.invalid(
-                errors,
-                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
-            );
+            context
+                .invalid(errors, "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN");
         }
     }
     seccomp(&context.child("seccompProfile"), errors);

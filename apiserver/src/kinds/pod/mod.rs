@@ -78,7 +78,9 @@ pub(super) fn spec_warnings(spec: &At<'_>) -> Vec<String> {
                 let name = env.child("name").str();
                 if names.contains(&name) {
                     let at = &env.path;
-                    warnings.push(format!("{at}: hides previous definition of \"{name}\", which may be dropped when using apply"));
+                    warnings.push(format!(
+                        "{at}: hides previous definition of \"{name}\", which may be dropped when using apply"
+                    ));
                 }
                 names.push(name);
             }

@@ -104,9 +104,9 @@ fn security_context(context: &At<'_>, spec: &At<'_>, errors: &mut FieldErrors) {
         }
         let text = name.str();
         let ok = text.len() <= 253
-            && text
-                .split(['.', '/'])
-                .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')));
+            && text.split(['.', '/']).all(|part| {
+                !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            });
         if !ok {
             name.invalid(errors, "must have at most 253 characters and match regex ^([a-z0-9][-_a-z0-9]*[a-z0-9]?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$");
         }
@@ -129,7 +129,10 @@ fn tolerations(list: &At<'_>, errors: &mut FieldErrors) {
         let (key, operator) = (toleration.child("key"), toleration.child("operator"));
         key.check(errors, names::is_qualified_name);
         if key.is_empty() && operator.str() != "Exists" {
-            operator.invalid(errors, "operator must be Exists when `key` is empty, which means \"match all values and all keys\"");
+            operator.invalid(
+                errors,
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            );
         }
         let effect = toleration.child("effect");
         if toleration.child("tolerationSeconds").present() && effect.str() != "NoExecute" {

@@ -11,10 +11,7 @@ pub(super) fn validate(new: &Object, old: &Object, errors: &mut FieldErrors) {
     let at = Path::of("spec");
     for field in ["containers", "initContainers"] {
         if new.get_list(&["spec", field]).len() != old.get_list(&["spec", field]).len() {
-            errors.push(FieldError::forbidden(
-                &at.child(field),
-                "pod updates may not add or remove containers",
-            ));
+            errors.push(FieldError::forbidden(&at.child(field), "pod updates may not add or remove containers"));
             return;
         }
     }

@@ -24,21 +24,30 @@ fn shows(manifest: &str, expected: &str) {
 #[test]
 fn tables_show_what_kubectl_users_know() {
     let meta = "metadata: {name: a, creationTimestamp: '2026-01-01T00:00:00Z'}";
-    let template = "selector: {matchLabels: {app: x}}, template: {spec: {containers: [{name: c, image: i}, {name: d, image: j}]}}";
+    let template =
+        "selector: {matchLabels: {app: x}}, template: {spec: {containers: [{name: c, image: i}, {name: d, image: j}]}}";
     shows(
-        &format!("{{apiVersion: apps/v1, kind: Deployment, {meta}, spec: {{replicas: 3, {template}}}, status: {{readyReplicas: 2, updatedReplicas: 3, availableReplicas: 1}}}}"),
+        &format!(
+            "{{apiVersion: apps/v1, kind: Deployment, {meta}, spec: {{replicas: 3, {template}}}, status: {{readyReplicas: 2, updatedReplicas: 3, availableReplicas: 1}}}}"
+        ),
         "a 2/3 3 1 60m | c,d i,j app=x",
     );
     shows(
-        &format!("{{apiVersion: apps/v1, kind: ReplicaSet, {meta}, spec: {{replicas: 3, {template}}}, status: {{replicas: 3}}}}"),
+        &format!(
+            "{{apiVersion: apps/v1, kind: ReplicaSet, {meta}, spec: {{replicas: 3, {template}}}, status: {{replicas: 3}}}}"
+        ),
         "a 3 3 0 60m | c,d i,j app=x",
     );
     shows(
-        &format!("{{apiVersion: v1, kind: Service, {meta}, spec: {{type: NodePort, clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1], selector: {{b: c, a: b}}, ports: [{{port: 80, nodePort: 30001, protocol: TCP}}, {{port: 53, protocol: UDP}}]}}}}"),
+        &format!(
+            "{{apiVersion: v1, kind: Service, {meta}, spec: {{type: NodePort, clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1], selector: {{b: c, a: b}}, ports: [{{port: 80, nodePort: 30001, protocol: TCP}}, {{port: 53, protocol: UDP}}]}}}}"
+        ),
         "a NodePort 10.0.0.1 <none> 80:30001/TCP,53/UDP 60m | a=b,b=c",
     );
     shows(
-        &format!("{{apiVersion: v1, kind: Service, {meta}, spec: {{type: LoadBalancer, clusterIP: 10.0.0.1, ports: [{{port: 80, protocol: TCP}}]}}}}"),
+        &format!(
+            "{{apiVersion: v1, kind: Service, {meta}, spec: {{type: LoadBalancer, clusterIP: 10.0.0.1, ports: [{{port: 80, protocol: TCP}}]}}}}"
+        ),
         "a LoadBalancer 10.0.0.1 <pending> 80/TCP 60m | <none>",
     );
     shows(
@@ -59,7 +68,9 @@ fn tables_show_what_kubectl_users_know() {
         "a 2026-01-01T00:00:00Z",
     );
     shows(
-        &format!("{{apiVersion: batch/v1, kind: Job, {meta}, spec: {{completions: 2, {template}}}, status: {{succeeded: 1, startTime: '2026-01-01T00:58:00Z'}}}}"),
+        &format!(
+            "{{apiVersion: batch/v1, kind: Job, {meta}, spec: {{completions: 2, {template}}}, status: {{succeeded: 1, startTime: '2026-01-01T00:58:00Z'}}}}"
+        ),
         "a Running 1/2 2m 60m | c,d i,j app=x",
     );
     shows(

@@ -8,7 +8,9 @@ fn config_maps_and_secrets() {
     check("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {k: v}}", &[]);
     check(
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {a/b: v}}",
-        &["data[a/b]: Invalid value: \"a/b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')"],
+        &[
+            "data[a/b]: Invalid value: \"a/b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
+        ],
     );
     let secret = created("{apiVersion: v1, kind: Secret, metadata: {name: a}, stringData: {k: v}}");
     assert_eq!((secret.0["data"].clone(), secret.0.get("stringData")), (json!({"k": "dg=="}), None));
@@ -24,10 +26,16 @@ fn immutable_is_for_ever() {
     let old = stored("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, immutable: true, data: {k: v}}");
     let mut new = old.clone();
     new.set(&["data", "k"], "w");
-    assert_eq!(update(&old, &new, Op::Update).unwrap_err(), ["data: Forbidden: field is immutable when `immutable` is set"]);
+    assert_eq!(
+        update(&old, &new, Op::Update).unwrap_err(),
+        ["data: Forbidden: field is immutable when `immutable` is set"]
+    );
     let mut new = old.clone();
     new.remove(&["immutable"]);
-    assert_eq!(update(&old, &new, Op::Update).unwrap_err(), ["immutable: Forbidden: field is immutable when `immutable` is set"]);
+    assert_eq!(
+        update(&old, &new, Op::Update).unwrap_err(),
+        ["immutable: Forbidden: field is immutable when `immutable` is set"]
+    );
 }
 
 #[test]
@@ -61,7 +69,8 @@ fn a_binding_keeps_its_role() {
 fn a_node_brings_its_status_others_do_not() {
     let node = created("{apiVersion: v1, kind: Node, metadata: {name: n}, status: {capacity: {cpu: 2}}}");
     assert_eq!(node.0["status"], json!({"capacity": {"cpu": 2}}));
-    let volume = created("{apiVersion: v1, kind: PersistentVolume, metadata: {name: v}, spec: {}, status: {phase: Bound}}");
+    let volume =
+        created("{apiVersion: v1, kind: PersistentVolume, metadata: {name: v}, spec: {}, status: {phase: Bound}}");
     assert_eq!(volume.0["status"], json!({"phase": "Pending"}));
 }
 
@@ -107,7 +116,10 @@ fn metadata_is_the_same_for_all_kinds() {
     assert!(update(&old, &new, Op::Update).unwrap_err()[0].contains("no new finalizers can be added"));
     let mut renamed = old.clone();
     renamed.metadata_mut().insert("uid".into(), "other".into());
-    assert_eq!(update(&old, &renamed, Op::Update).unwrap_err(), ["metadata.uid: Invalid value: \"other\": field is immutable"]);
+    assert_eq!(
+        update(&old, &renamed, Op::Update).unwrap_err(),
+        ["metadata.uid: Invalid value: \"other\": field is immutable"]
+    );
 }
 
 const CRD: &str = "
@@ -136,9 +148,18 @@ fn what_is_wrong_with_a_definition() {
     table(
         CRD,
         &[
-            (&[("metadata.name", "other.example.com")], "metadata.name: Invalid value: \"other.example.com\": must be spec.names.plural+\".\"+spec.group"),
-            (&[("spec.scope", "Galaxy")], "spec.scope: Unsupported value: \"Galaxy\": supported values: \"Cluster\", \"Namespaced\""),
-            (&[("spec.versions.1.schema", "~")], "spec.versions[1].schema.openAPIV3Schema: Required value: schemas are required"),
+            (
+                &[("metadata.name", "other.example.com")],
+                "metadata.name: Invalid value: \"other.example.com\": must be spec.names.plural+\".\"+spec.group",
+            ),
+            (
+                &[("spec.scope", "Galaxy")],
+                "spec.scope: Unsupported value: \"Galaxy\": supported values: \"Cluster\", \"Namespaced\"",
+            ),
+            (
+                &[("spec.versions.1.schema", "~")],
+                "spec.versions[1].schema.openAPIV3Schema: Required value: schemas are required",
+            ),
         ],
     );
     let two = created(&CRD.replace("storage: false", "storage: true"));

@@ -51,7 +51,10 @@ fn probes_hooks_volumes_and_resources_get_theirs() {
         ("spec.containers.0.livenessProbe", "{httpGet: {port: 80}}"),
         ("spec.containers.0.resources", "{limits: {cpu: 0.5, memory: 1024Mi}}"),
         ("spec.containers.0.env", "[{name: N, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]"),
-        ("spec.volumes", "[{name: data, configMap: {name: c}}, {name: p, projected: {sources: [{serviceAccountToken: {path: t}}]}}]"),
+        (
+            "spec.volumes",
+            "[{name: data, configMap: {name: c}}, {name: p, projected: {sources: [{serviceAccountToken: {path: t}}]}}]",
+        ),
         ("spec.serviceAccountName", "me"),
     ];
     let mut pod = with(POD, changes);
@@ -67,7 +70,10 @@ fn probes_hooks_volumes_and_resources_get_theirs() {
     );
     assert_eq!(container["env"][0]["valueFrom"]["fieldRef"]["apiVersion"], "v1");
     assert_eq!(pod.0["spec"]["volumes"][0]["configMap"]["defaultMode"], 420);
-    assert_eq!(pod.0["spec"]["volumes"][1]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"], 3600);
+    assert_eq!(
+        pod.0["spec"]["volumes"][1]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"],
+        3600
+    );
     assert_eq!(pod.get_str(&["spec", "serviceAccount"]), Some("me"));
     assert_eq!(pod::qos_class(&pod), "Guaranteed");
 }
@@ -110,7 +116,10 @@ fn what_is_wrong_with_a_pod_is_said_as_kubernetes_says_it() {
                 &[("spec.containers.0.resources", "{limits: {cpu: lots}}")],
                 "spec.containers[0].resources.limits[cpu]: Invalid value: \"lots\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'\nspec.containers[0].resources.requests[cpu]: Invalid value: \"lots\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
             ),
-            (&[("spec.containers.0.livenessProbe", "{}")], "spec.containers[0].livenessProbe: Required value: must specify a handler type"),
+            (
+                &[("spec.containers.0.livenessProbe", "{}")],
+                "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+            ),
             (
                 &[("spec.containers.0.livenessProbe", "{exec: {command: [a]}, tcpSocket: {port: 1}}")],
                 "spec.containers[0].livenessProbe.tcpSocket: Forbidden: may not specify more than 1 handler type",
@@ -119,9 +128,18 @@ fn what_is_wrong_with_a_pod_is_said_as_kubernetes_says_it() {
                 &[("spec.volumes.0", "{name: data, emptyDir: {}, hostPath: {path: /x}}")],
                 "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
             ),
-            (&[("spec.terminationGracePeriodSeconds", "-1")], "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0"),
-            (&[("spec.activeDeadlineSeconds", "0")], "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive"),
-            (&[("spec.dnsPolicy", "None")], "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"),
+            (
+                &[("spec.terminationGracePeriodSeconds", "-1")],
+                "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0",
+            ),
+            (
+                &[("spec.activeDeadlineSeconds", "0")],
+                "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+            ),
+            (
+                &[("spec.dnsPolicy", "None")],
+                "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+            ),
             (
                 &[("spec.tolerations", "[{key: a, operator: Exists, value: b}]")],
                 "spec.tolerations[0].operator: Invalid value: \"Exists\": value must be empty when `operator` is 'Exists'",
@@ -185,7 +203,8 @@ fn a_running_pod_is_given_time_others_go_at_once() {
 
 #[test]
 fn the_service_account_brings_its_token_and_pull_secrets() {
-    let account = parse("{apiVersion: v1, kind: ServiceAccount, metadata: {name: default}, imagePullSecrets: [{name: pull}]}");
+    let account =
+        parse("{apiVersion: v1, kind: ServiceAccount, metadata: {name: default}, imagePullSecrets: [{name: pull}]}");
     let mut pod = created(POD);
     pod::admit_service_account(&mut pod, &account, "abcde");
     assert_eq!(pod.get_str(&["spec", "serviceAccountName"]), Some("default"));
@@ -202,7 +221,10 @@ fn the_service_account_brings_its_token_and_pull_secrets() {
 fn priority_comes_from_the_class() {
     let mut pod = created(POD);
     assert_eq!(pod::admit_priority(&mut pod, None), vec![]);
-    assert_eq!((pod.get_i64(&["spec", "priority"]), pod.get_str(&["spec", "preemptionPolicy"])), (Some(0), Some("PreemptLowerPriority")));
+    assert_eq!(
+        (pod.get_i64(&["spec", "priority"]), pod.get_str(&["spec", "preemptionPolicy"])),
+        (Some(0), Some("PreemptLowerPriority"))
+    );
     let mut pod = with(POD, &[("spec.priorityClassName", "none")]);
     assert_eq!(
         pod::admit_priority(&mut pod, None)[0].to_string(),
@@ -213,14 +235,35 @@ fn priority_comes_from_the_class() {
 #[test]
 fn what_is_not_done_yet_is_refused_by_name() {
     for (changes, expected) in [
-        (("spec.volumes.0", "{name: data, nfs: {server: s, path: /}}"), "spec.volumes[0].nfs: Forbidden: nfs volumes are not supported by Proa yet"),
-        (("spec.volumes.0", "{name: data, persistentVolumeClaim: {claimName: c}}"), "spec.volumes[0].persistentVolumeClaim: Forbidden: persistentVolumeClaim volumes are not supported by Proa yet"),
-        (("spec.runtimeClassName", "gvisor"), "spec.runtimeClassName: Forbidden: runtime classes are not supported by Proa yet"),
-        (("spec.shareProcessNamespace", "true"), "spec.shareProcessNamespace: Forbidden: sharing the process namespace is not supported by Proa yet"),
+        (
+            ("spec.volumes.0", "{name: data, nfs: {server: s, path: /}}"),
+            "spec.volumes[0].nfs: Forbidden: nfs volumes are not supported by Proa yet",
+        ),
+        (
+            ("spec.volumes.0", "{name: data, persistentVolumeClaim: {claimName: c}}"),
+            "spec.volumes[0].persistentVolumeClaim: Forbidden: persistentVolumeClaim volumes are not supported by Proa yet",
+        ),
+        (
+            ("spec.runtimeClassName", "gvisor"),
+            "spec.runtimeClassName: Forbidden: runtime classes are not supported by Proa yet",
+        ),
+        (
+            ("spec.shareProcessNamespace", "true"),
+            "spec.shareProcessNamespace: Forbidden: sharing the process namespace is not supported by Proa yet",
+        ),
         (("spec.hostUsers", "false"), "spec.hostUsers: Forbidden: user namespaces are not supported by Proa yet"),
-        (("spec.containers.0.livenessProbe", "{grpc: {port: 1}}"), "spec.containers[0].livenessProbe.grpc: Forbidden: gRPC probes are not supported by Proa yet"),
-        (("spec.securityContext", "{seccompProfile: {type: Localhost, localhostProfile: p}}"), "spec.securityContext.seccompProfile.type: Forbidden: Localhost profiles are not supported by Proa yet"),
-        (("spec.containers.0.resources", "{limits: {nvidia.com/gpu: 1}}"), "spec.containers[0].resources.limits[nvidia.com/gpu]: Forbidden: the resource nvidia.com/gpu is not supported by Proa yet"),
+        (
+            ("spec.containers.0.livenessProbe", "{grpc: {port: 1}}"),
+            "spec.containers[0].livenessProbe.grpc: Forbidden: gRPC probes are not supported by Proa yet",
+        ),
+        (
+            ("spec.securityContext", "{seccompProfile: {type: Localhost, localhostProfile: p}}"),
+            "spec.securityContext.seccompProfile.type: Forbidden: Localhost profiles are not supported by Proa yet",
+        ),
+        (
+            ("spec.containers.0.resources", "{limits: {nvidia.com/gpu: 1}}"),
+            "spec.containers[0].resources.limits[nvidia.com/gpu]: Forbidden: the resource nvidia.com/gpu is not supported by Proa yet",
+        ),
     ] {
         let pod = with(POD, &[changes]);
         let refused: Vec<String> = kind_of(&pod).strategy.unsupported(&pod).iter().map(ToString::to_string).collect();

@@ -29,11 +29,11 @@ fn what_is_wrong_with_a_service() {
         &[
             (&[("spec.ports", "[]")], "spec.ports: Required value"),
             (&[("spec.ports", "[]"), ("spec.clusterIP", "None")], ""),
-            (&[("spec.ports.0.port", "0")], "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive\nspec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive"),
             (
-                &[("spec.ports", "[{port: 80, name: a}, {port: 81}]")],
-                "spec.ports[1].name: Required value",
+                &[("spec.ports.0.port", "0")],
+                "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive\nspec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive",
             ),
+            (&[("spec.ports", "[{port: 80, name: a}, {port: 81}]")], "spec.ports[1].name: Required value"),
             (
                 &[("spec.ports", "[{port: 80, name: a}, {port: 80, name: b}]")],
                 "spec.ports[1]: Duplicate value: {\"protocol\":\"TCP\",\"port\":80}",
@@ -52,7 +52,10 @@ fn what_is_wrong_with_a_service() {
                 &[("spec.type", "NodePort"), ("spec.clusterIP", "None")],
                 "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services",
             ),
-            (&[("spec.clusterIP", "nonsense")], "spec.clusterIPs[0]: Invalid value: \"nonsense\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+            (
+                &[("spec.clusterIP", "nonsense")],
+                "spec.clusterIPs[0]: Invalid value: \"nonsense\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ),
             (
                 &[("spec.ipFamilyPolicy", "RequireDualStack")],
                 "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services",

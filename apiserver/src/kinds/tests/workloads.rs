@@ -19,7 +19,10 @@ fn a_deployment_gets_every_default() {
     let deployment = created(DEPLOYMENT);
     let spec = &deployment.0["spec"];
     assert_eq!(spec["replicas"], 1);
-    assert_eq!(spec["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
+    assert_eq!(
+        spec["strategy"],
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
+    );
     assert_eq!((&spec["revisionHistoryLimit"], &spec["progressDeadlineSeconds"]), (&json!(10), &json!(600)));
     assert_eq!(spec["template"]["spec"]["containers"][0]["imagePullPolicy"], "IfNotPresent");
     assert_eq!(spec["template"]["spec"].get("enableServiceLinks"), None);
@@ -61,10 +64,7 @@ fn what_is_wrong_with_a_deployment() {
                 &[("spec.template.spec.containers.0.image", "~")],
                 "spec.template.spec.containers[0].image: Required value",
             ),
-            (
-                &[("spec.selector", "{}")],
-                "spec.selector: Invalid value: {}: empty selector is invalid for deployment",
-            ),
+            (&[("spec.selector", "{}")], "spec.selector: Invalid value: {}: empty selector is invalid for deployment"),
         ],
     );
 }
@@ -73,7 +73,10 @@ fn what_is_wrong_with_a_deployment() {
 fn a_template_that_cannot_run_is_refused_at_apply() {
     let object = with(DEPLOYMENT, &[("spec.template.spec.volumes", "[{name: v, iscsi: {}}]")]);
     let refused = kind_of(&object).strategy.unsupported(&object);
-    assert_eq!(refused[0].to_string(), "spec.template.spec.volumes[0].iscsi: Forbidden: iscsi volumes are not supported by Proa yet");
+    assert_eq!(
+        refused[0].to_string(),
+        "spec.template.spec.volumes[0].iscsi: Forbidden: iscsi volumes are not supported by Proa yet"
+    );
 }
 
 #[test]
@@ -135,7 +138,9 @@ fn jobs_and_cron_jobs() {
     assert_eq!(job.get_i64(&["spec", "backoffLimit"]), Some(6));
     check(
         "{apiVersion: batch/v1, kind: Job, metadata: {name: j}, spec: {template: {spec: {containers: [{name: a, image: i}]}}}}",
-        &["spec.template.spec.restartPolicy: Unsupported value: \"Always\": supported values: \"OnFailure\", \"Never\""],
+        &[
+            "spec.template.spec.restartPolicy: Unsupported value: \"Always\": supported values: \"OnFailure\", \"Never\"",
+        ],
     );
     check(
         "{apiVersion: batch/v1, kind: CronJob, metadata: {name: c}, spec: {schedule: '* * *', jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: a, image: i}]}}}}}}",
