@@ -11,8 +11,8 @@ use super::{
     set::Set,
 };
 use crate::{
-    field::{Cause, FieldError, FieldErrors, Path},
-    schema::{ListType, Schema},
+    field::{FieldError, FieldErrors},
+    schema::{ListType, Schema, Trail},
 };
 
 /// Lays `config` over `live`: objects field by field, splitting lists element by element, anything else
@@ -141,29 +141,29 @@ fn remove_below(schema: &Schema, value: &mut Value, doomed: &Set) {
 /// twice, sets of anything but scalars.
 pub(super) fn problems(schema: &Schema, config: &Map<String, Value>) -> FieldErrors {
     let mut errors = FieldErrors::new();
-    problems_of_map(schema, config, &Path::root(), &mut errors);
+    problems_of_map(schema, config, &Trail::Root, &mut errors);
     errors
 }
 
-fn problems_of_map(schema: &Schema, map: &Map<String, Value>, path: &Path, errors: &mut FieldErrors) {
+fn problems_of_map(schema: &Schema, map: &Map<String, Value>, trail: &Trail<'_>, errors: &mut FieldErrors) {
     for (name, value) in map {
         match value {
             Value::Object(inner) if !below(schema, name).is_atomic_map() => {
-                problems_of_map(below(schema, name), inner, &path.child(name), errors);
+                problems_of_map(below(schema, name), inner, &Trail::Field(trail, name), errors);
             }
-            Value::Array(items) => problems_of_list(below(schema, name), items, &path.child(name), errors),
+            Value::Array(items) => problems_of_list(below(schema, name), items, &Trail::Field(trail, name), errors),
             _ => {}
         }
     }
 }
 
-fn problems_of_list(list: &Schema, items: &[Value], path: &Path, errors: &mut FieldErrors) {
+fn problems_of_list(list: &Schema, items: &[Value], trail: &Trail<'_>, errors: &mut FieldErrors) {
     if *list.list_type() == ListType::Atomic || errors.len() > 20 {
         return;
     }
     let mut seen = BTreeSet::new();
     for (index, item) in items.iter().enumerate() {
-        let at = path.index(index);
+        let at = Trail::Index(trail, index);
         match element_of(list, item) {
             None => {
                 let detail = match list.list_type() {
@@ -172,18 +172,13 @@ fn problems_of_list(list: &Schema, items: &[Value], path: &Path, errors: &mut Fi
                     }
                     _ => "a set holds scalar values only".to_owned(),
                 };
-                errors.push(FieldError::invalid(&at, item.clone(), detail));
+                errors.push(FieldError::invalid(&at.path(), item.clone(), detail));
             }
             Some(element) => {
-                let text = element.to_string();
-                if !seen.insert(element) {
+                if let Some(twin) = seen.replace(element) {
+                    let text = twin.to_string();
                     let detail = format!("duplicate entries for key {text}");
-                    errors.push(FieldError {
-                        cause: Cause::Invalid,
-                        path: at.clone(),
-                        value: Some(text.into()),
-                        detail,
-                    });
+                    errors.push(FieldError::invalid(&at.path(), text, detail));
                 }
             }
         }

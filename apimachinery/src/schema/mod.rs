@@ -26,6 +26,7 @@ use serde_json::Value;
 
 pub use builtin::{BuiltinKind, builtin_kinds, definition, list_definition};
 pub use check::Checked;
+pub(crate) use check::Trail;
 pub(crate) use defaulting::element_key;
 pub use openapi::openapi_components;
 
