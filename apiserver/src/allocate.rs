@@ -151,7 +151,7 @@ impl Allocators {
                 let static_part = (self.cidr.size() / 16).clamp(16, 256).min(last);
                 let start = rand::rng().random_range(0..last);
                 let candidates = |from: u32, to: u32| {
-                    let span = to.saturating_sub(from).max(1);
+                    let span = to.saturating_sub(from);
                     (0..span).map(move |step| from + (start + step) % span)
                 };
                 let free = |offset: &u32| !taken.addresses.contains(offset);

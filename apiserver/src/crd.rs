@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
+use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
 use serde_json::{Value, json};
@@ -15,7 +16,8 @@ use crate::cache::Item;
 use crate::core::Core;
 use crate::http::Request;
 use crate::kinds;
-use crate::registry::{self, meta};
+use crate::registry::options::WriteOptions;
+use crate::registry::{self, Call, meta, write};
 use crate::request_info::{Query, RequestInfo};
 use crate::user::{MASTERS, User};
 
@@ -120,8 +122,7 @@ async fn settle(core: &Arc<Core>, item: &Item) -> Result<(), ApiError> {
     if !object.finalizers().any(|name| name == FINALIZER) {
         let mut finalizers: Vec<&str> = object.finalizers().collect();
         finalizers.push(FINALIZER);
-        let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
-        send(core, Method::PATCH, &format!("{PATH}/{}", object.name()), "", &patch).await?;
+        set_finalizers(core, &object, &finalizers).await?;
         // The write wakes the loop, which then sees to the status.
         return Ok(());
     }
@@ -220,12 +221,39 @@ async fn clean_up(core: &Arc<Core>, object: &Object) -> Result<(), ApiError> {
         }
     }
     let finalizers: Vec<&str> = object.finalizers().filter(|name| *name != FINALIZER).collect();
-    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
-    send(core, Method::PATCH, &format!("{PATH}/{}", object.name()), "", &patch).await
+    set_finalizers(core, object, &finalizers).await
+}
+
+/// Sets a definition's finalizers, if it is still the one that was looked at. The last one to go lets a
+/// deleted definition go.
+async fn set_finalizers(core: &Arc<Core>, object: &Object, finalizers: &[&str]) -> Result<(), ApiError> {
+    let table = core.resources.table();
+    let resource = table.find("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned().ok_or_else(ApiError::no_such_resource)?;
+    let request = request(Method::PUT, &format!("{PATH}/{}", object.name()), "", &Value::Null);
+    let call = Call { core, request: &request, resource, warnings: parking_lot::Mutex::default() };
+    let options = WriteOptions::read(&request)?;
+    let version = object.resource_version().to_owned();
+    let change = |old: &Object| {
+        let mut new = old.clone();
+        let metadata = new.metadata_mut();
+        metadata.insert("resourceVersion".into(), version.as_str().into());
+        if finalizers.is_empty() {
+            metadata.shift_remove("finalizers");
+        } else {
+            metadata.insert("finalizers".into(), finalizers.into());
+        }
+        Ok((new, FieldErrors::new()))
+    };
+    write::assign(&call, object.name(), &options, change).await.map(drop)
 }
 
 /// A request of the server to itself, through the same path as everybody's.
 async fn send(core: &Arc<Core>, method: Method, path: &str, query: &str, body: &Value) -> Result<(), ApiError> {
+    let request = request(method, path, query, body);
+    Box::pin(registry::dispatch(core, &request)).await.map(drop)
+}
+
+fn request(method: Method, path: &str, query: &str, body: &Value) -> Request {
     let query = Query::parse(query);
     let info = RequestInfo::parse(&method, path, &query);
     let mut headers = HeaderMap::new();
@@ -234,6 +262,5 @@ async fn send(core: &Arc<Core>, method: Method, path: &str, query: &str, body: &
     headers.insert(http::header::USER_AGENT, http::HeaderValue::from_static("proa-apiserver"));
     let body = if body.is_null() { bytes::Bytes::new() } else { bytes::Bytes::from(body.to_string()) };
     let user = User::new("system:apiserver", &[MASTERS]);
-    let request = Request { method, path: path.to_owned(), query, headers, body, user, info, upgrade: None };
-    Box::pin(registry::dispatch(core, &request)).await.map(drop)
+    Request { method, path: path.to_owned(), query, headers, body, user, info, upgrade: None }
 }

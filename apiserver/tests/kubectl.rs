@@ -94,12 +94,12 @@ async fn apply_get_describe_diff_and_apply_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_managers_of_one_field_conflict_until_one_is_forced() {
     told(|kubectl| {
-        let mine = "{apiVersion: v1, kind: ConfigMap, metadata: {name: shared}, data: {a: mine}}";
-        let theirs = "{apiVersion: v1, kind: ConfigMap, metadata: {name: shared}, data: {a: theirs}}";
+        let mine = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shared"}, "data": {"a": "mine"}}"#;
+        let theirs = mine.replace("mine", "theirs");
         kubectl.ok(&["apply", "--server-side", "-f", "-"], mine);
-        let refused = kubectl.fails(&["apply", "--server-side", "--field-manager=other", "-f", "-"], theirs);
+        let refused = kubectl.fails(&["apply", "--server-side", "--field-manager=other", "-f", "-"], &theirs);
         assert!(refused.contains("conflict with \"kubectl\": .data.a"), "{refused}");
-        kubectl.ok(&["apply", "--server-side", "--force-conflicts", "--field-manager=other", "-f", "-"], theirs);
+        kubectl.ok(&["apply", "--server-side", "--force-conflicts", "--field-manager=other", "-f", "-"], &theirs);
         assert_eq!(kubectl.ok(&["get", "cm", "shared", "-o", "jsonpath={.data.a}"], ""), "theirs");
     })
     .await;
@@ -117,7 +117,7 @@ async fn every_way_to_change_an_object() {
         kubectl.ok(&["set", "image", "deploy/web", "web=example/echo:v2"], "");
         kubectl.ok(&["scale", "deploy/web", "--replicas=5"], "");
         let path = "jsonpath={.spec.replicas} {.spec.minReadySeconds} {.spec.template.spec.containers[0].image} {.spec.template.spec.containers[0].env[0].value} {.metadata.generation} {.metadata.labels.tier}";
-        assert_eq!(kubectl.ok(&["get", "deploy", "web", "-o", path], ""), "5 2 example/echo:v2 B 6 front");
+        assert_eq!(kubectl.ok(&["get", "deploy", "web", "-o", path], ""), "5 2 example/echo:v2 B 7 front");
         kubectl.ok(&["expose", "deploy", "web", "--name=again", "--port=80"], "");
         kubectl.ok(&["autoscale", "deploy", "web", "--max=3"], "");
         kubectl.ok(&["create", "configmap", "made", "--from-literal=a=b"], "");
@@ -159,12 +159,12 @@ async fn a_new_kind_is_usable_as_soon_as_it_is_applied() {
     told(|kubectl| {
         kubectl.ok(&["apply", "-f", "-"], CRD);
         kubectl.ok(&["wait", "--for=condition=Established", "crd/boats.example.com", "--timeout=10s"], "");
-        kubectl.ok(&["apply", "-f", "-"], "{apiVersion: example.com/v1, kind: Boat, metadata: {name: proa}, spec: {hull: slim}}");
+        kubectl.ok(&["apply", "-f", "-"], "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: proa}\nspec: {hull: slim}\n");
         assert_eq!(kubectl.ok(&["get", "bt", "proa", "-o", "jsonpath={.spec.sails}"], ""), "1");
         assert!(kubectl.ok(&["get", "boats"], "").contains("SAILS"));
         kubectl.ok(&["scale", "boat/proa", "--replicas=3"], "");
         assert_eq!(kubectl.ok(&["get", "boat", "proa", "-o", "jsonpath={.spec.sails}"], ""), "3");
-        let refused = kubectl.fails(&["apply", "-f", "-"], "{apiVersion: example.com/v1, kind: Boat, metadata: {name: bad}, spec: {hull: slim, sails: 9}}");
+        let refused = kubectl.fails(&["apply", "-f", "-"], "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: bad}\nspec: {hull: slim, sails: 9}\n");
         assert!(refused.contains("spec.sails"), "{refused}");
         assert!(kubectl.ok(&["explain", "boat.spec"], "").contains("hull"));
         kubectl.ok(&["delete", "crd", "boats.example.com", "--timeout=20s"], "");
@@ -176,9 +176,9 @@ async fn a_new_kind_is_usable_as_soon_as_it_is_applied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_manifests_are_refused_with_their_field() {
     told(|kubectl| {
-        let unknown = kubectl.fails(&["apply", "-f", "-"], "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, dataa: {}}");
+        let unknown = kubectl.fails(&["apply", "-f", "-"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndataa: {}\n");
         assert!(unknown.contains("unknown field \"dataa\"") || unknown.contains("ValidationError"), "{unknown}");
-        let name = kubectl.fails(&["apply", "-f", "-"], "{apiVersion: v1, kind: ConfigMap, metadata: {name: Bad_Name}}");
+        let name = kubectl.fails(&["apply", "-f", "-"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Bad_Name}\n");
         assert!(name.contains("metadata.name: Invalid value"), "{name}");
         let selector = MANIFEST.split("---").nth(1).unwrap().replace("matchLabels: {app: web}", "matchLabels: {app: other}");
         let refused = kubectl.fails(&["apply", "-f", "-"], &selector);

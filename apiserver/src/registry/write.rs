@@ -33,12 +33,16 @@ pub enum Ownership {
 /// are warned of or refused (KEP-2885) and dropped. Missing required fields are left for validation to report.
 pub fn check_fields(call: &Call<'_>, object: &mut Object, duplicates: Vec<String>, validation: FieldValidation) -> Result<FieldErrors, ApiError> {
     let kind = &call.resource.kind;
+    // The schemas inside a definition hold values of any type (`default`, `enum`, `example`): whether they
+    // are right is for its strategy to say, which reads them as what they are.
+    let schemas = take_schemas(call, object);
     let mut value = Value::Object(std::mem::take(&mut object.0));
     let checked = kind.schema.check(&value);
     kind.schema.prune(&mut value);
     if let Value::Object(map) = value {
         object.0 = map;
     }
+    put_schemas(object, schemas);
     let (missing, wrong) = (checked.missing, checked.errors);
     if !wrong.is_empty() {
         if call.resource.custom.is_some() {
@@ -71,6 +75,26 @@ pub fn check_fields(call: &Call<'_>, object: &mut Object, duplicates: Vec<String
         FieldValidation::Strict => {}
     }
     Ok(missing)
+}
+
+fn versions_of(object: &mut Object) -> impl Iterator<Item = &mut Value> {
+    object.get_mut(&["spec", "versions"]).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+fn take_schemas(call: &Call<'_>, object: &mut Object) -> Vec<Option<Value>> {
+    if call.resource.kind.plural != "customresourcedefinitions" {
+        return Vec::new();
+    }
+    let slot = |version: &mut Value| version.pointer_mut("/schema/openAPIV3Schema").filter(|schema| schema.is_object()).map(std::mem::take);
+    versions_of(object).map(slot).collect()
+}
+
+fn put_schemas(object: &mut Object, schemas: Vec<Option<Value>>) {
+    for (version, schema) in versions_of(object).zip(schemas) {
+        if let (Some(slot), Some(schema)) = (version.get_mut("schema").and_then(Value::as_object_mut), schema) {
+            slot.insert("openAPIV3Schema".into(), schema);
+        }
+    }
 }
 
 /// Default → admit → prepare → validate → allocate. What is allocated is given back unless the caller keeps it.
