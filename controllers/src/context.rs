@@ -65,6 +65,6 @@ impl Context {
         // What hangs in a call to a server that is gone is not waited for: crash-only.
         let mut loops = std::mem::take(&mut *self.loops.lock());
         let drained = async { while loops.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(1500), drained).await;
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(700), drained).await;
     }
 }

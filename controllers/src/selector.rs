@@ -23,7 +23,8 @@ pub fn matches(selector: &LabelSelector, labels: Option<&BTreeMap<String, String
 
 /// Whether the selector says nothing, and so selects everything.
 pub fn is_empty(selector: &LabelSelector) -> bool {
-    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty) && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
 #[cfg(test)]
@@ -40,10 +41,16 @@ mod tests {
     fn labels_and_expressions_must_all_hold() {
         assert!(check(json!({"matchLabels": {"a": "1"}}), &[("a", "1"), ("b", "2")]));
         assert!(!check(json!({"matchLabels": {"a": "1", "b": "1"}}), &[("a", "1"), ("b", "2")]));
-        assert!(check(json!({"matchExpressions": [{"key": "a", "operator": "In", "values": ["0", "1"]}]}), &[("a", "1")]));
+        assert!(check(
+            json!({"matchExpressions": [{"key": "a", "operator": "In", "values": ["0", "1"]}]}),
+            &[("a", "1")]
+        ));
         assert!(!check(json!({"matchExpressions": [{"key": "a", "operator": "In", "values": ["0", "1"]}]}), &[]));
         assert!(check(json!({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["0"]}]}), &[]));
-        assert!(!check(json!({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1"]}]}), &[("a", "1")]));
+        assert!(!check(
+            json!({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1"]}]}),
+            &[("a", "1")]
+        ));
         assert!(check(json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]}), &[("a", "")]));
         assert!(!check(json!({"matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}), &[("a", "")]));
         assert!(!check(json!({"matchExpressions": [{"key": "a", "operator": "Gt"}]}), &[("a", "1")]));

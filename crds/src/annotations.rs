@@ -26,7 +26,8 @@ pub const APPLIED_CONFIGURATION: &str = "proa.dev/applied-configuration";
 pub const APPLIED_FIELDS: &str = "proa.dev/applied-fields";
 
 /// The annotations that belong on ReplicaSets alone: never copied from a Deployment, removed from it after an undo.
-pub const REPLICA_SET_ONLY: [&str; 6] = [REVISION_OF, HEALTHY, FAILURE, APPLIED_CONFIGURATION, APPLIED_FIELDS, CONFIG_REVISION];
+pub const REPLICA_SET_ONLY: [&str; 6] =
+    [REVISION_OF, HEALTHY, FAILURE, APPLIED_CONFIGURATION, APPLIED_FIELDS, CONFIG_REVISION];
 
 /// What client-side `kubectl apply` remembers.
 pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";

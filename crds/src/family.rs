@@ -55,7 +55,13 @@ impl Family {
             Family::Proa => PROA_GROUP,
         };
         let api_version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
-        ApiResource { group: group.to_owned(), version: "v1".to_owned(), api_version, kind: kind.to_owned(), plural: plural.to_owned() }
+        ApiResource {
+            group: group.to_owned(),
+            version: "v1".to_owned(),
+            api_version,
+            kind: kind.to_owned(),
+            plural: plural.to_owned(),
+        }
     }
 }
 

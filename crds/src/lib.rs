@@ -14,7 +14,9 @@ mod endpoint_slice;
 mod family;
 pub mod reasons;
 
-pub use definitions::{custom_resource_definitions, custom_resource_definitions_yaml};
+pub use definitions::{
+    custom_resource_definition_files, custom_resource_definitions, custom_resource_definitions_yaml,
+};
 pub use endpoint_slice::EndpointSlice;
 pub use family::Family;
 

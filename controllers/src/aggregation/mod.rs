@@ -119,9 +119,18 @@ mod tests {
     #[test]
     fn a_role_gets_the_rules_of_those_it_selects_once_each() {
         let rule = |verb: &str| json!({"apiGroups": [""], "resources": ["pods"], "verbs": [verb]});
-        let labeled = |name, verbs: &[&str]| role(name, json!({"metadata": {"labels": {"to-admin": "true"}}, "rules": verbs.iter().map(|verb| rule(verb)).collect::<Vec<_>>()}));
+        let labeled = |name, verbs: &[&str]| {
+            role(
+                name,
+                json!({"metadata": {"labels": {"to-admin": "true"}}, "rules": verbs.iter().map(|verb| rule(verb)).collect::<Vec<_>>()}),
+            )
+        };
         let admin = json!({"aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to-admin": "true"}}]}});
-        let others = vec![labeled("a", &["get", "list"]), labeled("b", &["list", "watch"]), role("c", json!({"rules": [rule("delete")]}))];
+        let others = vec![
+            labeled("a", &["get", "list"]),
+            labeled("b", &["list", "watch"]),
+            role("c", json!({"rules": [rule("delete")]})),
+        ];
         let Plan { actions, .. } = plan(&Seen { role: role("admin", admin.clone()), others: others.clone() });
         let verbs: Vec<_> = actions[0].iter().map(|rule| rule.verbs[0].as_str()).collect();
         assert_eq!(verbs, ["get", "list", "watch"]);

@@ -63,7 +63,9 @@ pub(super) fn follow(managed: &[ManagedFieldsEntry], record: &str) -> Option<Vec
             set_template(entry, rest);
         }
     }
-    result.retain(|entry| entry.fields_v1.as_ref().is_none_or(|fields| fields.0.as_object().is_none_or(|map| !map.is_empty())));
+    result.retain(|entry| {
+        entry.fields_v1.as_ref().is_none_or(|fields| fields.0.as_object().is_none_or(|map| !map.is_empty()))
+    });
     (result != managed).then_some(result)
 }
 
@@ -142,7 +144,11 @@ mod tests {
         let first = [entry("kubectl", "Apply", image.clone())];
         let recorded = record(&first).expect("something is owned");
         let second = [
-            entry("kubectl", "Apply", json!({"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:image": {}, "f:new": {}}}}})),
+            entry(
+                "kubectl",
+                "Apply",
+                json!({"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:image": {}, "f:new": {}}}}}),
+            ),
             entry("kubectl-rollout", "Update", json!({"f:spec": {"f:template": {"f:spec": {"f:old": {}}}}})),
             entry("hpa", "Update", json!({"f:spec": {"f:template": {"f:metadata": {}}}})),
         ];
@@ -153,7 +159,8 @@ mod tests {
 
     #[test]
     fn what_nobody_applies_stays_with_whoever_went_back() {
-        let recorded = record(&[entry("a", "Apply", json!({"f:spec": {"f:template": {"f:x": {}}}}))]).expect("a record");
+        let recorded =
+            record(&[entry("a", "Apply", json!({"f:spec": {"f:template": {"f:x": {}}}}))]).expect("a record");
         let live = [
             entry("a", "Apply", json!({"f:spec": {"f:template": {"f:x": {}}}})),
             entry("proa-controllers", "Update", json!({"f:spec": {"f:template": {"f:x": {}, "f:y": {}}}})),
@@ -164,6 +171,9 @@ mod tests {
 
     #[test]
     fn without_server_side_appliers_there_is_nothing_to_record() {
-        assert_eq!(record(&[entry("kubectl-client-side-apply", "Update", json!({"f:spec": {"f:template": {}}}))]), None);
+        assert_eq!(
+            record(&[entry("kubectl-client-side-apply", "Update", json!({"f:spec": {"f:template": {}}}))]),
+            None
+        );
     }
 }

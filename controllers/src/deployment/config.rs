@@ -127,11 +127,12 @@ type Content = BTreeMap<String, ByteString>;
 fn content(wanted: &BTreeSet<Reference>, live: &Live) -> Content {
     let mut data = Content::new();
     for reference in wanted {
+        // Always a map, never null: whoever reads the copy needs no other case.
         let held = match reference {
-            Reference::ConfigMap(name) => {
-                live.config_maps.get(name).map(|map| json!({"data": map.data.iter().flatten().collect::<BTreeMap<_, _>>(), "binaryData": map.binary_data}))
-            }
-            Reference::Secret(name) => live.secrets.get(name).map(|secret| json!({"data": secret.data, "type": secret.type_})),
+            Reference::ConfigMap(name) => live.config_maps.get(name).map(|map| {
+                json!({"data": map.data.clone().unwrap_or_default(), "binaryData": map.binary_data.clone().unwrap_or_default()})
+            }),
+            Reference::Secret(name) => live.secrets.get(name).map(|secret| json!({"data": secret.data.clone().unwrap_or_default()})),
         };
         if let Some(held) = held {
             data.insert(reference.to_string(), ByteString(held.to_string().into_bytes()));
@@ -161,7 +162,9 @@ pub(super) fn keep(set: &ReplicaSet, resource: &ApiResource, live: &Live, now: T
     let content = content(&wanted, live);
     let secret_name = kept_name(name(set));
     let held = live.secrets.get(&secret_name);
-    if held.is_some_and(|held| held.data.as_ref().is_some_and(|data| *data == content) || (held.data.is_none() && content.is_empty())) {
+    if held.is_some_and(|held| {
+        held.data.as_ref().is_some_and(|data| *data == content) || (held.data.is_none() && content.is_empty())
+    }) {
         return Keep::Nothing;
     }
     if content.values().map(|bytes| bytes.0.len()).sum::<usize>() > SIZE_LIMIT {
@@ -170,7 +173,9 @@ pub(super) fn keep(set: &ReplicaSet, resource: &ApiResource, live: &Live, now: T
     let nothing = Content::new();
     let before = held.and_then(|held| held.data.as_ref()).unwrap_or(&nothing);
     // What was never kept is kept at once; what was is overwritten only after a while.
-    let overwrites = wanted.iter().filter(|reference| before.get(&reference.to_string()).is_some_and(|old| content.get(&reference.to_string()) != Some(old)));
+    let overwrites = wanted.iter().filter(|reference| {
+        before.get(&reference.to_string()).is_some_and(|old| content.get(&reference.to_string()) != Some(old))
+    });
     if note(set, annotations::HEALTHY).is_some() {
         let moved = overwrites.filter_map(|reference| live.changed.get(reference)).max();
         if let Some(moved) = moved {
@@ -229,7 +234,16 @@ mod tests {
         });
         assert_eq!(
             names(spec),
-            ["configmap.a", "configmap.c", "configmap.e", "configmap.g", "secret.b", "secret.d", "secret.f", "secret.h"],
+            [
+                "configmap.a",
+                "configmap.c",
+                "configmap.e",
+                "configmap.g",
+                "secret.b",
+                "secret.d",
+                "secret.f",
+                "secret.h"
+            ],
         );
     }
 }

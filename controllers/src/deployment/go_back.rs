@@ -10,6 +10,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use proa_crds::{Deployment, Family, ReplicaSet};
+use std::fmt;
 
 /// How often a conflict with another writer is tried again.
 const ATTEMPTS: u32 = 5;
@@ -17,12 +18,25 @@ const ATTEMPTS: u32 = 5;
 /// What a rollback did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
+    /// The deployment.
+    pub name: String,
     /// The revision the deployment was at.
     pub from: i64,
     /// The revision it goes back to.
     pub to: i64,
     /// The template was that revision's already; nothing was written.
     pub unchanged: bool,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outcome { name, from, to, unchanged } = self;
+        if *unchanged {
+            write!(f, "deployment/{name} is at revision {to} already")
+        } else {
+            write!(f, "deployment/{name} goes back from revision {from} to revision {to}")
+        }
+    }
 }
 
 /// Why a rollback could not be done.
@@ -52,20 +66,36 @@ pub enum RollbackError {
     Api(#[from] kube::Error),
 }
 
+impl RollbackError {
+    /// Whether there is no such deployment (in that family).
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, RollbackError::NotFound(_))
+    }
+}
+
 /// Takes a deployment to revision `to`, or to the one before the current.
 ///
 /// The loop does the rest (kept configuration, what appliers remember), as for every undo.
-pub async fn rollback(client: Client, family: Family, namespace: &str, name: &str, to: Option<i64>) -> Result<Outcome, RollbackError> {
+pub async fn rollback(
+    client: Client,
+    family: Family,
+    namespace: &str,
+    name: &str,
+    to: Option<i64>,
+) -> Result<Outcome, RollbackError> {
     let deployments: Api<Deployment> = Api::namespaced_with(client.clone(), namespace, &family.deployment());
     let sets: Api<ReplicaSet> = Api::namespaced_with(client, namespace, &family.replica_set());
     let mut attempt = 1;
     loop {
-        let Some(deployment) = deployments.get_opt(name).await? else { return Err(RollbackError::NotFound(name.to_owned())) };
+        let Some(deployment) = deployments.get_opt(name).await? else {
+            return Err(RollbackError::NotFound(name.to_owned()));
+        };
         let mut held = sets.list(&ListParams::default()).await?.items;
         let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
         held.retain(|set| owners::is_controlled_by(&set.metadata, uid));
         let (target, from) = choose(&deployment, &held, to)?;
-        let outcome = Outcome { from, to: number(target), unchanged: is_at(&deployment, target) };
+        let outcome =
+            Outcome { name: name.to_owned(), from, to: number(target), unchanged: is_at(&deployment, target) };
         if outcome.unchanged {
             return Ok(outcome);
         }
@@ -84,7 +114,11 @@ fn is_at(deployment: &Deployment, set: &ReplicaSet) -> bool {
 }
 
 /// The replica set to go back to, and the number of the current revision.
-fn choose<'a>(deployment: &Deployment, sets: &'a [ReplicaSet], to: Option<i64>) -> Result<(&'a ReplicaSet, i64), RollbackError> {
+fn choose<'a>(
+    deployment: &Deployment,
+    sets: &'a [ReplicaSet],
+    to: Option<i64>,
+) -> Result<(&'a ReplicaSet, i64), RollbackError> {
     let name = deployment.metadata.name.clone().unwrap_or_default();
     if deployment.spec.paused == Some(true) {
         return Err(RollbackError::Paused(name));
@@ -115,13 +149,20 @@ mod tests {
     }
 
     fn deployment(paused: bool) -> Deployment {
-        serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": {"selector": {}, "template": {}, "paused": paused}})).expect("a deployment")
+        serde_json::from_value(
+            json!({"metadata": {"name": "web"}, "spec": {"selector": {}, "template": {}, "paused": paused}}),
+        )
+        .expect("a deployment")
     }
 
     #[test]
     fn without_a_number_it_is_the_revision_before_the_current() {
         let sets = [set(3), set(5), set(4)];
-        let found = |to| choose(&deployment(false), &sets, to).map(|(set, from)| (number(set), from)).map_err(|error| error.to_string());
+        let found = |to| {
+            choose(&deployment(false), &sets, to)
+                .map(|(set, from)| (number(set), from))
+                .map_err(|error| error.to_string())
+        };
         assert_eq!(found(None), Ok((4, 5)));
         assert_eq!(found(Some(0)), Ok((4, 5)));
         assert_eq!(found(Some(3)), Ok((3, 5)));

@@ -92,8 +92,12 @@ impl Deployments {
             let (Reference::ConfigMap(name) | Reference::Secret(name)) = &reference;
             let key = Key::new(namespace, name);
             match &reference {
-                Reference::ConfigMap(name) => live.config_maps.extend(self.config_maps.get(&key).map(|map| (name.clone(), map))),
-                Reference::Secret(name) => live.secrets.extend(self.secrets.get(&key).map(|secret| (name.clone(), secret))),
+                Reference::ConfigMap(name) => {
+                    live.config_maps.extend(self.config_maps.get(&key).map(|map| (name.clone(), map)))
+                }
+                Reference::Secret(name) => {
+                    live.secrets.extend(self.secrets.get(&key).map(|secret| (name.clone(), secret)))
+                }
             }
             if let Some(at) = changed.get(&(namespace.to_owned(), reference.clone())) {
                 live.changed.insert(reference, *at);
@@ -110,8 +114,15 @@ impl Deployments {
     }
 
     /// Wakes the deployments that read a ConfigMap or Secret whose content changed, and remembers when it did.
-    fn route_config<K: crate::informer::Watched>(&self, queue: &Queue, informer: &Informer<K>, reference: fn(String) -> Reference, same: fn(&K, &K) -> bool) {
-        let (to, deployments, changed, clock) = (queue.clone(), self.deployments.clone(), self.changed.clone(), self.context.clock.clone());
+    fn route_config<K: crate::informer::Watched>(
+        &self,
+        queue: &Queue,
+        informer: &Informer<K>,
+        reference: fn(String) -> Reference,
+        same: fn(&K, &K) -> bool,
+    ) {
+        let (to, deployments, changed, clock) =
+            (queue.clone(), self.deployments.clone(), self.changed.clone(), self.context.clock.clone());
         informer.on_change(move |change: &Change<K>| {
             if let (Some(old), Some(new)) = (&change.old, &change.new)
                 && same(old, new)
@@ -122,7 +133,9 @@ impl Deployments {
             if change.old.is_some() {
                 let now = clock.now();
                 let mut changed = changed.lock();
-                changed.retain(|_, at| Duration::try_from(now.duration_since(*at)).unwrap_or_default() < 2 * config::SETTLE);
+                changed.retain(|_, at| {
+                    Duration::try_from(now.duration_since(*at)).unwrap_or_default() < 2 * config::SETTLE
+                });
                 changed.insert((change.key.namespace.to_string(), reference.clone()), now);
             }
             for deployment in deployments.by_index(BY_CONFIG, &config_index(&change.key.namespace, &reference)) {
@@ -139,7 +152,8 @@ impl Deployments {
 
     async fn patch_status(&self, key: &Key, change: &Value, writes: &Writes) -> Result<(), ActError> {
         let patch = json!({"status": change});
-        let written = self.deployments.api(&key.namespace).patch_status(&key.name, &params(), &Patch::Merge(&patch)).await?;
+        let written =
+            self.deployments.api(&key.namespace).patch_status(&key.name, &params(), &Patch::Merge(&patch)).await?;
         writes.wrote(&self.deployments, &written);
         Ok(())
     }
@@ -150,7 +164,13 @@ impl Deployments {
         Ok(())
     }
 
-    async fn create(&self, key: &Key, deployment: &Deployment, set: &ReplicaSet, writes: &Writes) -> Result<(), ActError> {
+    async fn create(
+        &self,
+        key: &Key,
+        deployment: &Deployment,
+        set: &ReplicaSet,
+        writes: &Writes,
+    ) -> Result<(), ActError> {
         let api = self.sets.api(&key.namespace);
         let post = PostParams { field_manager: Some(MANAGER.to_owned()), dry_run: false };
         let error = match api.create(&post, set).await {
@@ -166,7 +186,8 @@ impl Deployments {
                 (Some(taken), Some(wanted)) => revisions::same_template(taken, wanted),
                 _ => false,
             };
-            if same && owners::is_controlled_by(&taken.metadata, deployment.metadata.uid.as_deref().unwrap_or_default()) {
+            if same && owners::is_controlled_by(&taken.metadata, deployment.metadata.uid.as_deref().unwrap_or_default())
+            {
                 // Ours, made in an earlier life and not yet seen.
                 writes.wrote(&self.sets, &taken);
                 return Ok(());
@@ -178,11 +199,23 @@ impl Deployments {
         let error = ActError::from(error);
         if matches!(error, ActError::Refused(_) | ActError::Failed(_)) {
             let message = format!("Failed to create new replica set {:?}: {error}", set.name_any());
-            self.note(deployment, Note { kind: Kind::Warning, reason: reasons::REPLICA_SET_CREATE_ERROR, message: message.clone() });
+            self.note(
+                deployment,
+                Note { kind: Kind::Warning, reason: reasons::REPLICA_SET_CREATE_ERROR, message: message.clone() },
+            );
             if status::has_deadline(deployment) {
                 let held = deployment.status.clone().unwrap_or_default();
                 let mut status = held.clone();
-                status::set(&mut status, status::make(proa_crds::conditions::PROGRESSING, "False", reasons::REPLICA_SET_CREATE_ERROR, message, self.context.clock.now()));
+                status::set(
+                    &mut status,
+                    status::make(
+                        proa_crds::conditions::PROGRESSING,
+                        "False",
+                        reasons::REPLICA_SET_CREATE_ERROR,
+                        message,
+                        self.context.clock.now(),
+                    ),
+                );
                 if let Some(change) = merge_diff(&json(&held), &json(&status)) {
                     // The failure itself is what is reported.
                     let _ = self.patch_status(key, &change, writes).await;
@@ -196,7 +229,13 @@ impl Deployments {
         self.context.recorder.note(COMPONENT, self.deployments.dynamic_type(), deployment, note);
     }
 
-    async fn set_owners(&self, key: &Key, set: &ReplicaSet, owners: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference], writes: &Writes) -> Result<(), ActError> {
+    async fn set_owners(
+        &self,
+        key: &Key,
+        set: &ReplicaSet,
+        owners: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference],
+        writes: &Writes,
+    ) -> Result<(), ActError> {
         let patch = json!({"metadata": {"ownerReferences": owners, "uid": set.metadata.uid, "resourceVersion": set.metadata.resource_version}});
         self.patch_set(key, &set.name_any(), &patch, writes).await
     }
@@ -234,9 +273,17 @@ impl Deployments {
     async fn log_of(&self, key: &Key, failure: &Failure, previous: bool) -> String {
         let (Some(pod), Some(container)) = (&failure.pod, &failure.container) else { return String::new() };
         let resource = self.pods.resource();
-        let root = if resource.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", resource.api_version) };
-        let wanted = LogParams { container: Some(container.clone()), previous, tail_lines: Some(rollback::LOG_LINES), ..LogParams::default() };
-        let Ok(request) = kube::core::Request::new(format!("{root}/namespaces/{}/{}", key.namespace, resource.plural)).logs(pod, &wanted) else {
+        let root =
+            if resource.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", resource.api_version) };
+        let wanted = LogParams {
+            container: Some(container.clone()),
+            previous,
+            tail_lines: Some(rollback::LOG_LINES),
+            ..LogParams::default()
+        };
+        let Ok(request) = kube::core::Request::new(format!("{root}/namespaces/{}/{}", key.namespace, resource.plural))
+            .logs(pod, &wanted)
+        else {
             return String::new();
         };
         match tokio::time::timeout(LOG_TIMEOUT, self.context.client.request_text(request)).await {
@@ -289,7 +336,9 @@ impl Loop for Deployments {
         self.sets.on_change(move |change| {
             for set in change.states() {
                 match owners::controller_of(&set.metadata) {
-                    Some(owner) if owner.kind == kind.kind && owner.api_version == kind.api_version => to.add(Key::new(&change.key.namespace, &owner.name)),
+                    Some(owner) if owner.kind == kind.kind && owner.api_version == kind.api_version => {
+                        to.add(Key::new(&change.key.namespace, &owner.name))
+                    }
                     Some(_) => {}
                     None => {
                         for deployment in deployments.in_namespace(&change.key.namespace) {
@@ -306,21 +355,28 @@ impl Loop for Deployments {
             if !is_telling(change) {
                 return;
             }
-            let set = change.latest().and_then(|pod| owners::controller_of(&pod.metadata)).and_then(|owner| sets.get(&Key::new(&change.key.namespace, &owner.name)));
+            let set = change
+                .latest()
+                .and_then(|pod| owners::controller_of(&pod.metadata))
+                .and_then(|owner| sets.get(&Key::new(&change.key.namespace, &owner.name)));
             if let Some(owner) = set.as_ref().and_then(|set| owners::controller_of(&set.metadata)) {
                 to.add(Key::new(&change.key.namespace, &owner.name));
             }
         });
         let (to, deployments) = (queue.clone(), self.deployments.clone());
         self.namespaces.on_change(move |change| {
-            let wish = |namespace: &Option<Arc<Namespace>>| namespace.as_ref().and_then(|namespace| namespace.annotations().get(annotations::ROLLBACK).cloned());
+            let wish = |namespace: &Option<Arc<Namespace>>| {
+                namespace.as_ref().and_then(|namespace| namespace.annotations().get(annotations::ROLLBACK).cloned())
+            };
             if wish(&change.old) != wish(&change.new) {
                 for deployment in deployments.in_namespace(&change.key.name) {
                     to.add(Key::of(deployment.as_ref()));
                 }
             }
         });
-        self.route_config(queue, &self.config_maps, Reference::ConfigMap, |a, b| a.data == b.data && a.binary_data == b.binary_data);
+        self.route_config(queue, &self.config_maps, Reference::ConfigMap, |a, b| {
+            a.data == b.data && a.binary_data == b.binary_data
+        });
         self.route_config(queue, &self.secrets, Reference::Secret, |a, b| a.data == b.data);
     }
 
@@ -340,7 +396,11 @@ impl Loop for Deployments {
         let replica_sets = self.sets.controlled_by(deployment.metadata.uid.as_deref()?);
         let mut orphans = self.sets.orphans(&key.namespace);
         orphans.retain(|set| selector::matches(&deployment.spec.selector, set.metadata.labels.as_ref()));
-        let pods = replica_sets.iter().filter_map(|set| set.metadata.uid.as_deref()).flat_map(|uid| self.pods.controlled_by(uid)).collect();
+        let pods = replica_sets
+            .iter()
+            .filter_map(|set| set.metadata.uid.as_deref())
+            .flat_map(|uid| self.pods.controlled_by(uid))
+            .collect();
         let namespace = self.namespaces.get(&Key::new("", &key.namespace));
         let wish = namespace.as_ref().and_then(|namespace| namespace.annotations().get(annotations::ROLLBACK));
         let mut wanted = deployment.spec.template.spec.as_ref().map(references).unwrap_or_default();

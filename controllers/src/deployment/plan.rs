@@ -126,7 +126,12 @@ fn selecting_all(deployment: &Deployment) -> Plan<Action> {
 
 fn claims(seen: &Seen) -> Vec<Action> {
     let selects = |set: &ReplicaSet| selector::matches(&seen.deployment.spec.selector, set.metadata.labels.as_ref());
-    let adopt = seen.orphans.iter().filter(|set| selects(set) && set.metadata.deletion_timestamp.is_none()).cloned().map(Action::Adopt);
+    let adopt = seen
+        .orphans
+        .iter()
+        .filter(|set| selects(set) && set.metadata.deletion_timestamp.is_none())
+        .cloned()
+        .map(Action::Adopt);
     let release = seen.replica_sets.iter().filter(|set| !selects(set)).cloned().map(Action::Release);
     adopt.chain(release).collect()
 }
@@ -194,7 +199,9 @@ impl<'a> Planner<'a> {
     /// Marks the new revision as failed when it cannot succeed and there is one to go back to.
     fn judge(&mut self) -> bool {
         let Some(new) = self.revisions.new else { return false };
-        let judged = self.wants_rollback() && note(new, annotations::HEALTHY).is_none() && self.deployment.spec.paused != Some(true);
+        let judged = self.wants_rollback()
+            && note(new, annotations::HEALTHY).is_none()
+            && self.deployment.spec.paused != Some(true);
         if !judged || rollback::failure_of(new).is_some() {
             return false;
         }
@@ -246,13 +253,19 @@ impl<'a> Planner<'a> {
 
     /// A failed revision that someone wants tried again is no longer a failed one.
     fn start_again(&mut self, set: &ReplicaSet) {
-        self.act(Action::PatchSet { name: name(set).to_owned(), patch: json!({"metadata": {"annotations": {annotations::FAILURE: null}}}) });
+        self.act(Action::PatchSet {
+            name: name(set).to_owned(),
+            patch: json!({"metadata": {"annotations": {annotations::FAILURE: null}}}),
+        });
         let mut status = status::calculate(self.deployment, &self.revisions, self.now);
         status::end_of_going_back(&mut status, self.now);
         if status::has_deadline(self.deployment) {
             status::unset(&mut status, conditions::PROGRESSING);
             let message = format!("Found new replica set {:?}", name(set));
-            status::set(&mut status, status::make(conditions::PROGRESSING, "True", reasons::FOUND_REPLICA_SET, message, self.now));
+            status::set(
+                &mut status,
+                status::make(conditions::PROGRESSING, "True", reasons::FOUND_REPLICA_SET, message, self.now),
+            );
         }
         self.write_status(&status);
     }
@@ -272,7 +285,10 @@ impl<'a> Planner<'a> {
         // A template that is not (any longer) that replica set's was not brought by the undo.
         let target = self.revisions.new.filter(|new| {
             named == Some(name(new))
-                || self.revisions.all.iter().any(|set| named == Some(name(set)) && set.spec.template.as_ref().is_some_and(|t| same_template(t, &self.deployment.spec.template)))
+                || self.revisions.all.iter().any(|set| {
+                    named == Some(name(set))
+                        && set.spec.template.as_ref().is_some_and(|t| same_template(t, &self.deployment.spec.template))
+                })
         });
         if let Some(new) = target {
             let revision = self.revisions.highest_old() + 1;
@@ -288,7 +304,10 @@ impl<'a> Planner<'a> {
             }
             let set_changes = annotation_changes(new.metadata.annotations.as_ref(), wanted);
             if !set_changes.is_empty() {
-                self.act(Action::PatchSet { name: name(new).to_owned(), patch: json!({"metadata": {"annotations": set_changes}}) });
+                self.act(Action::PatchSet {
+                    name: name(new).to_owned(),
+                    patch: json!({"metadata": {"annotations": set_changes}}),
+                });
             }
             if let Some(applied) = note(new, annotations::APPLIED_CONFIGURATION)
                 && held.is_some_and(|held| held.get(annotations::LAST_APPLIED).is_some_and(|held| held != applied))
@@ -302,11 +321,28 @@ impl<'a> Planner<'a> {
                 changes.insert(annotations::REVISION.to_owned(), Value::String(revision));
             }
             // A user's own undo ends what was said about an earlier automatic one.
-            let automatic = self.revisions.all.iter().filter_map(|set| rollback::failure_of(set)).max_by_key(|failure| failure.at.clone());
+            let automatic = self
+                .revisions
+                .all
+                .iter()
+                .filter_map(|set| rollback::failure_of(set))
+                .max_by_key(|failure| failure.at.clone());
             if automatic.is_none_or(|failure| failure.to != name(new)) {
                 let mut status = self.deployment.status.clone().unwrap_or_default();
-                status::end(&mut status, conditions::ROLLED_BACK, "NewRollout", "the deployment was taken to another revision", self.now);
-                status::end(&mut status, conditions::ROLLOUT_REFUSED, "NewRollout", "the deployment was taken to another revision", self.now);
+                status::end(
+                    &mut status,
+                    conditions::ROLLED_BACK,
+                    "NewRollout",
+                    "the deployment was taken to another revision",
+                    self.now,
+                );
+                status::end(
+                    &mut status,
+                    conditions::ROLLOUT_REFUSED,
+                    "NewRollout",
+                    "the deployment was taken to another revision",
+                    self.now,
+                );
                 // Written by itself: the patch below is held to the resource version seen.
                 if Some(&status) != self.deployment.status.as_ref() && self.deployment.status.is_some() {
                     self.write_status(&status);
@@ -314,7 +350,8 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        let mut patch = json!({"metadata": {"annotations": changes, "resourceVersion": self.deployment.metadata.resource_version}});
+        let mut patch =
+            json!({"metadata": {"annotations": changes, "resourceVersion": self.deployment.metadata.resource_version}});
         if let (Some(managed), Some(meta)) = (managed, patch.get_mut("metadata").and_then(Value::as_object_mut)) {
             meta.insert("managedFields".to_owned(), json(&managed));
         }
@@ -330,9 +367,13 @@ pub(super) fn template_patch(deployment: &Deployment, set: &ReplicaSet) -> Value
     let mut notes = Map::from_iter([(annotations::REVISION_OF.to_owned(), Value::String(name(set).to_owned()))]);
     let cause = note(set, annotations::CHANGE_CAUSE);
     if cause != note(deployment, annotations::CHANGE_CAUSE) {
-        notes.insert(annotations::CHANGE_CAUSE.to_owned(), cause.map_or(Value::Null, |cause| Value::String(cause.to_owned())));
+        notes.insert(
+            annotations::CHANGE_CAUSE.to_owned(),
+            cause.map_or(Value::Null, |cause| Value::String(cause.to_owned())),
+        );
     }
-    let mut patch = json!({"metadata": {"annotations": notes, "resourceVersion": deployment.metadata.resource_version}});
+    let mut patch =
+        json!({"metadata": {"annotations": notes, "resourceVersion": deployment.metadata.resource_version}});
     if let (Some(change), Some(patch)) = (template_diff(&deployment.spec.template, &template), patch.as_object_mut()) {
         patch.insert("spec".to_owned(), json!({"template": change}));
     }
@@ -342,4 +383,3 @@ pub(super) fn template_patch(deployment: &Deployment, set: &ReplicaSet) -> Value
 fn template_diff(from: &PodTemplateSpec, to: &PodTemplateSpec) -> Option<Value> {
     merge_diff(&json(from), &json(to))
 }
-

@@ -38,8 +38,12 @@ impl<'a> Revisions<'a> {
             (&a.metadata.creation_timestamp, &a.metadata.name).cmp(&(&b.metadata.creation_timestamp, &b.metadata.name))
         });
         let template = &deployment.spec.template;
-        let new = all.iter().copied().find(|set| set.spec.template.as_ref().is_some_and(|of_set| same_template(of_set, template)));
-        let old = all.iter().copied().filter(|set| new.is_none_or(|new| new.metadata.uid != set.metadata.uid)).collect();
+        let new = all
+            .iter()
+            .copied()
+            .find(|set| set.spec.template.as_ref().is_some_and(|of_set| same_template(of_set, template)));
+        let old =
+            all.iter().copied().filter(|set| new.is_none_or(|new| new.metadata.uid != set.metadata.uid)).collect();
         Revisions { all, new, old }
     }
 
@@ -100,9 +104,10 @@ fn tidy(value: Value) -> Value {
                     Value::Null => false,
                     Value::Array(list) => !list.is_empty(),
                     // `emptyDir: {}` says something; an empty map of labels does not.
-                    Value::Object(map) if map.is_empty() => {
-                        !matches!(key.as_str(), "labels" | "annotations" | "nodeSelector" | "metadata" | "limits" | "requests" | "matchLabels")
-                    }
+                    Value::Object(map) if map.is_empty() => !matches!(
+                        key.as_str(),
+                        "labels" | "annotations" | "nodeSelector" | "metadata" | "limits" | "requests" | "matchLabels"
+                    ),
                     _ => true,
                 })
                 .collect(),
@@ -114,7 +119,11 @@ fn tidy(value: Value) -> Value {
 
 /// The annotations a replica set with revision `revision` of this deployment must carry: the deployment's own, the
 /// revision number, and the numbers it had before. `held` are the ones it has.
-pub(super) fn annotations_for(deployment: &Deployment, held: Option<&BTreeMap<String, String>>, revision: i64) -> BTreeMap<String, String> {
+pub(super) fn annotations_for(
+    deployment: &Deployment,
+    held: Option<&BTreeMap<String, String>>,
+    revision: i64,
+) -> BTreeMap<String, String> {
     let mut wanted = BTreeMap::new();
     for (key, value) in deployment.metadata.annotations.iter().flatten() {
         if !NOT_COPIED.contains(&key.as_str()) && !annotations::REPLICA_SET_ONLY.contains(&key.as_str()) {
@@ -144,7 +153,10 @@ fn longer_history(history: &str, number: &str) -> String {
 }
 
 /// The merge patch of annotations that gives `held` every value of `wanted`; empty when nothing differs.
-pub(super) fn annotation_changes(held: Option<&BTreeMap<String, String>>, wanted: BTreeMap<String, String>) -> Map<String, Value> {
+pub(super) fn annotation_changes(
+    held: Option<&BTreeMap<String, String>>,
+    wanted: BTreeMap<String, String>,
+) -> Map<String, Value> {
     wanted
         .into_iter()
         .filter(|(key, value)| held.and_then(|held| held.get(key)) != Some(value))
@@ -165,8 +177,14 @@ mod tests {
     #[test]
     fn templates_are_compared_without_the_hash_label_and_with_empty_as_absent() {
         let plain = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c"}]}});
-        assert!(same(plain.clone(), json!({"metadata": {"labels": {"app": "web", "pod-template-hash": "x"}}, "spec": {"containers": [{"name": "c"}]}})));
-        assert!(same(plain.clone(), json!({"metadata": {"labels": {"app": "web"}, "annotations": {}}, "spec": {"containers": [{"name": "c", "env": []}]}})));
+        assert!(same(
+            plain.clone(),
+            json!({"metadata": {"labels": {"app": "web", "pod-template-hash": "x"}}, "spec": {"containers": [{"name": "c"}]}})
+        ));
+        assert!(same(
+            plain.clone(),
+            json!({"metadata": {"labels": {"app": "web"}, "annotations": {}}, "spec": {"containers": [{"name": "c", "env": []}]}})
+        ));
         assert!(!same(plain, json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "d"}]}})));
         let dir = |volume: Value| json!({"spec": {"containers": [], "volumes": [volume]}});
         assert!(!same(dir(json!({"name": "v"})), dir(json!({"name": "v", "emptyDir": {}}))));
@@ -192,7 +210,8 @@ mod tests {
         .expect("a deployment");
         let held = BTreeMap::from([(annotations::REVISION.to_owned(), "1".to_owned())]);
         let wanted = annotations_for(&deployment, Some(&held), 3);
-        let expected = [(annotations::CHANGE_CAUSE, "v3"), (annotations::REVISION, "3"), (annotations::REVISION_HISTORY, "1")];
+        let expected =
+            [(annotations::CHANGE_CAUSE, "v3"), (annotations::REVISION, "3"), (annotations::REVISION_HISTORY, "1")];
         assert_eq!(wanted, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
         assert_eq!(annotations_for(&deployment, Some(&held), 1).len(), 1);
     }

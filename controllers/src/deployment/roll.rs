@@ -49,7 +49,8 @@ impl Planner<'_> {
     /// Whether the deployment's size changed since its replica sets were sized.
     fn is_resized(&self) -> bool {
         let total = replicas(self.deployment);
-        let desired = |set: &ReplicaSet| note(set, annotations::DESIRED_REPLICAS).and_then(|text| text.parse::<i32>().ok());
+        let desired =
+            |set: &ReplicaSet| note(set, annotations::DESIRED_REPLICAS).and_then(|text| text.parse::<i32>().ok());
         let active: Vec<_> = self.revisions.all.iter().filter(|set| wanted(set) > 0).collect();
         // A recreation has one active replica set; several are left by a rolling update it replaced, and go as old ones.
         if scale::recreates(self.deployment) && active.len() > 1 {
@@ -77,7 +78,10 @@ impl Planner<'_> {
             patch.insert("metadata".to_owned(), json!({"annotations": changes}));
         }
         if new.spec.min_ready_seconds.unwrap_or(0) != self.deployment.spec.min_ready_seconds.unwrap_or(0) {
-            patch.insert("spec".to_owned(), json!({"minReadySeconds": self.deployment.spec.min_ready_seconds.unwrap_or(0)}));
+            patch.insert(
+                "spec".to_owned(),
+                json!({"minReadySeconds": self.deployment.spec.min_ready_seconds.unwrap_or(0)}),
+            );
         }
         if !patch.is_empty() {
             self.act(Action::PatchSet { name: name(new).to_owned(), patch: Value::Object(patch) });
@@ -88,7 +92,10 @@ impl Planner<'_> {
         }
         if status::has_deadline(self.deployment) && status::condition(&status, conditions::PROGRESSING).is_none() {
             let message = format!("Found new replica set {:?}", name(new));
-            status::set(&mut status, status::make(conditions::PROGRESSING, "True", reasons::FOUND_REPLICA_SET, message, self.now));
+            status::set(
+                &mut status,
+                status::make(conditions::PROGRESSING, "True", reasons::FOUND_REPLICA_SET, message, self.now),
+            );
         }
         if status != self.deployment.status.clone().unwrap_or_default() {
             self.write_status(&status);
@@ -103,7 +110,9 @@ impl Planner<'_> {
     /// What is recorded on the current replica set for the day someone goes back to it.
     fn records(&self, set_name: &str) -> BTreeMap<String, String> {
         let mut records = BTreeMap::from([(annotations::REVISION_OF.to_owned(), set_name.to_owned())]);
-        if let Some(applied) = note(self.deployment, annotations::LAST_APPLIED).filter(|applied| applied.len() <= applied::RECORD_LIMIT) {
+        if let Some(applied) =
+            note(self.deployment, annotations::LAST_APPLIED).filter(|applied| applied.len() <= applied::RECORD_LIMIT)
+        {
             records.insert(annotations::APPLIED_CONFIGURATION.to_owned(), applied.to_owned());
         }
         if let Some(owned) = self.deployment.metadata.managed_fields.as_deref().and_then(applied::record) {
@@ -117,24 +126,37 @@ impl Planner<'_> {
         let revision = self.revisions.highest_old() + 1;
         let everyone: i32 = self.revisions.all.iter().map(|set| wanted(set)).sum();
         let total = replicas(deployment);
-        let size = if scale::recreates(deployment) { total } else { scale::grown(0, everyone, total, fence(deployment).surge) };
+        let size = if scale::recreates(deployment) {
+            total
+        } else {
+            scale::grown(0, everyone, total, fence(deployment).surge)
+        };
         let mut set = new_replica_set(deployment, self.seen.family, size, revision);
         let set_name = name(&set).to_owned();
         let records = self.records(&set_name);
         set.metadata.annotations.get_or_insert_default().extend(records);
         self.act(Action::Create(Box::new(set)));
         if size > 0 {
-            self.note(Kind::Normal, reasons::SCALING_REPLICA_SET, format!("Scaled up replica set {set_name} from 0 to {size}"));
+            self.note(
+                Kind::Normal,
+                reasons::SCALING_REPLICA_SET,
+                format!("Scaled up replica set {set_name} from 0 to {size}"),
+            );
         }
         if note(deployment, annotations::REVISION) != Some(&revision.to_string()) {
-            self.act(Action::Patch(json!({"metadata": {"annotations": {annotations::REVISION: revision.to_string()}}})));
+            self.act(Action::Patch(
+                json!({"metadata": {"annotations": {annotations::REVISION: revision.to_string()}}}),
+            ));
         }
         let mut status = status::calculate(deployment, &self.revisions, self.now);
         status::end_of_going_back(&mut status, self.now);
         if status::has_deadline(deployment) {
             let message = format!("Created new replica set {set_name:?}");
             status::unset(&mut status, conditions::PROGRESSING);
-            status::set(&mut status, status::make(conditions::PROGRESSING, "True", reasons::NEW_REPLICA_SET, message, self.now));
+            status::set(
+                &mut status,
+                status::make(conditions::PROGRESSING, "True", reasons::NEW_REPLICA_SET, message, self.now),
+            );
         }
         self.write_status(&status);
     }
@@ -180,7 +202,8 @@ impl Planner<'_> {
         let old_pods = self.seen.pods.iter().any(|pod| {
             !pods::is_over(pod) && owners::controller_of(&pod.metadata).map(|owner| owner.uid.as_str()) != new_uid
         });
-        let old_counted = self.revisions.old.iter().filter_map(|set| set.status.as_ref()).any(|status| status.replicas > 0);
+        let old_counted =
+            self.revisions.old.iter().filter_map(|set| set.status.as_ref()).any(|status| status.replicas > 0);
         if old_pods || old_counted {
             return Some(false);
         }
@@ -197,7 +220,8 @@ impl Planner<'_> {
     /// Brings the replica sets to the deployment's own size, without rolling.
     fn scale(&mut self) {
         let total = replicas(self.deployment);
-        let active: Vec<_> = self.revisions.active_old().chain(self.revisions.new.filter(|set| wanted(set) > 0)).collect();
+        let active: Vec<_> =
+            self.revisions.active_old().chain(self.revisions.new.filter(|set| wanted(set) > 0)).collect();
         let alone = match active.as_slice() {
             [] => self.revisions.new.or_else(|| self.revisions.old.iter().copied().max_by_key(|set| number(set))),
             [one] => Some(*one),
@@ -225,11 +249,16 @@ impl Planner<'_> {
         let growing = allowed > active.iter().map(|set| wanted(set)).sum::<i32>();
         let mut active = active;
         active.sort_by(|a, b| {
-            let age = a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp).then_with(|| a.metadata.name.cmp(&b.metadata.name));
+            let age = a
+                .metadata
+                .creation_timestamp
+                .cmp(&b.metadata.creation_timestamp)
+                .then_with(|| a.metadata.name.cmp(&b.metadata.name));
             Reverse(wanted(a)).cmp(&Reverse(wanted(b))).then(if growing { age.reverse() } else { age })
         });
         let max_before = |set: &ReplicaSet| note(set, annotations::MAX_REPLICAS).and_then(|text| text.parse().ok());
-        let shares: Vec<_> = active.iter().map(|set| Share { wanted: wanted(set), max_before: max_before(set) }).collect();
+        let shares: Vec<_> =
+            active.iter().map(|set| Share { wanted: wanted(set), max_before: max_before(set) }).collect();
         let status_replicas = self.deployment.status.as_ref().and_then(|status| status.replicas).unwrap_or(0);
         for (set, size) in active.into_iter().zip(scale::proportional(&shares, total, surge, status_replicas)) {
             self.resize(set, size);
@@ -245,13 +274,19 @@ impl Planner<'_> {
             return false;
         }
         let mut patch = json!({"metadata": {"annotations": changes}});
-        if from != size && let Some(patch) = patch.as_object_mut() {
+        if from != size
+            && let Some(patch) = patch.as_object_mut()
+        {
             patch.insert("spec".to_owned(), json!({"replicas": size}));
         }
         self.act(Action::PatchSet { name: name(set).to_owned(), patch });
         if from != size {
             let way = if size > from { "up" } else { "down" };
-            self.note(Kind::Normal, reasons::SCALING_REPLICA_SET, format!("Scaled {way} replica set {} from {from} to {size}", name(set)));
+            self.note(
+                Kind::Normal,
+                reasons::SCALING_REPLICA_SET,
+                format!("Scaled {way} replica set {} from {from} to {size}", name(set)),
+            );
         }
         from != size
     }
@@ -276,7 +311,13 @@ impl Planner<'_> {
             .filter_map(|set| Some((*set, rollback::failure_of(set)?.at)))
             .max_by_key(|(_, at)| at.clone())
             .map(|(set, _)| name(set));
-        let mut old: Vec<_> = self.revisions.old.iter().copied().filter(|set| set.metadata.deletion_timestamp.is_none() && Some(name(set)) != remembered).collect();
+        let mut old: Vec<_> = self
+            .revisions
+            .old
+            .iter()
+            .copied()
+            .filter(|set| set.metadata.deletion_timestamp.is_none() && Some(name(set)) != remembered)
+            .collect();
         old.sort_by_key(|set| number(set));
         let surplus = old.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
         for set in old.into_iter().take(surplus) {
@@ -285,7 +326,10 @@ impl Planner<'_> {
             if counted != 0 || wanted(set) != 0 || set.metadata.generation.unwrap_or(0) > observed {
                 continue;
             }
-            self.act(Action::DeleteSet { name: name(set).to_owned(), uid: set.metadata.uid.clone().unwrap_or_default() });
+            self.act(Action::DeleteSet {
+                name: name(set).to_owned(),
+                uid: set.metadata.uid.clone().unwrap_or_default(),
+            });
         }
     }
 
@@ -310,7 +354,9 @@ fn size_of(set: &ReplicaSet) -> Size {
 fn sizes_of(deployment: &Deployment) -> BTreeMap<String, String> {
     let total = replicas(deployment);
     let max = total.saturating_add(fence(deployment).surge);
-    [(annotations::DESIRED_REPLICAS, total), (annotations::MAX_REPLICAS, max)].map(|(key, value)| (key.to_owned(), value.to_string())).into()
+    [(annotations::DESIRED_REPLICAS, total), (annotations::MAX_REPLICAS, max)]
+        .map(|(key, value)| (key.to_owned(), value.to_string()))
+        .into()
 }
 
 /// The replica set of the deployment's template.

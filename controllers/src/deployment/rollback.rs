@@ -8,7 +8,10 @@ use super::revisions::{Revisions, name, note, number};
 use crate::pods;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{apps::v1::DeploymentStatus, core::v1::{ContainerStateTerminated, ContainerStatus}},
+    api::{
+        apps::v1::DeploymentStatus,
+        core::v1::{ContainerStateTerminated, ContainerStatus},
+    },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use proa_crds::{Deployment, Pod, ReplicaSet, annotations, conditions, reasons};
@@ -21,6 +24,19 @@ const CONFIG_GRACE: Duration = Duration::from_secs(5);
 pub(super) const LOG_LINES: i64 = 20;
 /// … and so many bytes of them, the last ones.
 pub(super) const LOG_BYTES: usize = 2048;
+
+/// What a registry's answer says when an image cannot be had, now or later.
+const GONE: [&str; 9] = [
+    "not found",
+    "notfound",
+    "does not exist",
+    "manifest unknown",
+    "no such",
+    "name unknown",
+    "unauthorized",
+    "denied",
+    "forbidden",
+];
 
 /// Why a revision failed: the value of `proa.dev/failure`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,9 +103,15 @@ pub(super) fn is_retried(deployment: &Deployment, failure: &Failure) -> bool {
 /// The failed revision that was taken back from or refused last and is to be tried again now.
 pub(super) fn to_retry<'a>(deployment: &Deployment, revisions: &Revisions<'a>) -> Option<&'a ReplicaSet> {
     let status = deployment.status.as_ref();
-    let back = [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED].iter().any(|type_| super::status::is_true(status, type_));
+    let back = [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED]
+        .iter()
+        .any(|type_| super::status::is_true(status, type_));
     let current = revisions.new.filter(|_| back)?;
-    let (set, failure) = revisions.old.iter().filter_map(|set| Some((*set, failure_of(set)?))).max_by_key(|(_, failure)| failure.at.clone())?;
+    let (set, failure) = revisions
+        .old
+        .iter()
+        .filter_map(|set| Some((*set, failure_of(set)?)))
+        .max_by_key(|(_, failure)| failure.at.clone())?;
     (failure.to == name(current) && is_retried(deployment, &failure)).then_some(set)
 }
 
@@ -130,10 +152,15 @@ pub(super) fn judge(new: &ReplicaSet, pods: &[Arc<Pod>], status: Option<&Deploym
     let timed_out = status
         .and_then(|status| super::status::condition(status, conditions::PROGRESSING))
         .filter(|condition| condition.reason.as_deref() == Some(reasons::PROGRESS_DEADLINE_EXCEEDED))
-        .filter(|condition| condition.message.as_deref().is_some_and(|message| message.contains(&format!("{:?}", name(new)))));
+        .filter(|condition| {
+            condition.message.as_deref().is_some_and(|message| message.contains(&format!("{:?}", name(new))))
+        });
     if let Some(condition) = timed_out {
         let message = condition.message.clone().unwrap_or_default();
-        let worst = mine.iter().filter(|pod| !pods::is_ready(pod)).find_map(|pod| Some((*pod, pods::container_statuses(pod).find(|c| !c.ready)?)));
+        let worst = mine
+            .iter()
+            .filter(|pod| !pods::is_ready(pod))
+            .find_map(|pod| Some((*pod, pods::container_statuses(pod).find(|c| !c.ready)?)));
         return Verdict::Failed(match worst {
             Some((pod, container)) => evidence(reasons::PROGRESS_DEADLINE_EXCEEDED, pod, container, message),
             None => Failure { reason: reasons::PROGRESS_DEADLINE_EXCEEDED.to_owned(), message, ..Failure::default() },
@@ -155,7 +182,10 @@ fn evidence(reason: &str, pod: &Pod, container: &ContainerStatus, message: Strin
 }
 
 fn last_ended(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
-    [container.state.as_ref(), container.last_state.as_ref()].into_iter().flatten().find_map(|state| state.terminated.as_ref())
+    [container.state.as_ref(), container.last_state.as_ref()]
+        .into_iter()
+        .flatten()
+        .find_map(|state| state.terminated.as_ref())
 }
 
 /// Image and configuration errors: one pod speaks for all, because all would meet the same.
@@ -168,11 +198,18 @@ fn cannot_start(pod: &Pod, container: &ContainerStatus, now: Timestamp) -> Optio
         format!("container {:?} with image {:?}: {what}", container.name, container.image)
     };
     match reason {
-        "InvalidImageName" | "ErrImageNeverPull" => Some(Verdict::Failed(evidence(reasons::IMAGE_NOT_FOUND, pod, container, message()))),
+        "InvalidImageName" | "ErrImageNeverPull" => {
+            Some(Verdict::Failed(evidence(reasons::IMAGE_NOT_FOUND, pod, container, message())))
+        }
         "ErrImagePull" | "ImagePullBackOff" => {
             // A registry that cannot be reached may come back; the progress deadline bounds the wait.
-            let gone = says(said, &["not found", "notfound", "does not exist", "manifest unknown", "no such", "name unknown", "unauthorized", "denied", "forbidden"]);
-            let may_pass = says(said, &["timeout", "timed out", "refused", "unreachable", "reset", "temporary", "too many requests", "eof", "unavailable", "no route", "dns", "resolve"]);
+            let unreachable = says(said, &["cannot reach", "unreachable", "no route", "dns", "resolve", "refused"]);
+            let may_pass = unreachable
+                || says(
+                    said,
+                    &["timeout", "timed out", "reset", "temporary", "too many requests", "eof", "unavailable"],
+                );
+            let gone = says(said, &GONE) && !unreachable;
             let failed = gone || (reason == "ImagePullBackOff" && !may_pass);
             failed.then(|| Verdict::Failed(evidence(reasons::IMAGE_NOT_FOUND, pod, container, message())))
         }
@@ -201,12 +238,17 @@ fn crash_loop(pod: &Pod) -> Option<&ContainerStatus> {
         return None;
     }
     pods::container_statuses(pod).find(|container| {
-        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.as_deref());
+        let waiting = container
+            .state
+            .as_ref()
+            .and_then(|state| state.waiting.as_ref())
+            .and_then(|waiting| waiting.reason.as_deref());
         let backs_off = waiting == Some("CrashLoopBackOff") && container.restart_count >= 1;
         let ended_badly = |state: Option<&k8s_openapi::api::core::v1::ContainerState>| {
             state.and_then(|state| state.terminated.as_ref()).is_some_and(|ended| ended.exit_code != 0)
         };
-        let keeps_ending = container.restart_count >= 2 && (ended_badly(container.last_state.as_ref()) || ended_badly(container.state.as_ref()));
+        let keeps_ending = container.restart_count >= 2
+            && (ended_badly(container.last_state.as_ref()) || ended_badly(container.state.as_ref()));
         !container.ready && (backs_off || keeps_ending)
     })
 }
@@ -224,9 +266,16 @@ fn crash_message(container: &ContainerStatus) -> String {
 }
 
 /// The condition that says what is being done about a failed revision, and whether it is a refusal.
-pub(super) fn going_back(revisions: &Revisions<'_>, failed: &ReplicaSet, failure: &Failure, to: &ReplicaSet, pods: &[Arc<Pod>]) -> (bool, String) {
+pub(super) fn going_back(
+    revisions: &Revisions<'_>,
+    failed: &ReplicaSet,
+    failure: &Failure,
+    to: &ReplicaSet,
+    pods: &[Arc<Pod>],
+) -> (bool, String) {
     let uid = failed.metadata.uid.as_deref().unwrap_or_default();
-    let started = super::revisions::wanted(failed) > 0 || pods.iter().any(|pod| crate::owners::is_controlled_by(&pod.metadata, uid));
+    let started = super::revisions::wanted(failed) > 0
+        || pods.iter().any(|pod| crate::owners::is_controlled_by(&pod.metadata, uid));
     debug_assert!(revisions.all.iter().any(|set| name(set) == name(to)));
     let (from, back) = (number(failed), number(to));
     let why = format!("{}: {}", failure.reason, failure.message);
@@ -267,7 +316,8 @@ mod tests {
     }
 
     fn set() -> ReplicaSet {
-        serde_json::from_value(json!({"metadata": {"name": "web-2", "uid": "rs"}, "spec": {"selector": {}}})).expect("a replica set")
+        serde_json::from_value(json!({"metadata": {"name": "web-2", "uid": "rs"}, "spec": {"selector": {}}}))
+            .expect("a replica set")
     }
 
     fn pod(name: &str, state: Value, restarts: i32, age: i64) -> Arc<Pod> {
@@ -302,6 +352,10 @@ mod tests {
         assert_eq!(reason(&bad("ImagePullBackOff", "Back-off pulling image \"x\"")), Ok("ImageNotFound".into()));
         assert_eq!(reason(&bad("InvalidImageName", "")), Ok("ImageNotFound".into()));
         assert_eq!(reason(&bad("ErrImageNeverPull", "")), Ok("ImageNotFound".into()));
+        assert_eq!(
+            reason(&bad("ErrImagePull", "r.example/x:v2: cannot reach the registry: host not found")),
+            Err(Verdict::Fine)
+        );
         assert_eq!(reason(&bad("ErrImagePull", "connection refused")), Err(Verdict::Fine));
         assert_eq!(reason(&bad("ImagePullBackOff", "i/o timeout")), Err(Verdict::Fine));
     }
@@ -319,7 +373,11 @@ mod tests {
         assert_eq!(reason(&[looping("a", 1), looping("b", 3)]), Ok("CrashLoop".into()));
         assert_eq!(reason(&[looping("a", 0)]), Err(Verdict::Fine), "one crash is not a loop");
         assert_eq!(reason(&[looping("a", 1), pod("b", json!({"running": {}}), 0, 60)]), Err(Verdict::Fine));
-        assert_eq!(reason(&[looping("a", 1), pod("b", json!({"running": {}}), 2, 60)]), Ok("CrashLoop".into()), "between two crashes");
+        assert_eq!(
+            reason(&[looping("a", 1), pod("b", json!({"running": {}}), 2, 60)]),
+            Ok("CrashLoop".into()),
+            "between two crashes"
+        );
         assert_eq!(reason(&[]), Err(Verdict::Fine));
     }
 
@@ -331,7 +389,9 @@ mod tests {
                 .expect("a status")
         };
         let pods = [pod("p", json!({"running": {}}), 0, 700)];
-        assert!(matches!(judge(&set(), &pods, Some(&status("web-2")), now()), Verdict::Failed(failure) if failure.pod.as_deref() == Some("p")));
+        assert!(
+            matches!(judge(&set(), &pods, Some(&status("web-2")), now()), Verdict::Failed(failure) if failure.pod.as_deref() == Some("p"))
+        );
         assert_eq!(judge(&set(), &pods, Some(&status("web-1")), now()), Verdict::Fine);
     }
 

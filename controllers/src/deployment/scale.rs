@@ -32,7 +32,8 @@ pub(super) fn fence(deployment: &Deployment) -> Fence {
     let rolling = deployment.spec.strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
     let default = IntOrString::String("25%".to_owned());
     let surge = resolve(rolling.and_then(|rolling| rolling.max_surge.as_ref()).unwrap_or(&default), total, true);
-    let unavailable = resolve(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).unwrap_or(&default), total, false);
+    let unavailable =
+        resolve(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).unwrap_or(&default), total, false);
     let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
     Fence { surge, unavailable: unavailable.min(total) }
 }
@@ -182,7 +183,10 @@ mod tests {
         assert_eq!(proportional(&[share(8, 13), share(5, 13)], 15, 3, 13), [11, 7]);
         assert_eq!(proportional(&[share(5, 10), share(5, 10)], 5, 0, 10), [2, 3]);
         assert_eq!(proportional(&[share(8, 13), share(5, 13)], 0, 0, 13), [0, 0]);
-        assert_eq!(proportional(&[Share { wanted: 5, max_before: None }, Share { wanted: 5, max_before: None }], 20, 0, 10), [10, 10]);
+        assert_eq!(
+            proportional(&[Share { wanted: 5, max_before: None }, Share { wanted: 5, max_before: None }], 20, 0, 10),
+            [10, 10]
+        );
     }
 
     proptest! {

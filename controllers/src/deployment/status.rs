@@ -42,7 +42,10 @@ pub(super) fn make(type_: &str, status: &str, reason: &str, message: String, now
 pub(super) fn set(status: &mut DeploymentStatus, mut new: DeploymentCondition) {
     let list = status.conditions.get_or_insert_default();
     if let Some(held) = list.iter().find(|held| held.type_ == new.type_) {
-        let worded = matches!(new.type_.as_str(), conditions::ROLLED_BACK | conditions::ROLLOUT_REFUSED | conditions::CONFIG_REVISION);
+        let worded = matches!(
+            new.type_.as_str(),
+            conditions::ROLLED_BACK | conditions::ROLLOUT_REFUSED | conditions::CONFIG_REVISION
+        );
         if held.status == new.status && held.reason == new.reason && (!worded || held.message == new.message) {
             return;
         }
@@ -100,9 +103,21 @@ pub(super) fn calculate(deployment: &Deployment, revisions: &Revisions<'_>, now:
         conditions: held.and_then(|held| held.conditions.clone()).filter(|list| !list.is_empty()),
     };
     let available_condition = if available >= replicas(deployment) - fence(deployment).unavailable {
-        make(conditions::AVAILABLE, "True", reasons::MINIMUM_AVAILABLE, "Deployment has minimum availability.".to_owned(), now)
+        make(
+            conditions::AVAILABLE,
+            "True",
+            reasons::MINIMUM_AVAILABLE,
+            "Deployment has minimum availability.".to_owned(),
+            now,
+        )
     } else {
-        make(conditions::AVAILABLE, "False", reasons::MINIMUM_UNAVAILABLE, "Deployment does not have minimum availability.".to_owned(), now)
+        make(
+            conditions::AVAILABLE,
+            "False",
+            reasons::MINIMUM_UNAVAILABLE,
+            "Deployment does not have minimum availability.".to_owned(),
+            now,
+        )
     };
     set(&mut status, available_condition);
     replica_failure(revisions, &mut status, now);
@@ -161,7 +176,12 @@ pub(super) fn has_deadline(deployment: &Deployment) -> bool {
 }
 
 /// Brings the `Progressing` condition of a rollout up to date; when to look again for the deadline.
-pub(super) fn progress(deployment: &Deployment, revisions: &Revisions<'_>, status: &mut DeploymentStatus, now: Timestamp) -> Option<Duration> {
+pub(super) fn progress(
+    deployment: &Deployment,
+    revisions: &Revisions<'_>,
+    status: &mut DeploymentStatus,
+    now: Timestamp,
+) -> Option<Duration> {
     let Some(deadline) = deadline(deployment) else {
         unset(status, conditions::PROGRESSING);
         return None;
@@ -184,7 +204,8 @@ pub(super) fn progress(deployment: &Deployment, revisions: &Revisions<'_>, statu
         return None;
     }
     if has_progressed(before, status) {
-        let mut new = make(conditions::PROGRESSING, "True", reasons::REPLICA_SET_UPDATED, format!("{who} is progressing."), now);
+        let mut new =
+            make(conditions::PROGRESSING, "True", reasons::REPLICA_SET_UPDATED, format!("{who} is progressing."), now);
         if let Some(current) = current.filter(|current| current.status == "True") {
             new.last_transition_time = current.last_transition_time;
         }
@@ -222,14 +243,22 @@ pub(super) fn pause(deployment: &Deployment, status: &mut DeploymentStatus, now:
     if !has_deadline(deployment) {
         return;
     }
-    let reason = condition(status, conditions::PROGRESSING).and_then(|condition| condition.reason.as_deref()).unwrap_or_default();
+    let reason = condition(status, conditions::PROGRESSING)
+        .and_then(|condition| condition.reason.as_deref())
+        .unwrap_or_default();
     if reason == reasons::PROGRESS_DEADLINE_EXCEEDED {
         return;
     }
     let paused = deployment.spec.paused == Some(true);
     match (paused, reason == reasons::PAUSED) {
-        (true, false) => set(status, make(conditions::PROGRESSING, "Unknown", reasons::PAUSED, "Deployment is paused".to_owned(), now)),
-        (false, true) => set(status, make(conditions::PROGRESSING, "Unknown", reasons::RESUMED, "Deployment is resumed".to_owned(), now)),
+        (true, false) => set(
+            status,
+            make(conditions::PROGRESSING, "Unknown", reasons::PAUSED, "Deployment is paused".to_owned(), now),
+        ),
+        (false, true) => set(
+            status,
+            make(conditions::PROGRESSING, "Unknown", reasons::RESUMED, "Deployment is resumed".to_owned(), now),
+        ),
         _ => {}
     }
 }

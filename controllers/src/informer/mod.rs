@@ -28,7 +28,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What an informer can hold.
-pub trait Watched: Resource<DynamicType: Clone + Send + Sync> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
+pub trait Watched:
+    Resource<DynamicType: Clone + Send + Sync> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
 impl<K> Watched for K
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -252,14 +255,20 @@ impl<K: Watched> Observes for Informer<K> {
     }
 }
 
-async fn read_one<K: DeserializeOwned>(client: &Client, resource: &ApiResource, key: &Key) -> Result<Option<K>, kube::Error> {
+async fn read_one<K: DeserializeOwned>(
+    client: &Client,
+    resource: &ApiResource,
+    key: &Key,
+) -> Result<Option<K>, kube::Error> {
     let root = if resource.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", resource.api_version) };
     let path = if key.namespace.is_empty() {
         format!("{root}/{}", resource.plural)
     } else {
         format!("{root}/namespaces/{}/{}", key.namespace, resource.plural)
     };
-    let request = kube::core::Request::new(path).get(&key.name, &kube::api::GetParams::default()).map_err(kube::Error::BuildRequest)?;
+    let request = kube::core::Request::new(path)
+        .get(&key.name, &kube::api::GetParams::default())
+        .map_err(kube::Error::BuildRequest)?;
     match client.request::<K>(request).await {
         Ok(object) => Ok(Some(object)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
@@ -283,7 +292,12 @@ type Start = Box<dyn FnOnce() + Send>;
 impl Informers {
     /// No informer yet. Their watches begin with [`Informers::start`].
     pub fn new(client: Client, shutdown: CancellationToken) -> Self {
-        Informers(Arc::new(Registry { client, shutdown, held: Mutex::default(), started: Mutex::new(Some(Vec::new())) }))
+        Informers(Arc::new(Registry {
+            client,
+            shutdown,
+            held: Mutex::default(),
+            started: Mutex::new(Some(Vec::new())),
+        }))
     }
 
     /// The informer of a kind known at compile time.

@@ -34,7 +34,8 @@ pub(super) async fn run<K: Watched>(informer: Informer<K>, shutdown: Cancellatio
                     take_in(&informer, event, &mut listing);
                 }
                 Some(Err(error)) => {
-                    let pause = Duration::from_millis(50).saturating_mul(1 << failures.min(8)).min(Duration::from_secs(10));
+                    let pause =
+                        Duration::from_millis(50).saturating_mul(1 << failures.min(8)).min(Duration::from_secs(10));
                     if failures == 3 {
                         warn!(kind, %error, "cannot watch; trying on");
                     } else {

@@ -127,7 +127,11 @@ impl<K: Resource> Store<K> {
 
     pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let from = Key::new(namespace, "");
-        self.objects.range(from..).take_while(|(key, _)| &*key.namespace == namespace).map(|(_, object)| object.clone()).collect()
+        self.objects
+            .range(from..)
+            .take_while(|(key, _)| &*key.namespace == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
     }
 
     pub(crate) fn by_index(&self, name: &str, value: &str) -> Vec<Arc<K>> {
@@ -186,7 +190,10 @@ mod tests {
 
     fn store() -> Store<ConfigMap> {
         let mut store = Store::default();
-        store.add_index("app", Box::new(|map: &ConfigMap| map.metadata.labels.iter().flatten().map(|(_, v)| v.clone()).collect()));
+        store.add_index(
+            "app",
+            Box::new(|map: &ConfigMap| map.metadata.labels.iter().flatten().map(|(_, v)| v.clone()).collect()),
+        );
         store
     }
 

@@ -74,7 +74,12 @@ impl ReplicaSets {
                 match result {
                     Ok(pod) => {
                         writes.wrote(&self.pods, &pod);
-                        self.note(set, Kind::Normal, reasons::SUCCESSFUL_CREATE, format!("Created pod: {}", pod.name_any()));
+                        self.note(
+                            set,
+                            Kind::Normal,
+                            reasons::SUCCESSFUL_CREATE,
+                            format!("Created pod: {}", pod.name_any()),
+                        );
                     }
                     Err(error) => failure = Some(ActError::from(error)),
                 }
@@ -111,7 +116,12 @@ impl ReplicaSets {
             match result.map_err(ActError::from) {
                 Ok(_) => {
                     writes.deleted(&self.pods, &Key::of(pod.as_ref()), &uid);
-                    self.note(set, Kind::Normal, reasons::SUCCESSFUL_DELETE, format!("Deleted pod: {}", pod.name_any()));
+                    self.note(
+                        set,
+                        Kind::Normal,
+                        reasons::SUCCESSFUL_DELETE,
+                        format!("Deleted pod: {}", pod.name_any()),
+                    );
                 }
                 Err(ActError::Gone(_)) => {}
                 Err(error) => {
@@ -208,7 +218,9 @@ impl Loop for ReplicaSets {
             for pod in change.states() {
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
                 match owners::controller_of(&pod.metadata) {
-                    Some(owner) if owner.kind == kind.kind && owner.api_version == kind.api_version => to.add(Key::new(namespace, &owner.name)),
+                    Some(owner) if owner.kind == kind.kind && owner.api_version == kind.api_version => {
+                        to.add(Key::new(namespace, &owner.name))
+                    }
                     Some(_) => {}
                     None if change.new.is_some() => {
                         for set in sets.in_namespace(namespace) {

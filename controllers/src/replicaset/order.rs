@@ -13,7 +13,12 @@ use std::{
 ///
 /// `related` are the active pods of every replica set with the same owner; how many of them share a node says how
 /// crowded it is.
-pub(super) fn to_delete(mut active: Vec<Arc<Pod>>, related: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Arc<Pod>> {
+pub(super) fn to_delete(
+    mut active: Vec<Arc<Pod>>,
+    related: &[Arc<Pod>],
+    count: usize,
+    now: Timestamp,
+) -> Vec<Arc<Pod>> {
     if count < active.len() {
         let mut crowd: HashMap<&str, usize> = HashMap::new();
         for node in related.iter().filter(|pod| pods::is_active(pod)).filter_map(|pod| pods::node(pod)) {
@@ -41,7 +46,11 @@ fn order(a: &Pod, rank_a: usize, b: &Pod, rank_b: usize, now: Timestamp) -> Orde
         .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
         .then_with(|| Reverse(rank_a).cmp(&Reverse(rank_b)))
         .then_with(|| {
-            if pods::is_ready(a) && pods::is_ready(b) { by_age(pods::ready_since(a), pods::ready_since(b), now) } else { Ordering::Equal }
+            if pods::is_ready(a) && pods::is_ready(b) {
+                by_age(pods::ready_since(a), pods::ready_since(b), now)
+            } else {
+                Ordering::Equal
+            }
         })
         .then_with(|| Reverse(pods::restarts(a)).cmp(&Reverse(pods::restarts(b))))
         .then_with(|| by_age(created(a), created(b), now))
@@ -110,7 +119,10 @@ mod tests {
             json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-21T09:59:50Z"}]}}),
             json!({}),
         );
-        check(json!({"status": {"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 3}]}}), json!({}));
+        check(
+            json!({"status": {"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 3}]}}),
+            json!({}),
+        );
         check(json!({"metadata": {"creationTimestamp": "2026-11-21T09:58:00Z"}}), json!({}));
     }
 

@@ -60,14 +60,17 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     }
 
     let active: Vec<_> = kept.iter().filter(|pod| pods::is_active(pod)).cloned().collect();
-    let terminating = kept.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_over(pod)).count();
+    let terminating =
+        kept.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_over(pod)).count();
     let wanted = usize::try_from(set.spec.replicas.unwrap_or(1)).unwrap_or(0);
     let (status, next_available) = status(set, &active, terminating, wanted, now);
 
     let mut plan = Plan::nothing();
     if !leaving {
         let pointer = set.metadata.annotations.as_ref().and_then(|map| map.get(annotations::CONFIG_REVISION));
-        let pointing = |pod: &Pod| pod.metadata.annotations.as_ref().and_then(|map| map.get(annotations::CONFIG_REVISION)).cloned();
+        let pointing = |pod: &Pod| {
+            pod.metadata.annotations.as_ref().and_then(|map| map.get(annotations::CONFIG_REVISION)).cloned()
+        };
         let misled: Vec<_> = active.iter().filter(|pod| pointing(pod).as_ref() != pointer).cloned().collect();
         if !misled.is_empty() {
             plan.actions.push(Action::PointToConfig(misled, pointer.cloned()));
@@ -100,10 +103,18 @@ fn status(
     now: Timestamp,
 ) -> (ReplicaSetStatus, Option<std::time::Duration>) {
     let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
-    let template_labels = set.spec.template.as_ref().and_then(|template| template.metadata.as_ref()).and_then(|meta| meta.labels.as_ref());
+    let template_labels = set
+        .spec
+        .template
+        .as_ref()
+        .and_then(|template| template.metadata.as_ref())
+        .and_then(|meta| meta.labels.as_ref());
     let fully_labeled = |pod: &Pod| {
         let labels = pod.metadata.labels.as_ref();
-        template_labels.into_iter().flatten().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+        template_labels
+            .into_iter()
+            .flatten()
+            .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
     };
     let (mut labeled, mut ready, mut available) = (0, 0, 0);
     let mut next = None;
@@ -120,9 +131,11 @@ fn status(
     }
     let held = set.status.as_ref();
     // A failure stands until the size is right again; creating or deleting sets it (see `failed`).
-    let conditions = held
-        .and_then(|held| held.conditions.clone())
-        .map(|list| list.into_iter().filter(|held| held.type_ != conditions::REPLICA_FAILURE || active.len() != wanted).collect::<Vec<_>>());
+    let conditions = held.and_then(|held| held.conditions.clone()).map(|list| {
+        list.into_iter()
+            .filter(|held| held.type_ != conditions::REPLICA_FAILURE || active.len() != wanted)
+            .collect::<Vec<_>>()
+    });
     let status = ReplicaSetStatus {
         replicas: count(active.len()),
         fully_labeled_replicas: Some(labeled).filter(|n| *n > 0),
@@ -142,7 +155,9 @@ fn count(n: usize) -> i32 {
 /// The status with `ReplicaFailure` set.
 pub fn failed(mut status: ReplicaSetStatus, reason: &str, message: String, now: Timestamp) -> ReplicaSetStatus {
     let list = status.conditions.get_or_insert_default();
-    let same = list.iter().any(|held| held.type_ == conditions::REPLICA_FAILURE && held.status == "True" && held.reason.as_deref() == Some(reason));
+    let same = list.iter().any(|held| {
+        held.type_ == conditions::REPLICA_FAILURE && held.status == "True" && held.reason.as_deref() == Some(reason)
+    });
     if !same {
         list.retain(|held| held.type_ != conditions::REPLICA_FAILURE);
         list.push(ReplicaSetCondition {

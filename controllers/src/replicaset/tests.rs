@@ -82,7 +82,10 @@ fn the_status_counts_what_is_there() {
     ];
     let status = only_status(planned(set(3, json!({})), pods));
     assert_eq!((status.replicas, status.ready_replicas, status.available_replicas), (3, Some(2), Some(2)));
-    assert_eq!((status.fully_labeled_replicas, status.terminating_replicas, status.observed_generation), (Some(2), Some(1), Some(3)));
+    assert_eq!(
+        (status.fully_labeled_replicas, status.terminating_replicas, status.observed_generation),
+        (Some(2), Some(1), Some(3))
+    );
 }
 
 #[test]
@@ -120,11 +123,16 @@ fn a_set_that_is_being_deleted_neither_creates_nor_adopts() {
 fn pods_follow_the_kept_configuration_of_their_set_both_ways() {
     let pinned = set(1, json!({"metadata": {"annotations": {annotations::CONFIG_REVISION: "web-1-config"}}}));
     match planned(pinned, vec![pod("a", json!({}))]).actions.as_slice() {
-        [Action::PointToConfig(pods, Some(secret)), ..] => assert_eq!((pods.len(), secret.as_str()), (1, "web-1-config")),
+        [Action::PointToConfig(pods, Some(secret)), ..] => {
+            assert_eq!((pods.len(), secret.as_str()), (1, "web-1-config"))
+        }
         other => panic!("{other:?}"),
     }
     let pinned_pod = pod("a", json!({"metadata": {"annotations": {annotations::CONFIG_REVISION: "web-1-config"}}}));
-    assert!(matches!(planned(set(1, json!({})), vec![pinned_pod]).actions.as_slice(), [Action::PointToConfig(_, None), ..]));
+    assert!(matches!(
+        planned(set(1, json!({})), vec![pinned_pod]).actions.as_slice(),
+        [Action::PointToConfig(_, None), ..]
+    ));
 }
 
 #[test]
@@ -147,5 +155,8 @@ fn a_pod_is_what_its_template_says() {
     assert_eq!(pod.annotations().keys().collect::<Vec<_>>(), ["a", annotations::CONFIG_REVISION]);
     assert_eq!(pod.labels().len(), 2);
     let owner = owners::controller_of(&pod.metadata).expect("an owner");
-    assert_eq!((owner.api_version.as_str(), owner.uid.as_str(), owner.block_owner_deletion), ("proa.dev/v1", "set", Some(true)));
+    assert_eq!(
+        (owner.api_version.as_str(), owner.uid.as_str(), owner.block_owner_deletion),
+        ("proa.dev/v1", "set", Some(true))
+    );
 }

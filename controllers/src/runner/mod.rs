@@ -72,7 +72,12 @@ pub trait Loop: Send + Sync + 'static {
     fn plan(&self, seen: &Self::Seen, now: Timestamp) -> Plan<Self::Action>;
 
     /// Does one action. Every write is told to `writes`, so that the next `see` waits until the informers have it.
-    fn act(&self, key: &Key, action: Self::Action, writes: &Writes) -> impl Future<Output = Result<(), ActError>> + Send;
+    fn act(
+        &self,
+        key: &Key,
+        action: Self::Action,
+        writes: &Writes,
+    ) -> impl Future<Output = Result<(), ActError>> + Send;
 
     /// How many keys are worked on at the same time.
     fn workers(&self) -> usize {

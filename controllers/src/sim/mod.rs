@@ -50,7 +50,9 @@ impl World {
 
     /// The typed object of that key.
     pub(crate) fn get<K: DeserializeOwned>(&self, kind: &'static str, key: &Key) -> Option<Arc<K>> {
-        self.objects.get(&(kind, key.clone())).map(|value| Arc::new(serde_json::from_value(value.clone()).expect("an object of its type")))
+        self.objects
+            .get(&(kind, key.clone()))
+            .map(|value| Arc::new(serde_json::from_value(value.clone()).expect("an object of its type")))
     }
 
     /// Every typed object of that kind.
@@ -63,7 +65,11 @@ impl World {
     }
 
     /// The objects of that kind controlled by `uid`.
-    pub(crate) fn controlled_by<K: DeserializeOwned + kube::Resource>(&self, kind: &'static str, uid: &str) -> Vec<Arc<K>> {
+    pub(crate) fn controlled_by<K: DeserializeOwned + kube::Resource>(
+        &self,
+        kind: &'static str,
+        uid: &str,
+    ) -> Vec<Arc<K>> {
         let mut list = self.list::<K>(kind);
         list.retain(|object| owners::is_controlled_by(object.meta(), uid));
         list
@@ -107,7 +113,9 @@ impl World {
         let revision = self.next_revision();
         let Some(object) = self.objects.get_mut(&(kind, key.clone())) else { return false };
         let expected = patch.pointer("/metadata/resourceVersion");
-        if expected.is_some_and(|expected| !expected.is_null() && Some(expected) != object.pointer("/metadata/resourceVersion")) {
+        if expected.is_some_and(|expected| {
+            !expected.is_null() && Some(expected) != object.pointer("/metadata/resourceVersion")
+        }) {
             return false;
         }
         let before = object.clone();

@@ -37,18 +37,25 @@ fn an_undo_of_stock_kubectl_is_followed_and_leaves_no_marks() {
     assert_clean(&sim);
     assert_eq!(applied(&sim), first);
     assert_eq!(sim.deployment().annotations()[annotations::CHANGE_CAUSE], "one");
-    assert_eq!((number(&sim.set_of("v1").expect("it")), sim.deployment().annotations()[annotations::REVISION].as_str()), (3, "3"));
+    assert_eq!(
+        (number(&sim.set_of("v1").expect("it")), sim.deployment().annotations()[annotations::REVISION].as_str()),
+        (3, "3")
+    );
 }
 
 #[test]
 fn undo_does_not_poison_the_next_apply() {
-    let with_node = |image| manifest(1, image, json!({"spec": {"template": {"spec": {"nodeSelector": {"disk": "ssd"}}}}}));
+    let with_node =
+        |image| manifest(1, image, json!({"spec": {"template": {"spec": {"nodeSelector": {"disk": "ssd"}}}}}));
     let mut sim = Sim::new();
     sim.roll_out(&with_node("v1"));
     sim.roll_out(&manifest(1, "v2", json!({})));
     sim.undo(None);
     sim.settle();
-    assert!(sim.deployment().spec.template.spec.as_ref().is_some_and(|spec| spec.node_selector.is_some()), "it came back");
+    assert!(
+        sim.deployment().spec.template.spec.as_ref().is_some_and(|spec| spec.node_selector.is_some()),
+        "it came back"
+    );
     sim.roll_out(&manifest(1, "v3", json!({})));
     let spec = sim.deployment().spec.template.spec.clone().expect("a spec");
     assert_eq!(spec.node_selector.filter(|selector| !selector.is_empty()), None, "the manifest does not say so");
@@ -63,7 +70,12 @@ fn a_failing_revision_is_taken_back_with_its_evidence() {
         assert_eq!(images(&sim), [("v1".into(), 4)]);
         let (status, reason, message) = sim.condition("RolledBack").expect("it");
         assert_eq!((status.as_str(), reason.as_str()), ("True", why));
-        assert!(message.contains("revision 2 failed") && message.contains("went back to revision 1") && message.contains("boom"), "{message}");
+        assert!(
+            message.contains("revision 2 failed")
+                && message.contains("went back to revision 1")
+                && message.contains("boom"),
+            "{message}"
+        );
         assert!(sim.events.iter().any(|event| event.starts_with("RolledBack revision 2 failed")), "{:?}", sim.events);
         assert_clean(&sim);
         assert_eq!(sim.deployment().annotations()[annotations::ROLLBACK], "on-failure");
@@ -168,9 +180,17 @@ fn a_new_retry_value_starts_the_failed_template_again_and_only_once() {
     assert_eq!(sim.condition("RolledBack").expect("it").0, "True");
     let made = sim.created["crash"];
     sim.settle();
-    sim.roll_out(&manifest(3, "crash", json!({"metadata": {"annotations": {annotations::ROLLBACK: "on-failure", annotations::RETRY: "1"}}})));
+    sim.roll_out(&manifest(
+        3,
+        "crash",
+        json!({"metadata": {"annotations": {annotations::ROLLBACK: "on-failure", annotations::RETRY: "1"}}}),
+    ));
     assert_eq!(sim.created["crash"], made, "the same value is no new wish");
-    sim.roll_out(&manifest(3, "crash", json!({"metadata": {"annotations": {annotations::ROLLBACK: "on-failure", annotations::RETRY: "2"}}})));
+    sim.roll_out(&manifest(
+        3,
+        "crash",
+        json!({"metadata": {"annotations": {annotations::ROLLBACK: "on-failure", annotations::RETRY: "2"}}}),
+    ));
     assert!(sim.created["crash"] > made);
     assert_eq!(images(&sim), [("v1".into(), 3)]);
 }
@@ -181,7 +201,11 @@ fn a_retry_together_with_another_template_rolls_that_one_out() {
     sim.roll_out(&manifest(2, "v1", on_failure()));
     sim.roll_out(&manifest(2, "crash", on_failure()));
     let made = sim.created["crash"];
-    sim.roll_out(&manifest(2, "v3", json!({"metadata": {"annotations": {annotations::ROLLBACK: "on-failure", annotations::RETRY: "1"}}})));
+    sim.roll_out(&manifest(
+        2,
+        "v3",
+        json!({"metadata": {"annotations": {annotations::ROLLBACK: "on-failure", annotations::RETRY: "1"}}}),
+    ));
     assert_eq!(images(&sim), [("v3".into(), 2)]);
     assert_eq!(sim.created["crash"], made);
 }
@@ -199,19 +223,25 @@ fn the_failed_revision_stays_known_without_any_history() {
 }
 
 fn with_config(image: &str) -> Value {
-    manifest(2, image, json!({"spec": {"template": {"spec": {"volumes": [{"name": "v", "configMap": {"name": "conf"}}]}}}}))
+    manifest(
+        2,
+        image,
+        json!({"spec": {"template": {"spec": {"volumes": [{"name": "v", "configMap": {"name": "conf"}}]}}}}),
+    )
 }
 
 fn kept(sim: &Sim, image: &str) -> String {
     let secret = config::kept_name(&sim.set_of(image).expect("it").name_any());
-    let secret = sim.world.get::<k8s_openapi::api::core::v1::Secret>("secrets", &crate::Key::new("ns", &secret)).expect("kept");
+    let secret =
+        sim.world.get::<k8s_openapi::api::core::v1::Secret>("secrets", &crate::Key::new("ns", &secret)).expect("kept");
     let bytes = &secret.data.as_ref().expect("data")["configmap.conf"].0;
     let content: Value = serde_json::from_slice(bytes).expect("JSON");
     content["data"]["k"].as_str().expect("text").to_owned()
 }
 
 fn pointers(sim: &Sim) -> Vec<Option<String>> {
-    let mut found: Vec<_> = sim.pods().iter().map(|pod| pod.annotations().get(annotations::CONFIG_REVISION).cloned()).collect();
+    let mut found: Vec<_> =
+        sim.pods().iter().map(|pod| pod.annotations().get(annotations::CONFIG_REVISION).cloned()).collect();
     found.dedup();
     found
 }

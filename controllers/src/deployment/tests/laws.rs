@@ -48,7 +48,9 @@ fn take(sim: &mut Sim, step: &Step) {
         Step::Deployment => drop(sim.step_deployment()),
         Step::Sets => drop(sim.step_sets()),
         Step::Nodes(most) => drop(sim.step_nodes(*most)),
-        Step::Template(n) => sim.edit(json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": format!("v{n}")}]}}}})),
+        Step::Template(n) => {
+            sim.edit(json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": format!("v{n}")}]}}}}))
+        }
         Step::Scale(n) => sim.edit(json!({"spec": {"replicas": n}})),
     }
 }

@@ -16,13 +16,22 @@ fn a_deployment_comes_up_and_says_so() {
     sim.roll_out(&manifest(3, "v1", json!({})));
     assert_eq!(images(&sim), [("v1".into(), 3)]);
     let status = sim.deployment().status.clone().expect("a status");
-    assert_eq!((status.replicas, status.updated_replicas, status.ready_replicas, status.available_replicas), (Some(3), Some(3), Some(3), Some(3)));
+    assert_eq!(
+        (status.replicas, status.updated_replicas, status.ready_replicas, status.available_replicas),
+        (Some(3), Some(3), Some(3), Some(3))
+    );
     assert_eq!((status.unavailable_replicas, status.observed_generation), (None, Some(1)));
     assert_eq!(sim.condition("Progressing").expect("it").1, "NewReplicaSetAvailable");
     assert_eq!(sim.condition("Available").expect("it").1, "MinimumReplicasAvailable");
     assert_eq!(sim.deployment().annotations()[annotations::REVISION], "1");
     let set = sim.set_of("v1").expect("it");
-    assert_eq!((set.annotations()[annotations::DESIRED_REPLICAS].as_str(), set.annotations()[annotations::MAX_REPLICAS].as_str()), ("3", "4"));
+    assert_eq!(
+        (
+            set.annotations()[annotations::DESIRED_REPLICAS].as_str(),
+            set.annotations()[annotations::MAX_REPLICAS].as_str()
+        ),
+        ("3", "4")
+    );
     assert!(set.annotations().contains_key(annotations::HEALTHY));
     let hash = &set.labels()[annotations::POD_TEMPLATE_HASH];
     assert_eq!(set.name_any(), format!("web-{hash}"));

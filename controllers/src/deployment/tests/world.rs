@@ -47,7 +47,13 @@ pub(super) fn manifest(replicas: i32, image: &str, edit: Value) -> Value {
 
 impl Sim {
     pub(super) fn new() -> Self {
-        Sim { world: World::new(), events: Vec::new(), namespace_wants_rollback: false, changed: BTreeMap::new(), created: BTreeMap::new() }
+        Sim {
+            world: World::new(),
+            events: Vec::new(),
+            namespace_wants_rollback: false,
+            changed: BTreeMap::new(),
+            created: BTreeMap::new(),
+        }
     }
 
     /// `kubectl apply` from the client: what was applied last time and is not in the manifest goes; the rest is set.
@@ -62,7 +68,11 @@ impl Sim {
             assert!(self.world.create("deployments", &wanted));
             return;
         };
-        let last = live.pointer("/metadata/annotations").and_then(|map| map.get(annotations::LAST_APPLIED)).and_then(Value::as_str).unwrap_or("{}");
+        let last = live
+            .pointer("/metadata/annotations")
+            .and_then(|map| map.get(annotations::LAST_APPLIED))
+            .and_then(Value::as_str)
+            .unwrap_or("{}");
         let last: Value = serde_json::from_str(last).expect("what was applied is JSON");
         // Deletions of the last manifest against this one, then everything this one says.
         let mut result = live.clone();
@@ -94,7 +104,13 @@ impl Sim {
         ];
         let mut notes: BTreeMap<String, String> = deployment.annotations().clone();
         notes.retain(|key, _| skipped.contains(&key.as_str()));
-        notes.extend(target.annotations().iter().filter(|(key, _)| !skipped.contains(&key.as_str())).map(|(k, v)| (k.clone(), v.clone())));
+        notes.extend(
+            target
+                .annotations()
+                .iter()
+                .filter(|(key, _)| !skipped.contains(&key.as_str()))
+                .map(|(k, v)| (k.clone(), v.clone())),
+        );
         let live = self.world.raw("deployments", &web()).expect("web").clone();
         let mut result = live.clone();
         result["spec"]["template"] = json(&revisions::without_hash(target.spec.template.as_ref().expect("a template")));
@@ -114,7 +130,8 @@ impl Sim {
             self.world.patch("configmaps", &key, &json!({"data": {"k": value}}));
             self.changed.insert(config::Reference::ConfigMap(name.to_owned()), self.world.now);
         } else {
-            self.world.create("configmaps", &json!({"metadata": {"name": name, "namespace": "ns"}, "data": {"k": value}}));
+            self.world
+                .create("configmaps", &json!({"metadata": {"name": name, "namespace": "ns"}, "data": {"k": value}}));
         }
     }
 
@@ -132,7 +149,9 @@ impl Sim {
 
     /// The replica set with that image.
     pub(super) fn set_of(&self, image: &str) -> Option<Arc<ReplicaSet>> {
-        self.sets().into_iter().find(|set| image_of_template(set.spec.template.as_ref().and_then(|template| template.spec.as_ref())) == image)
+        self.sets().into_iter().find(|set| {
+            image_of_template(set.spec.template.as_ref().and_then(|template| template.spec.as_ref())) == image
+        })
     }
 
     /// The images of the pods that are not leaving, with their number.
@@ -154,13 +173,34 @@ impl Sim {
         let deployment = self.deployment();
         let replica_sets = self.world.controlled_by("replicasets", &deployment.uid().expect("a uid"));
         let mut orphans = self.sets();
-        orphans.retain(|set| crate::owners::controller_of(&set.metadata).is_none() && selector::matches(&deployment.spec.selector, set.metadata.labels.as_ref()));
+        orphans.retain(|set| {
+            crate::owners::controller_of(&set.metadata).is_none()
+                && selector::matches(&deployment.spec.selector, set.metadata.labels.as_ref())
+        });
         let live = config::Live {
-            config_maps: self.world.list::<ConfigMap>("configmaps").into_iter().map(|map| (map.name_any(), map)).collect(),
-            secrets: self.world.list::<Secret>("secrets").into_iter().map(|secret| (secret.name_any(), secret)).collect(),
+            config_maps: self
+                .world
+                .list::<ConfigMap>("configmaps")
+                .into_iter()
+                .map(|map| (map.name_any(), map))
+                .collect(),
+            secrets: self
+                .world
+                .list::<Secret>("secrets")
+                .into_iter()
+                .map(|secret| (secret.name_any(), secret))
+                .collect(),
             changed: self.changed.clone(),
         };
-        Seen { family: Family::Standard, deployment, replica_sets, orphans, pods: self.pods(), namespace_wants_rollback: self.namespace_wants_rollback, live }
+        Seen {
+            family: Family::Standard,
+            deployment,
+            replica_sets,
+            orphans,
+            pods: self.pods(),
+            namespace_wants_rollback: self.namespace_wants_rollback,
+            live,
+        }
     }
 
     /// One run of the deployment loop; whether it acted.
@@ -179,14 +219,22 @@ impl Sim {
         let key = |name: &str| Key::new("ns", name);
         match action {
             Action::Adopt(set) => {
-                let owner = crate::owners::controller_reference(self.deployment().as_ref(), &Family::Standard.deployment());
-                self.world.patch("replicasets", &key(&set.name_any()), &json!({"metadata": {"ownerReferences": [owner]}}))
+                let owner =
+                    crate::owners::controller_reference(self.deployment().as_ref(), &Family::Standard.deployment());
+                self.world.patch(
+                    "replicasets",
+                    &key(&set.name_any()),
+                    &json!({"metadata": {"ownerReferences": [owner]}}),
+                )
             }
-            Action::Release(set) => self.world.patch("replicasets", &key(&set.name_any()), &json!({"metadata": {"ownerReferences": null}})),
+            Action::Release(set) => {
+                self.world.patch("replicasets", &key(&set.name_any()), &json!({"metadata": {"ownerReferences": null}}))
+            }
             Action::Create(set) => {
                 let made = self.world.create("replicasets", &set);
                 if !made {
-                    let collisions = self.deployment().status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
+                    let collisions =
+                        self.deployment().status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
                     self.world.patch("deployments", &web(), &json!({"status": {"collisionCount": collisions + 1}}));
                 }
                 made
@@ -210,7 +258,11 @@ impl Sim {
             }
             Action::MarkFailed { name, mut failure, .. } => {
                 failure.log = "boom\n".trim().to_owned();
-                self.world.patch("replicasets", &key(&name), &json!({"metadata": {"annotations": {annotations::FAILURE: json(&failure).to_string()}}}))
+                self.world.patch(
+                    "replicasets",
+                    &key(&name),
+                    &json!({"metadata": {"annotations": {annotations::FAILURE: json(&failure).to_string()}}}),
+                )
             }
             Action::Note(note) => {
                 self.events.push(format!("{} {}", note.reason, note.message));
@@ -252,7 +304,11 @@ impl Sim {
             replicaset::Action::PointToConfig(pods, pointer) => {
                 for pod in pods {
                     let key = Key::new("ns", &pod.name_any());
-                    self.world.patch("pods", &key, &json!({"metadata": {"annotations": {annotations::CONFIG_REVISION: pointer}}}));
+                    self.world.patch(
+                        "pods",
+                        &key,
+                        &json!({"metadata": {"annotations": {annotations::CONFIG_REVISION: pointer}}}),
+                    );
                 }
             }
             replicaset::Action::Status(status) => {
@@ -310,7 +366,10 @@ impl Sim {
 fn only_removals(patch: &Value) -> Value {
     match patch {
         Value::Object(map) => Value::Object(
-            map.iter().filter(|(_, value)| value.is_null() || value.is_object()).map(|(key, value)| (key.clone(), only_removals(value))).collect(),
+            map.iter()
+                .filter(|(_, value)| value.is_null() || value.is_object())
+                .map(|(key, value)| (key.clone(), only_removals(value)))
+                .collect(),
         ),
         other => other.clone(),
     }
