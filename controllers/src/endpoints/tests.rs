@@ -156,12 +156,11 @@ fn a_named_port_is_looked_up_in_each_pod() {
 
 #[test]
 fn services_that_are_not_ours_are_left_alone() {
-    for extra in [
-        json!({"spec": {"selector": {}}}),
-        json!({"spec": {"selector": null}}),
-        json!({"spec": {"type": "ExternalName"}}),
-    ] {
-        assert!(plan(&seen(service(extra), vec![pod(1, true, false)], vec![])).actions.is_empty());
+    let mut selects_nothing = Service::clone(&service(json!({})));
+    selects_nothing.spec.selector = Some(BTreeMap::new());
+    let elsewhere = service(json!({"spec": {"type": "ExternalName"}}));
+    for service in [Arc::new(selects_nothing), service(json!({"spec": {"selector": null}})), elsewhere] {
+        assert!(plan(&seen(service, vec![pod(1, true, false)], vec![])).actions.is_empty());
     }
 }
 
