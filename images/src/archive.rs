@@ -15,8 +15,7 @@ use crate::blobs::{Stage, read_small};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::manifest::{
-    ConfigFile, Descriptor, Document, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD,
-    OCI_MANIFEST,
+    ConfigFile, Descriptor, Document, Manifest, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST,
 };
 use crate::reference::Reference;
 use crate::store::ImageStore;
@@ -148,11 +147,7 @@ fn normal(path: &Path) -> Option<PathBuf> {
     for part in path.components() {
         match part {
             Component::Normal(part) => normal.push(part),
-            Component::ParentDir => {
-                if !normal.pop() {
-                    return None;
-                }
-            }
+            Component::ParentDir if !normal.pop() => return None,
             _ => {}
         }
     }
@@ -292,13 +287,9 @@ fn layout_manifest(
         Document::Manifest(manifest) => Ok(Some((bytes, manifest))),
         Document::Index(_) if depth > 3 => Err(ImageError::corrupt("indexes within indexes within indexes")),
         Document::Index(index) => {
-            choose(&index).map_or(Ok(None), |chosen| layout_manifest(contents, chosen, depth + 1))
+            index.choose().map_or(Ok(None), |chosen| layout_manifest(contents, chosen, depth + 1))
         }
     }
-}
-
-fn choose(index: &Index) -> Option<&Descriptor> {
-    index.choose()
 }
 
 /// containerd and Docker write the full name; others write a tag or a full name into the OCI annotation.

@@ -39,33 +39,67 @@ pub(crate) fn decompress<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn Read 
     })
 }
 
-/// zstd streams may hold several frames; the decoder reads one at a time.
+/// A zstd stream: frames one after the other, with skippable ones between (RFC 8878; zstd:chunked layers
+/// have both). The decoder takes one frame at a time.
 struct Zstd<R: Read> {
-    decoder: Option<ruzstd::decoding::StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>,
+    frame: Option<ruzstd::decoding::StreamingDecoder<Peeked<R>, ruzstd::decoding::FrameDecoder>>,
 }
 
 impl<R: Read> Zstd<R> {
     fn new(reader: R) -> io::Result<Zstd<R>> {
-        let decoder = ruzstd::decoding::StreamingDecoder::new(reader).map_err(io::Error::other)?;
-        Ok(Zstd { decoder: Some(decoder) })
+        let mut zstd = Zstd { frame: None };
+        zstd.next(Peeked { head: io::Cursor::default(), rest: reader })?;
+        Ok(zstd)
+    }
+
+    fn next(&mut self, mut reader: Peeked<R>) -> io::Result<()> {
+        loop {
+            let mut magic = Vec::new();
+            reader.by_ref().take(4).read_to_end(&mut magic)?;
+            match *magic.as_slice() {
+                [] => return Ok(()),
+                [low, 0x2a, 0x4d, 0x18] if low & 0xf0 == 0x50 => {
+                    let mut length = [0; 4];
+                    reader.read_exact(&mut length)?;
+                    io::copy(&mut reader.by_ref().take(u32::from_le_bytes(length).into()), &mut io::sink())?;
+                }
+                _ => {
+                    reader.head = io::Cursor::new(magic);
+                    let frame = ruzstd::decoding::StreamingDecoder::new(reader).map_err(io::Error::other)?;
+                    self.frame = Some(frame);
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 
 impl<R: Read> Read for Zstd<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while let Some(decoder) = &mut self.decoder {
-            let read = decoder.read(buffer)?;
+        while let Some(mut frame) = self.frame.take() {
+            let read = frame.read(buffer)?;
             if read > 0 || buffer.is_empty() {
+                self.frame = Some(frame);
                 return Ok(read);
             }
-            let Some(decoder) = self.decoder.take() else { break };
-            let mut rest = BufReader::new(decoder.into_inner());
-            let more = !io::BufRead::fill_buf(&mut rest)?.is_empty();
-            if more {
-                return Err(io::Error::other("a zstd stream of several frames is not supported"));
-            }
+            self.next(frame.into_inner())?;
         }
         Ok(0)
+    }
+}
+
+/// A reader some of whose bytes were looked at and put back.
+struct Peeked<R> {
+    head: io::Cursor<Vec<u8>>,
+    rest: R,
+}
+
+impl<R: Read> Read for Peeked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.head.read(buffer)? {
+            0 => self.rest.read(buffer),
+            read => Ok(read),
+        }
     }
 }
 

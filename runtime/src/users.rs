@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn names_numbers_and_both() {
-        let table: &[(&str, Result<(u32, u32, &[u32]), UserError>)] = &[
+        type Expected = Result<(u32, u32, &'static [u32]), UserError>;
+        let table: &[(&str, Expected)] = &[
             ("", Ok((0, 0, &[50]))),
             ("web", Ok((33, 34, &[50, 60]))),
             ("33", Ok((33, 34, &[50, 60]))),

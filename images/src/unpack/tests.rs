@@ -161,7 +161,16 @@ fn gzip_and_zstd_are_told_by_their_first_bytes() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&tar).unwrap();
     let zstd = ruzstd::encoding::compress_to_vec(tar.as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
-    for packed in [gzip.finish().unwrap(), zstd] {
+    let level = ruzstd::encoding::CompressionLevel::Fastest;
+    let skippable = [0x5e, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 9, 9, 9];
+    let frames = [
+        ruzstd::encoding::compress_to_vec(&tar[..700], level),
+        skippable.to_vec(),
+        ruzstd::encoding::compress_to_vec(&tar[700..], level),
+        skippable.to_vec(),
+    ]
+    .concat();
+    for packed in [gzip.finish().unwrap(), zstd, frames] {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(unpack(packed.as_slice(), dir.path()).unwrap(), Digest::of(&tar));
         assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "hello");

@@ -185,10 +185,12 @@ impl Container {
         }
         let running = matches!(&*self.phase.borrow(), Phase::Running { .. });
         // That it has just ended is no error: the end is what is waited for.
-        if running && !grace.is_zero() && self.tell(Request::Signal { signal }).await.is_ok() {
-            if let Ok(exit) = tokio::time::timeout(grace, self.exited()).await {
-                return Ok(exit);
-            }
+        if running
+            && !grace.is_zero()
+            && self.tell(Request::Signal { signal }).await.is_ok()
+            && let Ok(exit) = tokio::time::timeout(grace, self.exited()).await
+        {
+            return Ok(exit);
         }
         if self.link.get().is_none() {
             return Err(self.not_running());
