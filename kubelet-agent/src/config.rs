@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use proa_images::ImageStore;
 use proa_crds::Family;
+use proa_images::ImageStore;
 use proa_network::Cidr;
 use proa_runtime::Runtime;
 

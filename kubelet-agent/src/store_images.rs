@@ -56,8 +56,7 @@ impl ImageSource for StoreImages {
         reference: &'a str,
         credentials: Option<Credentials>,
     ) -> BoxFuture<'a, Result<LocalImage, PullFailure>> {
-        let credentials =
-            credentials.map(|c| proa_images::Credentials { username: c.username, password: c.password });
+        let credentials = credentials.map(|c| proa_images::Credentials { username: c.username, password: c.password });
         let (store, reference) = (self.store.clone(), reference.to_owned());
         Box::pin(async move {
             // Hashing and unpacking take the processor for long: a pull has a thread of its own.
@@ -97,7 +96,8 @@ mod tests {
 
     #[test]
     fn stop_signals_are_names_or_numbers() {
-        for (text, want) in [("SIGQUIT", Some(3)), ("quit", Some(3)), ("15", Some(15)), ("99", None), ("SIGNOPE", None)] {
+        for (text, want) in [("SIGQUIT", Some(3)), ("quit", Some(3)), ("15", Some(15)), ("99", None), ("SIGNOPE", None)]
+        {
             assert_eq!(signal(text), want, "{text}");
         }
     }

@@ -160,12 +160,7 @@ impl Start {
         hook: &k8s_openapi::api::core::v1::LifecycleHandler,
         stop_signal: i32,
     ) -> Result<(), StartError> {
-        let target = hooks::Target {
-            ctx: &self.ctx,
-            container: &self.container,
-            id: &run.id,
-            pod_ips: &self.pod_ips,
-        };
+        let target = hooks::Target { ctx: &self.ctx, container: &self.container, id: &run.id, pod_ips: &self.pod_ips };
         let done = tokio::select! {
             done = hooks::run(&target, hook) => done,
             () = self.cancel.cancelled() => return Ok(()),

@@ -112,12 +112,8 @@ impl Stop {
             return;
         }
         let failure = {
-            let target = hooks::Target {
-                ctx: &self.ctx,
-                container: &self.container,
-                id: &self.run.id,
-                pod_ips: &self.pod_ips,
-            };
+            let target =
+                hooks::Target { ctx: &self.ctx, container: &self.container, id: &self.run.id, pod_ips: &self.pod_ips };
             let mut deadline = self.deadline.clone();
             let cut = async {
                 loop {

@@ -380,7 +380,10 @@ async fn a_pod_runs_is_stopped_and_leaves_nothing() {
         let (spec, _) = containers.values().next().unwrap();
         assert_eq!(spec.args, ["/app"]);
         let value = |n: &str| spec.env.iter().find(|(name, _)| name == n).map(|(_, v)| v.as_str());
-        assert_eq!((value("FROM"), value("KUBERNETES_SERVICE_HOST"), value("HOSTNAME")), (Some("image"), Some("192.0.2.9"), Some("web")));
+        assert_eq!(
+            (value("FROM"), value("KUBERNETES_SERVICE_HOST"), value("HOSTNAME")),
+            (Some("image"), Some("192.0.2.9"), Some("web"))
+        );
         assert!(spec.mounts.iter().any(|m| m.target == std::path::Path::new("/etc/hosts")));
     }
     story.delete(30);

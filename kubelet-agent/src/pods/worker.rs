@@ -2,6 +2,10 @@
 //! work runs in tasks that report to its mailbox. What to do is decided in [`super::actions`], what to show in
 //! [`super::status`].
 
+mod ending;
+mod showing;
+mod starting;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,8 +13,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, PodStatus};
-use kube::Api;
-use kube::api::{DeleteParams, Preconditions};
 use proa_network::{HostPort, Protocol};
 use proa_runtime::{ContainerStatus, Exit};
 use tokio::sync::{Notify, mpsc, watch};
@@ -20,8 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::actions::{Action, Ground, Seen, containers, pod_actions};
 use super::context::{Context, View};
 use super::ground::{self, GroundError, GroundInfo};
-use super::start::{SIGTERM, Start, StartError, Started};
-use super::status::{self, Facts};
+use super::start::{SIGTERM, StartError, Started};
 use super::stop::Stop;
 use super::track::{ContainerId, Role, State, Track};
 use super::writer::StatusWriter;
@@ -520,105 +521,6 @@ impl Worker {
         });
     }
 
-    fn start(&mut self, index: usize) {
-        let container = self.list[index].1.clone();
-        let attempt = self.tracks[index].next_attempt;
-        // The run before last is only kept as a log.
-        if let State::Ended(ended) = &self.tracks[index].state {
-            let (runtime, id) = (self.ctx.runtime.clone(), ended.run.id.clone());
-            self.ctx.registry.disown(&id);
-            tokio::spawn(async move {
-                if let Err(error) = runtime.remove(&id.0).await {
-                    tracing::debug!(container = id.0, %error, "an ended container was not removed");
-                }
-            });
-            if let Some(old) = attempt.checked_sub(2) {
-                crate::server::logs::forget(&self.ctx.layout, uid(&self.pod), &container.name, old);
-            }
-        }
-        self.tracks[index].begin_start();
-        let start = Start {
-            ctx: self.ctx.clone(),
-            pod: self.pod.clone(),
-            container,
-            attempt,
-            pod_ips: self.info.pod_ips.clone(),
-            cancel: self.ending.clone(),
-        };
-        let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
-            let result = Box::new(start.run().await);
-            let _ = mailbox.send(Message::Started { index, result });
-        });
-    }
-
-    fn started(&mut self, index: usize, result: Result<Started, StartError>) {
-        let container = self.list[index].1.clone();
-        match result {
-            Ok(Started { run, stop_signal }) => {
-                let id = run.id.clone();
-                self.stop_signals.insert(id.clone(), stop_signal);
-                self.run_over.insert(id.clone(), CancellationToken::new());
-                self.tracks[index].begin_run(
-                    run,
-                    container.startup_probe.is_some(),
-                    container.readiness_probe.is_some(),
-                );
-                if let Some(exit) = self.early_exits.remove(&id) {
-                    self.exited(&id, &exit);
-                } else if self.stage == Stage::Sync {
-                    self.probe(index);
-                }
-            }
-            Err(StartError::Ended(ended)) => {
-                self.early_exits.remove(&ended.run.id);
-                self.tracks[index].hindrance = None;
-                self.tracks[index].end(*ended);
-            }
-            Err(StartError::Cancelled) => {
-                let last = self.tracks[index].last.take();
-                self.tracks[index].state = last.map_or(State::Absent, State::Ended);
-            }
-            Err(StartError::Blocked { reason, message }) => self.block(index, reason, message),
-        }
-    }
-
-    fn block(&mut self, index: usize, reason: &'static str, message: String) {
-        let now = Timestamp::now();
-        let image = self.list[index].1.image.clone().unwrap_or_default();
-        let name = self.list[index].1.name.clone();
-        match reason {
-            "ErrImagePull" => {
-                // The first failure shows what went wrong; from the second on, that it waits, as the kubelet does.
-                let again = self.tracks[index].failures > 0;
-                let message = if again {
-                    let back_off = format!("Back-off pulling image \"{image}\"");
-                    self.ctx.recorder.pod(&self.pod, Some(&name), Severity::Normal, "BackOff", back_off.clone());
-                    self.ctx.recorder.pod(
-                        &self.pod,
-                        Some(&name),
-                        Severity::Warning,
-                        "Failed",
-                        "Error: ImagePullBackOff",
-                    );
-                    format!("{back_off}: ErrImagePull: {message}")
-                } else {
-                    message
-                };
-                // The first retry comes soon: the registry may only have hiccuped.
-                self.tracks[index].block(if again { "ImagePullBackOff" } else { reason }, message, now, 5);
-            }
-            "CreateContainerConfigError" => {
-                self.tracks[index].block(reason, message, now, 5);
-                let namespace = self.pod.metadata.namespace.as_deref().unwrap_or("default");
-                for object in crate::env::references(&self.list[index].1) {
-                    self.ctx.objects.watch(namespace, &object, &self.config_changed);
-                }
-            }
-            _ => self.tracks[index].block(reason, message, now, 10),
-        }
-    }
-
     fn stop(&mut self, index: usize, why: String, deadline: Instant) {
         let State::Running(run) = self.tracks[index].state.clone() else { return };
         self.probers.remove(&run.id);
@@ -644,196 +546,6 @@ impl Worker {
                 let _ = mailbox.send(Message::Stopped { id, exit });
             }
         });
-    }
-
-    /// Seconds a pod that ends has left, by what the API says of its deletion.
-    fn grace(&self) -> Duration {
-        let meta = &self.pod.metadata;
-        let seconds = match (meta.deletion_timestamp.is_some(), meta.deletion_grace_period_seconds) {
-            (true, Some(seconds)) => seconds,
-            _ => self.spec_grace(),
-        };
-        Duration::from_secs(seconds.max(1).unsigned_abs())
-    }
-
-    fn begin_termination(&mut self) {
-        self.ending.cancel();
-        self.probers.clear();
-        self.retry_at = None;
-        self.stage = Stage::Terminating { drained: false };
-        let ips: Vec<IpAddr> = self.info.pod_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
-        let running = self.tracks.iter().any(|t| t.run().is_some());
-        if self.gone || host_network(&self.pod) || ips.is_empty() || !running {
-            self.stage = Stage::Terminating { drained: true };
-            return;
-        }
-        let drained = self.ctx.services.drained(ips);
-        let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
-            drained.await;
-            let _ = mailbox.send(Message::Drained);
-        });
-    }
-
-    /// A second deletion may shorten the grace period, never lengthen it.
-    fn hasten(&mut self) {
-        let sooner = Instant::now() + self.grace();
-        if let Some(kill_at) = &mut self.kill_at
-            && sooner < *kill_at
-            && self.pod.metadata.deletion_grace_period_seconds.is_some()
-        {
-            *kill_at = sooner;
-            for stop in self.stops.values() {
-                stop.deadline.send_if_modified(|at| {
-                    let earlier = sooner < *at;
-                    *at = sooner.min(*at);
-                    earlier
-                });
-            }
-        }
-    }
-
-    fn step_terminating(&mut self) {
-        if self.stage != (Stage::Terminating { drained: true }) || self.retry_at.is_some_and(|at| at > Timestamp::now())
-        {
-            return;
-        }
-        let kill_at = *self.kill_at.get_or_insert(Instant::now() + self.grace());
-        let busy = |t: &Track| matches!(t.state, State::Starting | State::Running(_) | State::Stopping(_));
-        let stopping = |t: &Track| format!("Stopping container {}", t.name);
-        for index in 0..self.tracks.len() {
-            if self.tracks[index].role != Role::Sidecar {
-                self.stop(index, stopping(&self.tracks[index]), kill_at);
-            }
-        }
-        // Sidecars go last, the one started first last of all (KEP-753).
-        if !self.tracks.iter().any(|t| t.role != Role::Sidecar && busy(t)) {
-            let last = (0..self.tracks.len()).rev().find(|i| busy(&self.tracks[*i]));
-            if let Some(index) = last {
-                self.stop(index, stopping(&self.tracks[index]), kill_at);
-            }
-        }
-        if !self.tracks.iter().any(busy) && self.ground != Ground::Preparing {
-            self.stage = Stage::Dismantling;
-            self.dismantle();
-        }
-    }
-
-    fn dismantle(&mut self) {
-        self.probers.clear();
-        self.ctx.services.set_host_ports(uid(&self.pod), Vec::new());
-        // The exit codes are in the API before the runtime forgets them: a crash in between loses none. An API that
-        // is away does not hold addresses and cgroups back for ever.
-        self.publish();
-        let flushed = self.writer.flushed();
-        let ctx = self.ctx.clone();
-        let uid = uid(&self.pod).to_owned();
-        let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(FLUSH_LIMIT, flushed).await;
-            let result = ground::teardown(&ctx, &uid).await;
-            let _ = mailbox.send(Message::TornDown(result));
-        });
-    }
-
-    fn step_terminated(&mut self) {
-        if self.gone {
-            self.stage = Stage::Done;
-            return;
-        }
-        if self.pod.metadata.deletion_timestamp.is_none() || self.retry_at.is_some_and(|at| at > Timestamp::now()) {
-            return;
-        }
-        self.stage = Stage::Deleting;
-        self.publish();
-        let flushed = self.writer.flushed();
-        let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
-        let api: Api<Pod> = Api::namespaced_with(self.ctx.client.clone(), &namespace, &self.ctx.family.pod());
-        let name = self.pod.metadata.name.clone().unwrap_or_default();
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: self.pod.metadata.uid.clone(), ..Preconditions::default() }),
-            ..DeleteParams::default()
-        };
-        let mailbox = self.mailbox.clone();
-        tokio::spawn(async move {
-            flushed.await;
-            let result = match api.delete(&name, &params).await {
-                Ok(_) => Ok(()),
-                // Gone already, or another pod bears the name: the watch will say so.
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-                Err(error) => Err(error.to_string()),
-            };
-            let _ = mailbox.send(Message::Deleted(result));
-        });
-    }
-
-    /// Shows what changed: to the API, and to the node's own HTTP API.
-    fn publish(&mut self) {
-        let now = Timestamp::now();
-        let previous = self.previous();
-        let mut status = status::compute(&Facts {
-            pod: &self.pod,
-            previous: &previous,
-            tracks: &self.tracks,
-            ground_ready: self.ground == Ground::Ready,
-            pod_ips: &self.info.pod_ips,
-            host_ips: &self.ctx.host_ips,
-            start_time: self.start_time,
-            failure: self.failure.as_ref().map(|(reason, message)| (*reason, message.as_str())),
-            terminal: matches!(self.stage, Stage::Dismantling | Stage::Terminated | Stage::Deleting | Stage::Done),
-            terminating: self.stage != Stage::Sync,
-            now,
-        });
-        // A phase once final stays.
-        if let Some(phase) = previous.phase.as_deref().filter(|p| matches!(*p, "Succeeded" | "Failed")) {
-            status.phase = Some(phase.to_owned());
-            status.reason = status.reason.or_else(|| previous.reason.clone());
-            status.message = status.message.or_else(|| previous.message.clone());
-        }
-        self.view.send_if_modified(|view| {
-            let same = view.tracks[..] == self.tracks[..]
-                && Arc::ptr_eq(&view.pod, &self.pod)
-                && view.netns == self.info.netns
-                && view.pod_ips == self.info.pod_ips;
-            if same {
-                return false;
-            }
-            *view = View {
-                pod: self.pod.clone(),
-                tracks: self.tracks.clone().into(),
-                pod_ips: self.info.pod_ips.clone(),
-                netns: self.info.netns.clone(),
-            };
-            true
-        });
-        if self.gone || previous == status {
-            return;
-        }
-        let creating = status.phase.as_deref() == Some("Pending")
-            && self.tracks.iter().all(|t| matches!(t.state, State::Absent | State::Starting) && t.hindrance.is_none());
-        let status = Arc::new(status);
-        self.shown = Some(status.clone());
-        self.writer.show(status, !creating);
-    }
-
-    /// What is shown so far: our own last word, with the conditions others wrote since.
-    fn previous(&self) -> PodStatus {
-        let api = self.pod.status.clone().unwrap_or_default();
-        let Some(shown) = &self.shown else { return api };
-        let mut previous = PodStatus::clone(shown);
-        let own = status::conditions::OWN;
-        let mut conditions: Vec<_> = previous
-            .conditions
-            .take()
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|c| own.contains(&c.type_.as_str()))
-            .collect();
-        conditions.extend(api.conditions.into_iter().flatten().filter(|c| !own.contains(&c.type_.as_str())));
-        previous.conditions = Some(conditions);
-        previous.qos_class = api.qos_class;
-        previous
     }
 }
 

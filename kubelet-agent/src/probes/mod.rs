@@ -11,10 +11,10 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::events::Severity;
+use crate::pods::Pod;
 use crate::pods::context::Context;
 use crate::pods::track::{ContainerId, Unhealthy};
 use crate::pods::worker::Message;
-use crate::pods::Pod;
 
 /// The three probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -88,7 +88,10 @@ async fn allowed(gate: &Gate, peer: &Peer, asked: &Asked) -> Result<(), Refusal>
         Access::Unknown => Err(Refusal(StatusCode::UNAUTHORIZED, "Unauthorized".to_owned())),
         Access::Denied => {
             let who = peer.0.as_ref().map_or("", |u| u.name.as_str());
-            Err(Refusal(StatusCode::FORBIDDEN, format!("Forbidden (user={who}, verb={}, resource=nodes)", asked.method)))
+            Err(Refusal(
+                StatusCode::FORBIDDEN,
+                format!("Forbidden (user={who}, verb={}, resource=nodes)", asked.method),
+            ))
         }
     }
 }
@@ -172,9 +175,7 @@ fn run_of(view: &View, track: &Track, previous: bool) -> Result<(u32, bool), Ref
             // Between two runs, the one that ended is the previous one too.
             None => match &track.state {
                 State::Ended(ended) if ended.run.attempt > 0 => Ok((ended.run.attempt - 1, false)),
-                _ => refuse(format!(
-                    "previous terminated container \"{container}\" in pod \"{pod}\" not found"
-                )),
+                _ => refuse(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")),
             },
         };
     }
@@ -193,10 +194,9 @@ fn run_of(view: &View, track: &Track, previous: bool) -> Result<(u32, bool), Ref
                 other => other,
             }
         )),
-        State::Blocked(blocked) => refuse(format!(
-            "container \"{container}\" in pod \"{pod}\" is waiting to start: {}",
-            blocked.reason
-        )),
+        State::Blocked(blocked) => {
+            refuse(format!("container \"{container}\" in pod \"{pod}\" is waiting to start: {}", blocked.reason))
+        }
         // Its program may run already while a hook does.
         State::Starting => Ok((track.next_attempt, true)),
         _ => refuse(format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating")),
@@ -222,9 +222,10 @@ fn container_logs(ctx: &Arc<Context>, asked: &Asked, namespace: &str, pod: &str,
     };
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(logs::read(log, options, id, view, sender));
-    let stream = futures::stream::unfold(receiver, |mut receiver: mpsc::Receiver<Result<Bytes, std::io::Error>>| async {
-        receiver.recv().await.map(|chunk| (chunk, receiver))
-    });
+    let stream =
+        futures::stream::unfold(receiver, |mut receiver: mpsc::Receiver<Result<Bytes, std::io::Error>>| async {
+            receiver.recv().await.map(|chunk| (chunk, receiver))
+        });
     let mut response = warp::reply::stream(stream).into_response();
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     Ok(response)
@@ -234,9 +235,7 @@ fn running(view: &View, container: &str) -> Result<String, Refusal> {
     let track = track_of(view, container)?;
     match track.run() {
         Some(run) => Ok(run.id.0.clone()),
-        None if track.state == State::Starting => {
-            Ok(container_id(uid(&view.pod), container, track.next_attempt).0)
-        }
+        None if track.state == State::Starting => Ok(container_id(uid(&view.pod), container, track.next_attempt).0),
         None => Err(Refusal(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"))),
     }
 }
@@ -300,7 +299,9 @@ where
         Some(Wanted::Spdy) => {
             let offered = offered(&asked.headers, STREAM_PROTOCOL);
             if !offered.is_empty() && !offered.iter().any(|o| o == SPDY_REMOTE_COMMAND) {
-                let why = format!("unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts [{SPDY_REMOTE_COMMAND}]");
+                let why = format!(
+                    "unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts [{SPDY_REMOTE_COMMAND}]"
+                );
                 return Err(Refusal(StatusCode::FORBIDDEN, why));
             }
             let (response, upgraded) = spdy_answer(&mut asked, SPDY_REMOTE_COMMAND)?;

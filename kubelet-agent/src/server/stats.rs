@@ -109,7 +109,8 @@ pub(super) async fn resource_metrics(ctx: &Context) -> String {
     let mut memory = String::from("# TYPE container_memory_working_set_bytes gauge\n");
     for usage in usage(ctx).await {
         let meta = &usage.pod.pod.metadata;
-        let (namespace, pod) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let (namespace, pod) =
+            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
         for (name, nanos, _, working) in usage.containers {
             let labels = format!("{{container=\"{name}\",namespace=\"{namespace}\",pod=\"{pod}\"}}");
             // Writing to a string cannot fail.

@@ -42,7 +42,8 @@ impl Dialer {
             })
             .map_err(|e| e.to_string())?;
         let stream = receiver.await.map_err(|_| "the dialing thread ended".to_owned())?;
-        let stream = stream.map_err(|why| format!("failed to connect to localhost:{port} inside pod {}: {why}", self.pod))?;
+        let stream =
+            stream.map_err(|why| format!("failed to connect to localhost:{port} inside pod {}: {why}", self.pod))?;
         TcpStream::from_std(stream).map_err(|e| e.to_string())
     }
 }

@@ -351,8 +351,19 @@ pub(crate) mod tests {
         let query = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
             pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
         };
-        let request = Request::parse(&query(&[("command", "sh"), ("command", "-c"), ("input", "1"), ("output", "1"), ("error", "1"), ("tty", "1")])).unwrap();
-        assert_eq!(request, Request { stdin: true, stdout: true, stderr: false, tty: true, command: vec!["sh".into(), "-c".into()] });
+        let request = Request::parse(&query(&[
+            ("command", "sh"),
+            ("command", "-c"),
+            ("input", "1"),
+            ("output", "1"),
+            ("error", "1"),
+            ("tty", "1"),
+        ]))
+        .unwrap();
+        assert_eq!(
+            request,
+            Request { stdin: true, stdout: true, stderr: false, tty: true, command: vec!["sh".into(), "-c".into()] }
+        );
         assert!(Request::parse(&query(&[("stdout", "true")])).unwrap().stdout);
         assert!(Request::parse(&query(&[])).is_err());
     }

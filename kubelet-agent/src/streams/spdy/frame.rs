@@ -18,13 +18,35 @@ pub(crate) type Headers = Vec<(String, String)>;
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    Syn { stream: u32, fin: bool, headers: Headers },
-    SynReply { stream: u32, fin: bool, headers: Headers },
-    Reset { stream: u32, status: u32 },
+    Syn {
+        stream: u32,
+        fin: bool,
+        headers: Headers,
+    },
+    SynReply {
+        stream: u32,
+        fin: bool,
+        headers: Headers,
+    },
+    Reset {
+        stream: u32,
+        status: u32,
+    },
     Ping(u32),
-    GoAway { last: u32, status: u32 },
-    Headers { stream: u32, fin: bool, headers: Headers },
-    Data { stream: u32, fin: bool, bytes: Bytes },
+    GoAway {
+        last: u32,
+        status: u32,
+    },
+    Headers {
+        stream: u32,
+        fin: bool,
+        headers: Headers,
+    },
+    Data {
+        stream: u32,
+        fin: bool,
+        bytes: Bytes,
+    },
     /// SETTINGS, WINDOW_UPDATE and what else may be ignored
     Other,
 }

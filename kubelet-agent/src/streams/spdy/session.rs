@@ -85,11 +85,7 @@ impl Session {
     }
 }
 
-async fn write_frames(
-    mut write: impl AsyncWrite + Unpin,
-    mut encoder: Encoder,
-    mut frames: mpsc::Receiver<Frame>,
-) {
+async fn write_frames(mut write: impl AsyncWrite + Unpin, mut encoder: Encoder, mut frames: mpsc::Receiver<Frame>) {
     let mut buffer = BytesMut::new();
     while let Some(frame) = frames.recv().await {
         buffer.clear();
@@ -171,7 +167,9 @@ impl Reader {
                     self.open.remove(&stream);
                 }
             }
-            Frame::Headers { stream, fin: true, .. } | Frame::SynReply { stream, fin: true, .. } | Frame::Reset { stream, .. } => {
+            Frame::Headers { stream, fin: true, .. }
+            | Frame::SynReply { stream, fin: true, .. }
+            | Frame::Reset { stream, .. } => {
                 self.open.remove(&stream);
             }
             Frame::Ping(id) => {
@@ -250,7 +248,10 @@ pub(crate) mod tests {
         stream.writer.send(Bytes::from_static(b"pong")).await;
         stream.writer.finish().await;
         drop((stream, session));
-        assert_eq!(client.next().await, Some(Frame::Data { stream: 1, fin: false, bytes: Bytes::from_static(b"pong") }));
+        assert_eq!(
+            client.next().await,
+            Some(Frame::Data { stream: 1, fin: false, bytes: Bytes::from_static(b"pong") })
+        );
         assert_eq!(client.next().await, Some(Frame::Data { stream: 1, fin: true, bytes: Bytes::new() }));
         assert_eq!(client.next().await, None);
     }
