@@ -167,6 +167,7 @@ impl Drop for Bench {
         let _ = proa_runtime::reset(&self.dir.path().join("state"));
         for hierarchy in std::iter::once(PathBuf::from("/sys/fs/cgroup")).chain(dirs(Path::new("/sys/fs/cgroup"))) {
             let _ = std::fs::remove_dir(hierarchy.join(&self.cgroup));
+            let _ = std::fs::remove_dir(hierarchy.join("proa-test"));
         }
     }
 }
