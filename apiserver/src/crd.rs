@@ -23,8 +23,9 @@ use crate::user::{MASTERS, User};
 
 const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-/// Holds a deleted definition until its instances are gone.
-const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+/// Holds a deleted definition until its instances are gone. Kubernetes' own name for it has no slash, which
+/// the validation of finalizers asks of everybody.
+const FINALIZER: &str = "apiextensions.k8s.io/customresourcecleanup";
 
 /// How far the definitions have been taken up.
 pub struct Definitions {
