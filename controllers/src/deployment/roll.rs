@@ -177,6 +177,11 @@ impl Planner<'_> {
         if self.resize(new, size) {
             return Some(true);
         }
+        // A set that was resized and has not counted since may count pods that are about to go. Taking another's away on
+        // that word could leave too few: wait for its count, which wakes us.
+        if self.revisions.all.iter().any(|set| wanted(set) > 0 && !has_counted(set)) {
+            return Some(true);
+        }
         let old: Vec<Size> = self.revisions.old.iter().map(|set| size_of(set)).collect();
         let sizes = scale::shrunk(&old, size_of(new), total, fence.unavailable);
         let mut moved = false;
@@ -342,6 +347,12 @@ impl Planner<'_> {
             config::Keep::Write(secret) => self.act(Action::KeepConfig(secret)),
         }
     }
+}
+
+/// Whether the status of a replica set was written after its spec last changed.
+fn has_counted(set: &ReplicaSet) -> bool {
+    let observed = set.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(0);
+    set.metadata.generation.is_none_or(|generation| observed >= generation)
 }
 
 /// A set just made smaller may still count pods that are about to go: no more of them are available than wanted.
