@@ -23,6 +23,8 @@ struct Placed {
     uid: Option<String>,
     node: Arc<str>,
     claim: Claim,
+    /// The generation of the pod's spec that the claim was read from: a running pod can be resized.
+    generation: Option<i64>,
     /// Decided, but not seen bound yet.
     assumed: bool,
 }
@@ -60,10 +62,17 @@ impl Core {
         }
         if let Some(node) = pods::node(pod) {
             self.forget(key);
-            let placed = self.placed.get(key);
-            if placed.is_some_and(|p| p.assumed || p.uid != pod.metadata.uid || &*p.node != node) || placed.is_none() {
-                self.unplace(key, now);
-                self.place(key, pod.metadata.uid.clone(), node.into(), Claim::of(&pod.spec), false);
+            match self.placed.get_mut(key).filter(|placed| placed.uid == pod.metadata.uid && &*placed.node == node) {
+                // Seen where it was put: nothing became free.
+                Some(placed) if placed.generation == pod.metadata.generation => placed.assumed = false,
+                Some(placed) if placed.claim == Claim::of(&pod.spec) => {
+                    placed.assumed = false;
+                    placed.generation = pod.metadata.generation;
+                }
+                _ => {
+                    self.unplace(key, now);
+                    self.place(key, pod, node.into(), Claim::of(&pod.spec), false);
+                }
             }
             return;
         }
@@ -130,7 +139,7 @@ impl Core {
             match decide(info, self.nodes.values()) {
                 Decision::Node(node) => {
                     let claim = info.claim.clone();
-                    self.place(&key, pod.metadata.uid.clone(), node.clone(), claim, true);
+                    self.place(&key, &pod, node.clone(), claim, true);
                     return Some(Step::Bind(pod, node));
                 }
                 Decision::Nowhere(nowhere) => {
@@ -161,13 +170,14 @@ impl Core {
         self.queue.remove(key);
     }
 
-    fn place(&mut self, key: &Key, uid: Option<String>, node: Arc<str>, claim: Claim, assumed: bool) {
+    fn place(&mut self, key: &Key, pod: &Pod, node: Arc<str>, claim: Claim, assumed: bool) {
         let info = match self.nodes.get_mut(&node) {
             Some(info) => info,
             None => self.absent.entry(node.clone()).or_insert_with(|| NodeInfo::unknown(&node)),
         };
         info.used.add(&claim);
-        self.placed.insert(key.clone(), Placed { uid, node, claim, assumed });
+        let (uid, generation) = (pod.metadata.uid.clone(), pod.metadata.generation);
+        self.placed.insert(key.clone(), Placed { uid, node, claim, generation, assumed });
     }
 
     fn unplace(&mut self, key: &Key, now: Duration) {

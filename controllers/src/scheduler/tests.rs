@@ -216,6 +216,28 @@ fn a_pod_that_ends_makes_room_for_the_one_that_waits() {
 }
 
 #[test]
+fn a_pod_seen_bound_frees_nothing_and_wakes_no_one() {
+    let mut core = Core::default();
+    core.node_changed("a", Some(&node("a", json!({}))), MS(0));
+    let (first, second) = (pod("first", "2", json!({})), pod("second", "2", json!({})));
+    for pod in [&first, &second] {
+        core.pod_changed(&Key::of(pod.as_ref()), Some(pod), MS(0));
+    }
+    assert!(matches!(core.next(MS(0)), Some(Step::Bind(..))));
+    assert!(matches!(core.next(MS(0)), Some(Step::Tell(..))));
+    let bound = pod("first", "2", json!({"spec": {"nodeName": "a"}}));
+    core.pod_changed(&Key::of(bound.as_ref()), Some(&bound), MS(10));
+    assert!(core.next(MS(9_000)).is_none());
+    let smaller = pod("first", "1m", json!({"metadata": {"generation": 2}, "spec": {"nodeName": "a"}}));
+    core.pod_changed(&Key::of(smaller.as_ref()), Some(&smaller), MS(9_000));
+    // A resize is looked at: it may be enough, here it is not.
+    assert!(matches!(core.next(MS(9_000)), Some(Step::Tell(..))));
+    core.pod_changed(&Key::of(smaller.as_ref()), None, MS(10_000));
+    assert!(matches!(core.next(MS(10_000)), Some(Step::Bind(..))));
+    core.check();
+}
+
+#[test]
 fn two_pods_do_not_get_the_same_host_port() {
     let port = |ip: &str| json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 8080, "hostIP": ip}]}]}});
     let mut core = Core::default();
