@@ -106,10 +106,13 @@ impl Contents {
     }
 }
 
+/// Namespace and object of a watch.
+type Watched = (String, ObjectRef);
+
 /// Reads and watches objects through the API.
 pub(crate) struct Objects {
     client: kube::Client,
-    watched: Mutex<HashMap<(String, ObjectRef), Vec<Weak<Notify>>>>,
+    watched: Mutex<HashMap<Watched, Vec<Weak<Notify>>>>,
 }
 
 impl Objects {

@@ -193,7 +193,6 @@ impl Registration {
                 renew_time: Some(now),
                 ..LeaseSpec::default()
             }),
-            ..Lease::default()
         };
         match api.create(&PostParams::default(), &lease).await {
             Err(kube::Error::Api(status)) if status.code == 409 => {

@@ -108,7 +108,7 @@ fn phase(facts: &Facts<'_>, list: &[(Role, Container)]) -> &'static str {
                 State::Ended(_) if over => init_failed = true,
                 _ => initializing |= !main_ran,
             },
-            Role::Sidecar => initializing |= !main_ran && !(track.started && track.run().is_some()),
+            Role::Sidecar => initializing |= !(main_ran || track.started && track.run().is_some()),
             Role::Main => match &track.state {
                 State::Running(_) | State::Stopping(_) => running += 1,
                 State::Ended(e) if over || facts.terminal => {

@@ -48,11 +48,14 @@ pub(crate) enum Access {
     Denied,
 }
 
+/// Who, verb, subresource.
+type Question = (User, String, String);
+
 /// Decides, and remembers for a little while.
 pub(crate) struct Gate {
     client: kube::Client,
     node: String,
-    answers: Mutex<HashMap<(User, String, String), (Instant, bool)>>,
+    answers: Mutex<HashMap<Question, (Instant, bool)>>,
 }
 
 impl Gate {

@@ -119,11 +119,10 @@ where
     tokio::spawn(async move {
         while let Some(Ok(message)) = stream.next().await {
             match message {
-                Message::Binary(bytes) => {
-                    if write.write_all(&bytes).await.is_err() {
-                        return;
-                    }
-                }
+                Message::Binary(bytes) => match write.write_all(&bytes).await {
+                    Ok(()) => {}
+                    Err(_) => return,
+                },
                 Message::Close(_) => break,
                 _ => {}
             }

@@ -156,12 +156,8 @@ fn host_path(name: &str, source: &HostPathVolumeSource) -> Result<(), VolumeErro
     };
     let kind = std::fs::metadata(path).ok().map(|m| m.file_type());
     match source.type_.as_deref().unwrap_or("") {
-        "" => {
-            // Docker and Kubernetes let the runtime make a missing directory.
-            if kind.is_none() {
-                std::fs::create_dir_all(path).map_err(io)?;
-            }
-        }
+        // Docker and Kubernetes let the runtime make a missing directory.
+        "" if kind.is_none() => std::fs::create_dir_all(path).map_err(io)?,
         "DirectoryOrCreate" => match kind {
             None => {
                 std::fs::create_dir_all(path).map_err(io)?;
