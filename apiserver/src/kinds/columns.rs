@@ -3,10 +3,12 @@
 
 use jiff::Timestamp;
 use proa_apimachinery::Object;
+use proa_apimachinery::jsonpath::JsonPath;
 use serde_json::Value;
 
 use super::cells as x;
 use super::pod_cells as p;
+use super::{Cell, Column};
 
 /// A column in short, as constants can hold it.
 pub(super) struct Col {
@@ -15,6 +17,25 @@ pub(super) struct Col {
     pub(super) description: &'static str,
     pub(super) wide: bool,
     pub(super) cell: Source,
+}
+
+impl Col {
+    /// The column with its path parsed.
+    pub(super) fn column(&self) -> Column {
+        let cell = match self.cell {
+            Source::Call(call) => Cell::Call(call),
+            // Holds because every path in the rows is parsed by the test `every_row_has_a_schema_and_a_name_of_its_own`.
+            Source::Path(path) => Cell::Path(JsonPath::parse(path).expect("a column's path parses")),
+        };
+        Column {
+            name: self.name.into(),
+            type_: self.type_.into(),
+            format: if self.name == "Name" { "name".into() } else { "".into() },
+            description: self.description.into(),
+            priority: i32::from(self.wide),
+            cell,
+        }
+    }
 }
 
 /// Where a cell comes from.

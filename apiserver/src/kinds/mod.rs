@@ -255,7 +255,7 @@ pub struct SelectableField {
 /// The schema of a kind: shared, made on first use for built-ins.
 #[derive(Clone, Debug)]
 pub enum SchemaRef {
-    /// By definition name: `io.k8s.api.apps/v1.Deployment`.
+    /// By definition name: `io.k8s.api.apps.v1.Deployment`.
     Builtin(&'static str),
     /// Of a custom resource.
     Custom(Arc<Schema>),
@@ -275,7 +275,7 @@ impl Deref for SchemaRef {
     type Target = Schema;
     fn deref(&self) -> &Schema {
         match self {
-            // Holds for every row: the test `every_row_has_a_schema` walks them all.
+            // Holds for every row: the test `every_row_has_a_schema_and_a_name_of_its_own` walks them all.
             SchemaRef::Builtin(name) => schema::definition(name).expect("a built-in kind has a definition"),
             SchemaRef::Custom(schema) => schema,
         }

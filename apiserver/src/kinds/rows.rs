@@ -8,9 +8,9 @@ use proa_apimachinery::jsonpath::JsonPath;
 
 use super::columns::{self as c, Col};
 use super::{
-    Cell, Column, Convert, Kind, Rules, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource,
-    admissionregistration, apps, autoscaling, batch, certificates, config, crd, discovery, events, namespace,
-    networking, node, pod, rbac, service, storage, template,
+    Convert, Kind, Rules, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource, admissionregistration,
+    apps, autoscaling, batch, certificates, config, crd, discovery, events, namespace, networking, node, pod, rbac,
+    service, storage, template,
 };
 
 /// A row in short. What most kinds share is in [`Row::namespaced`] and [`Row::cluster`].
@@ -143,28 +143,9 @@ impl Row {
 }
 
 fn field(name: &'static str, default: &'static str) -> SelectableField {
-    // Holds because names in the rows are dotted paths, all parsed by the test `every_row_can_be_built`.
+    // Holds because names in the rows are dotted paths, all parsed by the test `every_row_has_a_schema_and_a_name_of_its_own`.
     let path = JsonPath::parse(&format!(".{name}")).expect("a field name is a path");
     SelectableField { name: name.into(), path, default }
-}
-
-/// Parsed paths and owned strings from the short form.
-impl Col {
-    pub(super) fn column(&self) -> Column {
-        let cell = match self.cell {
-            c::Source::Call(call) => Cell::Call(call),
-            // Holds because every path in the rows is parsed by the test `every_row_can_be_built`.
-            c::Source::Path(path) => Cell::Path(JsonPath::parse(path).expect("a column's path parses")),
-        };
-        Column {
-            name: self.name.into(),
-            type_: self.type_.into(),
-            format: if self.name == "Name" { "name".into() } else { "".into() },
-            description: self.description.into(),
-            priority: i32::from(self.wide),
-            cell,
-        }
-    }
 }
 
 macro_rules! core {

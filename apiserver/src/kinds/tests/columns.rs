@@ -51,8 +51,8 @@ fn tables_show_what_kubectl_users_know() {
         "a LoadBalancer 10.0.0.1 <pending> 80/TCP 60m | <none>",
     );
     shows(
-        "{apiVersion: v1, kind: Node, metadata: {name: n, labels: {node-role.kubernetes.io/control-plane: ''}}, spec: {unschedulable: true}, status: {conditions: [{type: Ready, status: 'True'}], addresses: [{type: InternalIP, address: 10.0.0.9}], nodeInfo: {kubeletVersion: v1.36.0}}}",
-        "n Ready,SchedulingDisabled control-plane <unknown> v1.36.0 | 10.0.0.9 <none> <unknown> <unknown> <unknown>",
+        "{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {node-role.kubernetes.io/control-plane: ''}}, spec: {unschedulable: true}, status: {conditions: [{type: Ready, status: 'True'}], addresses: [{type: InternalIP, address: 10.0.0.9}], nodeInfo: {kubeletVersion: v1.36.0}}}",
+        "n1 Ready,SchedulingDisabled control-plane <unknown> v1.36.0 | 10.0.0.9 <none> <unknown> <unknown> <unknown>",
     );
     shows("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {x: y}, binaryData: {z: ''}}", "a 2 <unknown>");
     shows(
@@ -60,8 +60,8 @@ fn tables_show_what_kubectl_users_know() {
         "a 1.1.1.1:80,1.1.1.2:80,1.1.1.3:80 + 1 more... <unknown>",
     );
     shows(
-        "{apiVersion: v1, kind: Event, metadata: {name: e}, lastTimestamp: '2026-01-01T00:59:00Z', firstTimestamp: '2026-01-01T00:00:00Z', count: 4, type: Warning, reason: Failed, message: 'no ', involvedObject: {kind: Pod, name: p, fieldPath: f}, source: {component: kubelet, host: n}}",
-        "60s Warning Failed pod/p no | f kubelet, n 60m 4 e",
+        "{apiVersion: v1, kind: Event, metadata: {name: e}, lastTimestamp: '2026-01-01T00:59:00Z', firstTimestamp: '2026-01-01T00:00:00Z', count: 4, type: Warning, reason: Failed, message: 'no ', involvedObject: {kind: Pod, name: p, fieldPath: f}, source: {component: kubelet, host: n1}}",
+        "60s Warning Failed pod/p no | f kubelet, n1 60m 4 e",
     );
     shows(
         &format!("{{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, {meta}}}"),
@@ -85,12 +85,12 @@ fn tables_show_what_kubectl_users_know() {
 
 #[test]
 fn fields_can_be_selected() {
-    let pod = parse("{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: b}, spec: {nodeName: n}}");
+    let pod = parse("{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: b}, spec: {nodeName: n1}}");
     let kind = kind_of(&pod);
     for (field, value) in [
         ("metadata.name", Some("a")),
         ("metadata.namespace", Some("b")),
-        ("spec.nodeName", Some("n")),
+        ("spec.nodeName", Some("n1")),
         ("status.phase", Some("")),
         ("spec.hostNetwork", Some("false")),
         ("spec.containers", None),

@@ -145,7 +145,7 @@ fn what_is_wrong_with_a_pod_is_said_as_kubernetes_says_it() {
                 "spec.tolerations[0].operator: Invalid value: \"Exists\": value must be empty when `operator` is 'Exists'",
             ),
             (
-                &[("metadata.labels", "{a: -}")],
+                &[("metadata.labels", "{a: '-'}")],
                 "metadata.labels[a]: Invalid value: \"-\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
             ),
             (&[("metadata.name", "~")], "metadata.name: Required value: name or generateName is required"),
