@@ -27,7 +27,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.listen = Some(address);
     let server = Server::open(config, log).await?;
     let kubeconfig = dir.join("admin.kubeconfig");
-    std::fs::write(&kubeconfig, server.kubeconfig(&format!("https://{address}"), "kubernetes-admin", &["system:masters"])?)?;
+    std::fs::write(
+        &kubeconfig,
+        server.kubeconfig(&format!("https://{address}"), "kubernetes-admin", &["system:masters"])?,
+    )?;
     println!("ready in {:?}: kubectl --kubeconfig {}", started.elapsed(), kubeconfig.display());
     let stop = CancellationToken::new();
     let stopping = stop.clone();

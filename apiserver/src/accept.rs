@@ -40,7 +40,9 @@ pub(crate) struct Peer(pub(crate) User);
 /// TLS settings of the server: its certificate, clients' certificates checked when they send one.
 pub fn acceptor(pki: &Pki, identity: &Identity) -> Result<TlsAcceptor, PkiError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(pki.roots()?), Arc::clone(&provider)).allow_unauthenticated().build();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(pki.roots()?), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build();
     let verifier = verifier.map_err(|error| PkiError::Key(error.to_string()))?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -112,7 +114,9 @@ async fn connection(core: Arc<Core>, socket: TcpStream, tls: TlsAcceptor, stop: 
 }
 
 /// One route: everything goes to the handler, which knows the API's paths.
-fn routes(core: Arc<Core>) -> impl Filter<Extract = (warp::reply::Response,), Error = std::convert::Infallible> + Clone {
+fn routes(
+    core: Arc<Core>,
+) -> impl Filter<Extract = (warp::reply::Response,), Error = std::convert::Infallible> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     warp::any()
         .and(warp::method())
@@ -122,29 +126,51 @@ fn routes(core: Arc<Core>) -> impl Filter<Extract = (warp::reply::Response,), Er
         .and(warp::ext::optional::<Peer>())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::body::stream())
-        .then(move |method: Method, path: warp::path::FullPath, query: String, headers: HeaderMap, peer: Option<Peer>, upgrade: Option<OnUpgrade>, body| {
-            let core = Arc::clone(&core);
-            async move {
-                let response = match read(&headers, body).await {
-                    Ok(body) => {
-                        let incoming = Incoming { method, path: path.as_str().to_owned(), query, headers, body, peer: peer.map(|peer| peer.0), upgrade };
-                        handle(&core, incoming).await
-                    }
-                    Err(refusal) => error(&refusal),
-                };
-                reply(response)
-            }
-        })
+        .then(
+            move |method: Method,
+                  path: warp::path::FullPath,
+                  query: String,
+                  headers: HeaderMap,
+                  peer: Option<Peer>,
+                  upgrade: Option<OnUpgrade>,
+                  body| {
+                let core = Arc::clone(&core);
+                async move {
+                    let response = match read(&headers, body).await {
+                        Ok(body) => {
+                            let incoming = Incoming {
+                                method,
+                                path: path.as_str().to_owned(),
+                                query,
+                                headers,
+                                body,
+                                peer: peer.map(|peer| peer.0),
+                                upgrade,
+                            };
+                            handle(&core, incoming).await
+                        }
+                        Err(refusal) => error(&refusal),
+                    };
+                    reply(response)
+                }
+            },
+        )
         .or(warp::any().map(|| reply(error(&ApiError::bad_request("the request cannot be read")))))
         .unify()
 }
 
 /// Reads a body, giving up as soon as it is too long.
-async fn read<B>(headers: &HeaderMap, body: impl futures::Stream<Item = Result<B, warp::Error>>) -> Result<Bytes, ApiError>
+async fn read<B>(
+    headers: &HeaderMap,
+    body: impl futures::Stream<Item = Result<B, warp::Error>>,
+) -> Result<Bytes, ApiError>
 where
     B: bytes::Buf,
 {
-    let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<usize>().ok());
+    let announced = headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse::<usize>().ok());
     if announced.is_some_and(|length| length > BODY_LIMIT) {
         return Err(ApiError::too_large(BODY_LIMIT));
     }

@@ -85,14 +85,19 @@ impl Allocators {
 
     /// Does what a strategy asks for, writing the results into the object.
     pub fn fulfil(&self, wanted: Vec<Allocation>, object: &mut Object) -> Result<Held, FieldErrors> {
-        let mut held = Held { taken: Arc::clone(&self.taken), addresses: Vec::new(), ports: Vec::new(), releases: Vec::new() };
+        let mut held =
+            Held { taken: Arc::clone(&self.taken), addresses: Vec::new(), ports: Vec::new(), releases: Vec::new() };
         let spec = Path::root().child("spec");
         for allocation in wanted {
             match allocation {
                 Allocation::ClusterIp { index, requested, ipv6 } => {
                     let path = spec.child("clusterIPs").index(index);
                     if ipv6 {
-                        return Err(vec![FieldError::invalid(&path, requested.unwrap_or_default(), "IPv6 is not configured on this cluster")]);
+                        return Err(vec![FieldError::invalid(
+                            &path,
+                            requested.unwrap_or_default(),
+                            "IPv6 is not configured on this cluster",
+                        )]);
                     }
                     let address = self.address(&mut held, &path, requested)?;
                     put_address(object, index, &address.to_string());
@@ -122,9 +127,12 @@ impl Allocators {
         let mut taken = self.taken.lock();
         for release in releases {
             match release {
-                Allocation::ReleaseClusterIp(address) => drop(self.offset(&address).map(|offset| taken.addresses.remove(&offset))),
+                Allocation::ReleaseClusterIp(address) => {
+                    drop(self.offset(&address).map(|offset| taken.addresses.remove(&offset)))
+                }
                 Allocation::ReleaseNodePort(port) => drop(taken.ports.remove(&port)),
-                Allocation::ClusterIp { .. } | Allocation::NodePort { .. } | Allocation::HealthCheckNodePort { .. } => {}
+                Allocation::ClusterIp { .. } | Allocation::NodePort { .. } | Allocation::HealthCheckNodePort { .. } => {
+                }
             }
         }
     }
@@ -142,7 +150,10 @@ impl Allocators {
                 let offset = self.offset(&address).filter(|offset| (1..last).contains(offset));
                 let offset = offset.ok_or_else(|| refuse(&address, format!("failed to allocate IP {address}: the provided IP is not in the valid range. The range of valid IPs is {}", self.cidr)))?;
                 if taken.addresses.contains(&offset) {
-                    return Err(refuse(&address, format!("failed to allocate IP {address}: provided IP is already allocated")));
+                    return Err(refuse(
+                        &address,
+                        format!("failed to allocate IP {address}: provided IP is already allocated"),
+                    ));
                 }
                 offset
             }
@@ -156,7 +167,8 @@ impl Allocators {
                 };
                 let free = |offset: &u32| !taken.addresses.contains(offset);
                 let found = candidates(static_part, last).find(free).or_else(|| candidates(1, static_part).find(free));
-                found.ok_or_else(|| vec![FieldError::internal(path, "failed to allocate a serviceIP: range is full")])?
+                found
+                    .ok_or_else(|| vec![FieldError::internal(path, "failed to allocate a serviceIP: range is full")])?
             }
         };
         taken.addresses.insert(offset);
@@ -169,7 +181,11 @@ impl Allocators {
         let port = match requested {
             Some(port) => {
                 if !self.ports.contains(&port) {
-                    let why = format!("provided port is not in the valid range. The range of valid ports is {}-{}", self.ports.start(), self.ports.end());
+                    let why = format!(
+                        "provided port is not in the valid range. The range of valid ports is {}-{}",
+                        self.ports.start(),
+                        self.ports.end()
+                    );
                     return Err(vec![FieldError::invalid(path, port, why)]);
                 }
                 // The same Service may use one number for TCP and UDP.
@@ -179,7 +195,8 @@ impl Allocators {
                 port
             }
             None => {
-                let (low, span) = (u32::from(*self.ports.start()), u32::from(*self.ports.end() - *self.ports.start()) + 1);
+                let (low, span) =
+                    (u32::from(*self.ports.start()), u32::from(*self.ports.end() - *self.ports.start()) + 1);
                 let start = rand::rng().random_range(0..span);
                 let mut candidates = (0..span).filter_map(|step| u16::try_from(low + (start + step) % span).ok());
                 let found = candidates.find(|port| !taken.ports.contains(port));
@@ -215,7 +232,10 @@ mod tests {
     }
 
     fn any() -> Vec<Allocation> {
-        vec![Allocation::ClusterIp { index: 0, requested: None, ipv6: false }, Allocation::NodePort { index: 0, requested: None }]
+        vec![
+            Allocation::ClusterIp { index: 0, requested: None, ipv6: false },
+            Allocation::NodePort { index: 0, requested: None },
+        ]
     }
 
     #[test]
@@ -243,6 +263,8 @@ mod tests {
         let named = Allocation::NodePort { index: 0, requested: Some(30000) };
         allocators.fulfil(vec![named.clone()], &mut service()).unwrap().keep(&allocators);
         assert!(allocators.fulfil(vec![named], &mut service()).is_err());
-        assert!(allocators.fulfil(vec![Allocation::NodePort { index: 0, requested: Some(80) }], &mut service()).is_err());
+        assert!(
+            allocators.fulfil(vec![Allocation::NodePort { index: 0, requested: Some(80) }], &mut service()).is_err()
+        );
     }
 }

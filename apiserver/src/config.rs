@@ -75,7 +75,9 @@ impl FromStr for Cidr {
     type Err = CidrError;
 
     fn from_str(text: &str) -> Result<Self, CidrError> {
-        let parsed = text.split_once('/').and_then(|(base, prefix)| Some((base.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
+        let parsed = text
+            .split_once('/')
+            .and_then(|(base, prefix)| Some((base.parse::<Ipv4Addr>().ok()?, prefix.parse::<u8>().ok()?)));
         match parsed {
             Some((base, prefix)) if (1..=30).contains(&prefix) => {
                 let mask = u32::MAX << (32 - u32::from(prefix));

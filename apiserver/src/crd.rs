@@ -138,9 +138,17 @@ async fn settle(core: &Arc<Core>, item: &Item) -> Result<(), ApiError> {
     };
     let mut changed = set_condition(&mut conditions, "NamesAccepted", accepted, reason, &message, &now);
     if clash.is_none() {
-        changed |= set_condition(&mut conditions, "Established", "True", "InitialNamesAccepted", "the initial names have been accepted", &now);
+        changed |= set_condition(
+            &mut conditions,
+            "Established",
+            "True",
+            "InitialNamesAccepted",
+            "the initial names have been accepted",
+            &now,
+        );
     } else {
-        changed |= set_condition(&mut conditions, "Established", "False", "NotAccepted", "not all names are accepted", &now);
+        changed |=
+            set_condition(&mut conditions, "Established", "False", "NotAccepted", "not all names are accepted", &now);
     }
     let same = |path: &[&str], value: &Value| object.get(path) == Some(value);
     if !changed && same(&["status", "acceptedNames"], &names) && same(&["status", "storedVersions"], &stored) {
@@ -166,7 +174,10 @@ fn accepted_names(object: &Object) -> Value {
 fn stored_versions(object: &Object) -> Value {
     let mut stored: Vec<Value> = object.get_list(&["status", "storedVersions"]).to_vec();
     let versions = object.get_list(&["spec", "versions"]);
-    let storage = versions.iter().find(|version| version.get("storage").and_then(Value::as_bool) == Some(true)).and_then(|version| version.get("name"));
+    let storage = versions
+        .iter()
+        .find(|version| version.get("storage").and_then(Value::as_bool) == Some(true))
+        .and_then(|version| version.get("name"));
     if let Some(name) = storage.filter(|name| !stored.contains(name)) {
         stored.push(name.clone());
     }
@@ -174,8 +185,16 @@ fn stored_versions(object: &Object) -> Value {
 }
 
 /// Sets a condition; whether anything changed.
-fn set_condition(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: &str, message: &str, now: &str) -> bool {
-    let mut condition = json!({"type": kind, "status": status, "lastTransitionTime": now, "reason": reason, "message": message});
+fn set_condition(
+    conditions: &mut Vec<Value>,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    now: &str,
+) -> bool {
+    let mut condition =
+        json!({"type": kind, "status": status, "lastTransitionTime": now, "reason": reason, "message": message});
     match conditions.iter_mut().find(|have| have["type"] == kind) {
         Some(have) => {
             if have["status"] == status {
@@ -195,7 +214,8 @@ fn set_condition(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: 
 /// Deletes the instances of a deleted definition; once none is left, lets the definition go.
 async fn clean_up(core: &Arc<Core>, object: &Object) -> Result<(), ApiError> {
     let table = core.resources.table();
-    let resource = table.all().find(|resource| resource.custom.as_ref().is_some_and(|custom| custom.definition == object.name()));
+    let resource =
+        table.all().find(|resource| resource.custom.as_ref().is_some_and(|custom| custom.definition == object.name()));
     if let Some(resource) = resource {
         let base = format!("/apis/{}/{}", resource.kind.group, resource.kind.version);
         let mut left = false;
@@ -206,7 +226,8 @@ async fn clean_up(core: &Arc<Core>, object: &Object) -> Result<(), ApiError> {
                 Err(error) if error.code != 404 => return Err(error),
                 _ => {}
             }
-            left |= core.caches.consistent().await.is_ok() && resource.cache.get(item.namespace(), item.name()).is_some();
+            left |=
+                core.caches.consistent().await.is_ok() && resource.cache.get(item.namespace(), item.name()).is_some();
         }
         if left {
             // Finalizers hold an instance: look again when it changes.
@@ -229,7 +250,10 @@ async fn clean_up(core: &Arc<Core>, object: &Object) -> Result<(), ApiError> {
 /// deleted definition go.
 async fn set_finalizers(core: &Arc<Core>, object: &Object, finalizers: &[&str]) -> Result<(), ApiError> {
     let table = core.resources.table();
-    let resource = table.find("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned().ok_or_else(ApiError::no_such_resource)?;
+    let resource = table
+        .find("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+        .cloned()
+        .ok_or_else(ApiError::no_such_resource)?;
     let request = request(Method::PUT, &format!("{PATH}/{}", object.name()), "", &Value::Null);
     let call = Call { core, request: &request, resource, warnings: parking_lot::Mutex::default() };
     let options = WriteOptions::read(&request)?;

@@ -31,8 +31,12 @@ pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>
             value["apiVersion"] = "v1".into();
             answer(StatusCode::OK, &value)
         }),
-        ["api", version] => table.group_version("", version).map(|found| answer(StatusCode::OK, &resource_list("", found))),
-        ["apis", group, version] => table.group_version(group, version).map(|found| answer(StatusCode::OK, &resource_list(group, found))),
+        ["api", version] => {
+            table.group_version("", version).map(|found| answer(StatusCode::OK, &resource_list("", found)))
+        }
+        ["apis", group, version] => {
+            table.group_version(group, version).map(|found| answer(StatusCode::OK, &resource_list(group, found)))
+        }
         _ => return None,
     };
     Some(found.ok_or_else(ApiError::no_such_resource))
@@ -90,7 +94,10 @@ fn subresource(kind: &Kind, sub: &Subresource) -> (String, (String, String, Stri
                     };
                     (other("", "v1", options), vec!["create", "get"])
                 }
-                "proxy" => (other("", "v1", &format!("{}ProxyOptions", kind.kind)), vec!["create", "delete", "get", "patch", "update"]),
+                "proxy" => (
+                    other("", "v1", &format!("{}ProxyOptions", kind.kind)),
+                    vec!["create", "delete", "get", "patch", "update"],
+                ),
                 "finalize" => (own(), vec!["update"]),
                 _ => (own(), vec!["get", "patch", "update"]),
             };
@@ -137,7 +144,8 @@ fn aggregated(table: &Table, api: &'static str, core_group: bool) -> Response {
                 .versions
                 .iter()
                 .map(|version| {
-                    let resources: Vec<Value> = version.resources.iter().map(|resource| aggregated_resource(resource)).collect();
+                    let resources: Vec<Value> =
+                        version.resources.iter().map(|resource| aggregated_resource(resource)).collect();
                     json!({"version": version.version, "freshness": "Current", "resources": resources})
                 })
                 .collect();
@@ -162,7 +170,8 @@ fn aggregated(table: &Table, api: &'static str, core_group: bool) -> Response {
 
 fn aggregated_resource(resource: &Resource) -> Value {
     let kind = &resource.kind;
-    let response_kind = |(group, version, kind): (String, String, String)| json!({"group": group, "version": version, "kind": kind});
+    let response_kind =
+        |(group, version, kind): (String, String, String)| json!({"group": group, "version": version, "kind": kind});
     let mut value = json!({
         "resource": kind.plural,
         "responseKind": response_kind((kind.group.to_string(), kind.version.to_string(), kind.kind.to_string())),

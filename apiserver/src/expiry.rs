@@ -32,10 +32,21 @@ pub async fn run(core: Arc<Core>) {
 async fn sweep(core: &Core, now: Timestamp) {
     let Ok(oldest) = now.checked_sub(LIFE) else { return };
     let mut ops = Vec::new();
-    for item in core.caches.resource("events").items("").into_iter().chain(core.caches.resource("events.events.k8s.io").items("")) {
+    for item in core
+        .caches
+        .resource("events")
+        .items("")
+        .into_iter()
+        .chain(core.caches.resource("events.events.k8s.io").items(""))
+    {
         let object = item.object();
         // A repeated event lives an hour from its last repetition.
-        let times = [object.get_str(&["series", "lastObservedTime"]), object.get_str(&["lastTimestamp"]), object.get_str(&["eventTime"]), Some(object.creation_timestamp())];
+        let times = [
+            object.get_str(&["series", "lastObservedTime"]),
+            object.get_str(&["lastTimestamp"]),
+            object.get_str(&["eventTime"]),
+            Some(object.creation_timestamp()),
+        ];
         let newest = times.into_iter().flatten().filter_map(|time| time.parse::<Timestamp>().ok()).max();
         if newest.is_some_and(|newest| newest < oldest) {
             ops.push(Op::Delete { key: item.key.clone(), expect: Expect::At(Revision(item.revision)), last: None });

@@ -37,7 +37,11 @@ impl Flow {
         if let Ok(place) = Arc::clone(places).try_acquire_owned() {
             return Ok(Some(place));
         }
-        if user.in_group(MASTERS) || user.name.starts_with("system:") && !user.name.starts_with("system:serviceaccount:") && user.name != crate::user::ANONYMOUS {
+        if user.in_group(MASTERS)
+            || user.name.starts_with("system:")
+                && !user.name.starts_with("system:serviceaccount:")
+                && user.name != crate::user::ANONYMOUS
+        {
             return Ok(None);
         }
         match tokio::time::timeout(PATIENCE, Arc::clone(places).acquire_owned()).await {

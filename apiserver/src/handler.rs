@@ -97,21 +97,35 @@ async fn answer(core: &Arc<Core>, incoming: Incoming, query: Query, info: Reques
     if !matches!(request.method, Method::GET | Method::HEAD) {
         return Err(ApiError::method_not_allowed(GroupResource::new("", ""), request.info.verb));
     }
-    if let Some(answer) = health::find(core, &request).or_else(|| discovery::find(core, &request)).or_else(|| openapi::find(core, &request)) {
+    if let Some(answer) = health::find(core, &request)
+        .or_else(|| discovery::find(core, &request))
+        .or_else(|| openapi::find(core, &request))
+    {
         return answer;
     }
     match request.path.as_str() {
-        "/" => Ok(wire::json(StatusCode::OK, &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"]}))),
-        "/metrics" => Ok(wire::respond(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", core.metrics.text(&core.caches))),
+        "/" => Ok(wire::json(
+            StatusCode::OK,
+            &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"]}),
+        )),
+        "/metrics" => Ok(wire::respond(
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            core.metrics.text(&core.caches),
+        )),
         "/.well-known/openid-configuration" => Ok(wire::json(StatusCode::OK, &core.tokens.openid())),
-        "/openid/v1/jwks" => Ok(wire::respond(StatusCode::OK, "application/jwk-set+json", core.tokens.jwks().to_string())),
+        "/openid/v1/jwks" => {
+            Ok(wire::respond(StatusCode::OK, "application/jwk-set+json", core.tokens.jwks().to_string()))
+        }
         _ => Err(ApiError::no_such_resource()),
     }
 }
 
 /// The user a request wants to be, if the caller may be them.
 fn impersonated(core: &Core, headers: &HeaderMap, user: User) -> Result<User, ApiError> {
-    let values = |name: &str| -> Vec<String> { headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect() };
+    let values = |name: &str| -> Vec<String> {
+        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
+    };
     let names = values("impersonate-user");
     let groups = values("impersonate-group");
     let Some(name) = names.into_iter().next() else {

@@ -32,6 +32,11 @@ pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>
     if good && !request.query.raw().contains("verbose") {
         return Some(Ok(text(status, "ok")));
     }
-    let lines: String = checks.iter().map(|(name, good)| format!("[{}]{name} {}\n", if *good { '+' } else { '-' }, if *good { "ok" } else { "failed" })).collect();
+    let lines: String = checks
+        .iter()
+        .map(|(name, good)| {
+            format!("[{}]{name} {}\n", if *good { '+' } else { '-' }, if *good { "ok" } else { "failed" })
+        })
+        .collect();
     Some(Ok(text(status, format!("{lines}{root} check {}\n", if good { "passed" } else { "failed" }))))
 }

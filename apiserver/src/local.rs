@@ -50,17 +50,22 @@ impl LocalService {
             async move {
                 let upgrade = request.extensions().get::<hyper::upgrade::OnUpgrade>().cloned();
                 let (mut parts, body) = request.into_parts();
-                parts.extensions.extend(upgrade.map(|upgrade| {
-                    let mut extensions = http::Extensions::new();
-                    extensions.insert(upgrade);
-                    extensions
-                }).unwrap_or_default());
+                parts.extensions.extend(
+                    upgrade
+                        .map(|upgrade| {
+                            let mut extensions = http::Extensions::new();
+                            extensions.insert(upgrade);
+                            extensions
+                        })
+                        .unwrap_or_default(),
+                );
                 let body = body.collect().await?.to_bytes();
                 Ok::<_, hyper::Error>(local.answer(http::Request::from_parts(parts, body)).await)
             }
         });
         tokio::spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades();
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades();
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an in-process connection ended");
             }
@@ -106,7 +111,9 @@ where
             let (parts, body) = request.into_parts();
             let body = match body.collect().await {
                 Ok(body) => body.to_bytes(),
-                Err(failure) => return Ok(error(&ApiError::bad_request(format!("the body cannot be read: {failure}")))),
+                Err(failure) => {
+                    return Ok(error(&ApiError::bad_request(format!("the body cannot be read: {failure}"))));
+                }
             };
             let upgrading = parts.headers.contains_key(http::header::UPGRADE);
             let request = http::Request::from_parts(parts, body);

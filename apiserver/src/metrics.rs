@@ -75,11 +75,17 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::default();
         let requests = Family::default();
-        let durations: Family<VerbLabels, Histogram, fn() -> Histogram> = Family::new_with_constructor(duration_histogram);
-        let (watchers, objects, inflight, rejected) = (Family::default(), Family::default(), Family::default(), Counter::default());
+        let durations: Family<VerbLabels, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(duration_histogram);
+        let (watchers, objects, inflight, rejected) =
+            (Family::default(), Family::default(), Family::default(), Counter::default());
         // The library appends `_total` to counters.
         registry.register("apiserver_request", "Requests by verb, resource and code", Family::clone(&requests));
-        registry.register("apiserver_request_duration_seconds", "Time to answer, watches left out", Family::clone(&durations));
+        registry.register(
+            "apiserver_request_duration_seconds",
+            "Time to answer, watches left out",
+            Family::clone(&durations),
+        );
         registry.register("apiserver_longrunning_requests", "Watches open", Family::clone(&watchers));
         registry.register("apiserver_storage_objects", "Stored objects by resource", Family::clone(&objects));
         registry.register("apiserver_current_inflight_requests", "Requests running", Family::clone(&inflight));
@@ -111,7 +117,11 @@ impl Metrics {
 
     /// A watch that opens.
     pub fn watcher(&self, kind: &Kind) -> Gauge {
-        let labels = WatcherLabels { group: kind.group.to_string(), version: kind.version.to_string(), kind: kind.kind.to_string() };
+        let labels = WatcherLabels {
+            group: kind.group.to_string(),
+            version: kind.version.to_string(),
+            kind: kind.kind.to_string(),
+        };
         let number = self.watchers.get_or_create_owned(&labels);
         number.inc();
         Gauge(number)

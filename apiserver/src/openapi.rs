@@ -48,7 +48,10 @@ pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>
 
 fn v2(table: &Table, request: &Request) -> Result<Response, ApiError> {
     if !request.header(header::ACCEPT).is_some_and(|accept| accept.contains("proto-openapi.spec.v2")) {
-        return Ok(answer(StatusCode::OK, &json!({"swagger": "2.0", "info": {"title": "Proa", "version": "v1.36.0+proa"}, "paths": {}, "definitions": {}})));
+        return Ok(answer(
+            StatusCode::OK,
+            &json!({"swagger": "2.0", "info": {"title": "Proa", "version": "v1.36.0+proa"}, "paths": {}, "definitions": {}}),
+        ));
     }
     Ok(respond(StatusCode::OK, openapi_v2::MEDIA_TYPE, openapi_v2::document(table)))
 }
@@ -56,7 +59,11 @@ fn v2(table: &Table, request: &Request) -> Result<Response, ApiError> {
 fn documents(table: &Table) -> impl Iterator<Item = (String, &GroupVersion)> {
     table.groups.iter().flat_map(|group| {
         group.versions.iter().map(|version| {
-            let path = if group.name.is_empty() { format!("api/{}", version.version) } else { format!("apis/{}/{}", group.name, version.version) };
+            let path = if group.name.is_empty() {
+                format!("api/{}", version.version)
+            } else {
+                format!("apis/{}/{}", group.name, version.version)
+            };
             (path, version)
         })
     })
@@ -119,10 +126,10 @@ fn document(core: &Core, table: &Table, path: &str, request: &Request) -> Result
 }
 
 fn compressed(core: &Core, path: &str, hash: &str, version: &GroupVersion) -> Result<Bytes, ApiError> {
-    if let Some((have, document)) = core.openapi.made.lock().get(path) {
-        if have == hash {
-            return Ok(document.clone());
-        }
+    if let Some((have, document)) = core.openapi.made.lock().get(path)
+        && have == hash
+    {
+        return Ok(document.clone());
     }
     let document = build(version);
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
@@ -134,9 +141,10 @@ fn compressed(core: &Core, path: &str, hash: &str, version: &GroupVersion) -> Re
 }
 
 fn build(version: &GroupVersion) -> Value {
-    let mut names: BTreeSet<&str> = version.resources.iter().filter_map(|resource| resource.kind.schema.definition()).collect();
+    let mut names: BTreeSet<&str> =
+        version.resources.iter().filter_map(|resource| resource.kind.schema.definition()).collect();
     names.extend([OBJECT_META, DELETE_OPTIONS, LIST_META, STATUS]);
-    let mut schemas = schema::openapi_components(names.into_iter());
+    let mut schemas = schema::openapi_components(names);
     let mut paths = Map::new();
     for resource in &version.resources {
         let name = definition_name(resource);
@@ -174,9 +182,11 @@ fn gvk(resource: &Resource, kind: &str) -> Value {
 fn add_schemas(resource: &Arc<Resource>, name: &str, schemas: &mut Map<String, Value>) {
     if resource.custom.is_some() {
         let mut schema = resource.kind.schema.to_openapi();
-        schema["properties"]["apiVersion"] = json!({"type": "string", "description": "The versioned schema of this object."});
+        schema["properties"]["apiVersion"] =
+            json!({"type": "string", "description": "The versioned schema of this object."});
         schema["properties"]["kind"] = json!({"type": "string", "description": "The kind of this object."});
-        schema["properties"]["metadata"] = json!({"allOf": [reference(OBJECT_META)], "description": "Standard object metadata."});
+        schema["properties"]["metadata"] =
+            json!({"allOf": [reference(OBJECT_META)], "description": "Standard object metadata."});
         schemas.insert(name.to_owned(), schema);
     }
     if let Some(schema) = schemas.get_mut(name) {
@@ -204,21 +214,44 @@ fn query(names: &[(&str, &str)]) -> Vec<Value> {
 }
 
 const LIST: &[(&str, &str)] = &[
-    ("allowWatchBookmarks", "boolean"), ("continue", "string"), ("fieldSelector", "string"), ("labelSelector", "string"), ("limit", "integer"),
-    ("resourceVersion", "string"), ("resourceVersionMatch", "string"), ("sendInitialEvents", "boolean"), ("timeoutSeconds", "integer"), ("watch", "boolean"),
+    ("allowWatchBookmarks", "boolean"),
+    ("continue", "string"),
+    ("fieldSelector", "string"),
+    ("labelSelector", "string"),
+    ("limit", "integer"),
+    ("resourceVersion", "string"),
+    ("resourceVersionMatch", "string"),
+    ("sendInitialEvents", "boolean"),
+    ("timeoutSeconds", "integer"),
+    ("watch", "boolean"),
 ];
 const WRITE: &[(&str, &str)] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
-const PATCH: &[(&str, &str)] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")];
-const DELETE: &[(&str, &str)] = &[("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("orphanDependents", "boolean"), ("propagationPolicy", "string")];
+const PATCH: &[(&str, &str)] =
+    &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")];
+const DELETE: &[(&str, &str)] = &[
+    ("dryRun", "string"),
+    ("gracePeriodSeconds", "integer"),
+    ("orphanDependents", "boolean"),
+    ("propagationPolicy", "string"),
+];
 
 /// The paths of a resource. kubectl reads from them which query parameters a verb understands
 /// (`fieldValidation`, `dryRun`) and which kind a path is of.
 fn add_paths(resource: &Resource, name: &str, paths: &mut Map<String, Value>) {
     let kind = &resource.kind;
-    let root = if kind.group.is_empty() { format!("/api/{}", kind.version) } else { format!("/apis/{}/{}", kind.group, kind.version) };
-    let base = if resource.namespaced() { format!("{root}/namespaces/{{namespace}}/{}", kind.plural) } else { format!("{root}/{}", kind.plural) };
+    let root = if kind.group.is_empty() {
+        format!("/api/{}", kind.version)
+    } else {
+        format!("/apis/{}/{}", kind.group, kind.version)
+    };
+    let base = if resource.namespaced() {
+        format!("{root}/namespaces/{{namespace}}/{}", kind.plural)
+    } else {
+        format!("{root}/{}", kind.plural)
+    };
     let body = |content: &[&str]| {
-        let content: Map<String, Value> = content.iter().map(|media| ((*media).to_owned(), json!({"schema": reference(name)}))).collect();
+        let content: Map<String, Value> =
+            content.iter().map(|media| ((*media).to_owned(), json!({"schema": reference(name)}))).collect();
         json!({"required": true, "content": content})
     };
     let operation = |action: &str, parameters: &[(&str, &str)], body: Option<Value>, answer: &str| {
@@ -255,7 +288,12 @@ fn add_paths(resource: &Resource, name: &str, paths: &mut Map<String, Value>) {
     if resource.namespaced() {
         paths.insert(format!("{root}/{}", kind.plural), json!({"get": operation("list", LIST, None, &list_name)}));
     }
-    let patches = ["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+    let patches = [
+        "application/apply-patch+yaml",
+        "application/json-patch+json",
+        "application/merge-patch+json",
+        "application/strategic-merge-patch+json",
+    ];
     let object = |verbs: &[&str]| {
         let mut item = json!({"parameters": shared(true)});
         for verb in verbs {
@@ -263,7 +301,12 @@ fn add_paths(resource: &Resource, name: &str, paths: &mut Map<String, Value>) {
                 "get" => operation("get", &[], None, name),
                 "put" => operation("put", WRITE, Some(body(&["application/json", "application/yaml"])), name),
                 "patch" => operation("patch", PATCH, Some(body(&patches)), name),
-                _ => operation("delete", DELETE, Some(json!({"content": {"application/json": {"schema": reference(DELETE_OPTIONS)}}})), STATUS),
+                _ => operation(
+                    "delete",
+                    DELETE,
+                    Some(json!({"content": {"application/json": {"schema": reference(DELETE_OPTIONS)}}})),
+                    STATUS,
+                ),
             };
         }
         item

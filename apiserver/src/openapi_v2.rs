@@ -42,7 +42,11 @@ pub fn document(table: &Table) -> Vec<u8> {
 
 fn path(resource: &Resource) -> String {
     let kind = &resource.kind;
-    let root = if kind.group.is_empty() { format!("/api/{}", kind.version) } else { format!("/apis/{}/{}", kind.group, kind.version) };
+    let root = if kind.group.is_empty() {
+        format!("/api/{}", kind.version)
+    } else {
+        format!("/apis/{}/{}", kind.group, kind.version)
+    };
     let place = if resource.namespaced() { "/namespaces/{namespace}" } else { "" };
     format!("{root}{place}/{}/{{name}}", kind.plural)
 }

@@ -65,7 +65,8 @@ impl Pki {
     pub fn open(data_dir: &Path) -> Result<Pki, PkiError> {
         let directory = data_dir.join("pki");
         fs::create_dir_all(&directory).map_err(|source| PkiError::File { path: directory.clone(), source })?;
-        let ca_key_pem = read_or_make(&directory.join("ca.key"), || Ok(KeyPair::generate()?.serialize_pem().into_bytes()))?;
+        let ca_key_pem =
+            read_or_make(&directory.join("ca.key"), || Ok(KeyPair::generate()?.serialize_pem().into_bytes()))?;
         let ca_key_pem = utf8(ca_key_pem)?;
         let ca_pem = read_or_make(&directory.join("ca.crt"), || Ok(certificate_authority(&ca_key_pem)?.into_bytes()))?;
         let service_account_key = read_or_make(&directory.join("sa.key"), || Ok(KeyPair::generate()?.serialize_der()))?;
@@ -152,7 +153,9 @@ impl Identity {
 
 /// The certificates of a PEM text.
 pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, PkiError> {
-    rustls_pemfile::certs(&mut pem.as_bytes()).collect::<Result<_, _>>().map_err(|error| PkiError::Key(error.to_string()))
+    rustls_pemfile::certs(&mut pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| PkiError::Key(error.to_string()))
 }
 
 /// A subject. rcgen keeps one value per attribute type; a second organization goes in under its object
@@ -191,7 +194,8 @@ fn read_or_make(path: &Path, make: impl FnOnce() -> Result<Vec<u8>, PkiError>) -
     }
     let bytes = make()?;
     let beside = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside).map_err(file_error)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside).map_err(file_error)?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(file_error)?;
     fs::rename(&beside, path).map_err(file_error)?;
     Ok(bytes)

@@ -92,11 +92,17 @@ fn object(call: &Call<'_>, resource: &str, namespace: &str, name: &str) -> Resul
 fn agent(call: &Call<'_>, node: &str) -> Result<(String, u16), ApiError> {
     let node = object(call, "nodes", "", node)?;
     let addresses = node.get_list(&["status", "addresses"]);
-    let of = |kind: &str| addresses.iter().find(|address| address["type"] == kind).and_then(|address| address["address"].as_str());
+    let of = |kind: &str| {
+        addresses.iter().find(|address| address["type"] == kind).and_then(|address| address["address"].as_str())
+    };
     let host = of("InternalIP").or_else(|| of("ExternalIP")).or_else(|| of("Hostname"));
     let host = host.ok_or_else(|| ApiError::unavailable(format!("node {} has no address yet", node.name())))?;
-    let port = node.get_i64(&["status", "daemonEndpoints", "kubeletEndpoint", "Port"]).and_then(|port| u16::try_from(port).ok());
-    let port = port.ok_or_else(|| ApiError::unavailable(format!("the agent of node {} has not said where it listens", node.name())))?;
+    let port = node
+        .get_i64(&["status", "daemonEndpoints", "kubeletEndpoint", "Port"])
+        .and_then(|port| u16::try_from(port).ok());
+    let port = port.ok_or_else(|| {
+        ApiError::unavailable(format!("the agent of node {} has not said where it listens", node.name()))
+    })?;
     Ok((host.to_owned(), port))
 }
 
@@ -121,16 +127,28 @@ fn container(call: &Call<'_>, pod: &Object) -> Result<String, ApiError> {
         list.iter().filter_map(|container| container["name"].as_str()).map(str::to_owned).collect()
     };
     let all = names("containers");
-    let known = |name: &str| ["containers", "initContainers", "ephemeralContainers"].iter().any(|field| names(field).iter().any(|have| have == name));
+    let known = |name: &str| {
+        ["containers", "initContainers", "ephemeralContainers"]
+            .iter()
+            .any(|field| names(field).iter().any(|have| have == name))
+    };
     if let Some(name) = call.request.query.get("container") {
-        return if known(name) { Ok(name.to_owned()) } else { Err(ApiError::bad_request(format!("container {name} is not valid for pod {}", pod.name()))) };
+        return if known(name) {
+            Ok(name.to_owned())
+        } else {
+            Err(ApiError::bad_request(format!("container {name} is not valid for pod {}", pod.name())))
+        };
     }
     if let Some(name) = pod.annotation("kubectl.kubernetes.io/default-container").filter(|name| known(name)) {
         return Ok(name.to_owned());
     }
     match all.as_slice() {
         [one] => Ok(one.clone()),
-        _ => Err(ApiError::bad_request(format!("a container name must be specified for pod {}, choose one of: [{}]", pod.name(), all.join(" ")))),
+        _ => Err(ApiError::bad_request(format!(
+            "a container name must be specified for pod {}, choose one of: [{}]",
+            pod.name(),
+            all.join(" ")
+        ))),
     }
 }
 
@@ -142,7 +160,11 @@ fn log_query(call: &Call<'_>) -> Result<String, ApiError> {
         Some((_, Ok(number))) if number >= least => Ok(()),
         Some((value, _)) => {
             let path = proa_apimachinery::Path::of(name);
-            let error = proa_apimachinery::FieldError::invalid(&path, value, format!("must be greater than or equal to {least}"));
+            let error = proa_apimachinery::FieldError::invalid(
+                &path,
+                value,
+                format!("must be greater than or equal to {least}"),
+            );
             Err(ApiError::invalid(GroupResource::new("", "PodLogOptions"), call.name(), vec![error]))
         }
     };
@@ -203,9 +225,13 @@ fn plain_target(scheme: &str, host: &str, port: u16, path: String) -> Result<Tar
 }
 
 fn pod_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
-    let (scheme, name, port) = split_name(call.name()).ok_or_else(|| ApiError::bad_request(format!("invalid pod request {:?}", call.name())))?;
+    let (scheme, name, port) = split_name(call.name())
+        .ok_or_else(|| ApiError::bad_request(format!("invalid pod request {:?}", call.name())))?;
     let pod = object(call, "pods", call.namespace(), name)?;
-    let host = pod.get_str(&["status", "podIP"]).filter(|ip| !ip.is_empty()).ok_or_else(|| ApiError::unavailable("address not allowed: the pod has no IP"))?;
+    let host = pod
+        .get_str(&["status", "podIP"])
+        .filter(|ip| !ip.is_empty())
+        .ok_or_else(|| ApiError::unavailable("address not allowed: the pod has no IP"))?;
     let containers = pod.get_list(&["spec", "containers"]);
     let mut ports = containers.iter().flat_map(|container| container["ports"].as_array().into_iter().flatten());
     let port = if port.is_empty() {
@@ -213,7 +239,10 @@ fn pod_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
     } else if let Ok(port) = port.parse() {
         port
     } else {
-        ports.find(|have| have["name"] == port).and_then(|port| port["containerPort"].as_u64()).ok_or_else(|| ApiError::unavailable(format!("no port {port:?} in pod {name:?}")))?
+        ports
+            .find(|have| have["name"] == port)
+            .and_then(|port| port["containerPort"].as_u64())
+            .ok_or_else(|| ApiError::unavailable(format!("no port {port:?} in pod {name:?}")))?
     };
     let port = u16::try_from(port).map_err(|_| ApiError::bad_request("invalid port"))?;
     plain_target(scheme, host, port, proxied_path(call))
@@ -221,18 +250,31 @@ fn pod_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
 
 /// One ready endpoint of a service's port.
 fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
-    let (scheme, name, wanted) = split_name(call.name()).ok_or_else(|| ApiError::bad_request(format!("invalid service request {:?}", call.name())))?;
+    let (scheme, name, wanted) = split_name(call.name())
+        .ok_or_else(|| ApiError::bad_request(format!("invalid service request {:?}", call.name())))?;
     let service = object(call, "services", call.namespace(), name)?;
     let none = || ApiError::unavailable(format!("no endpoints available for service {name:?}"));
     let ports = service.get_list(&["spec", "ports"]);
-    let port = ports.iter().find(|port| wanted.is_empty() || port["name"] == wanted || port["port"].as_u64().is_some_and(|number| number.to_string() == wanted));
-    let port_name = port.ok_or_else(|| ApiError::unavailable(format!("no service port {wanted:?} found for service {name:?}")))?["name"].as_str().unwrap_or_default().to_owned();
+    let port = ports.iter().find(|port| {
+        wanted.is_empty()
+            || port["name"] == wanted
+            || port["port"].as_u64().is_some_and(|number| number.to_string() == wanted)
+    });
+    let port_name = port
+        .ok_or_else(|| ApiError::unavailable(format!("no service port {wanted:?} found for service {name:?}")))?["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     for item in call.core.caches.resource("endpointslices.discovery.k8s.io").items(call.namespace()) {
         let slice = item.object();
         if slice.label("kubernetes.io/service-name") != Some(name) {
             continue;
         }
-        let number = slice.get_list(&["ports"]).iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name).and_then(|port| port["port"].as_u64());
+        let number = slice
+            .get_list(&["ports"])
+            .iter()
+            .find(|port| port["name"].as_str().unwrap_or_default() == port_name)
+            .and_then(|port| port["port"].as_u64());
         let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else { continue };
         let ready: Vec<&str> = slice
             .get_list(&["endpoints"])
@@ -250,7 +292,8 @@ fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
 }
 
 fn node_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
-    let (_, name, port) = split_name(call.name()).ok_or_else(|| ApiError::bad_request(format!("invalid node request {:?}", call.name())))?;
+    let (_, name, port) = split_name(call.name())
+        .ok_or_else(|| ApiError::bad_request(format!("invalid node request {:?}", call.name())))?;
     let (host, own) = agent(call, name)?;
     let path = proxied_path(call);
     match port.parse() {
@@ -264,7 +307,9 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn connect(call: &Call<'_>, target: &Target) -> Result<Box<dyn Stream>, ApiError> {
-    let failed = |error: &dyn std::fmt::Display| ApiError::internal(format!("error dialing backend: {}:{}: {error}", target.host, target.port));
+    let failed = |error: &dyn std::fmt::Display| {
+        ApiError::internal(format!("error dialing backend: {}:{}: {error}", target.host, target.port))
+    };
     let tcp = timeout(CONNECT, TcpStream::connect((target.host.as_str(), target.port))).await;
     let tcp = tcp.map_err(|_| failed(&"timed out"))?.map_err(|error| failed(&error))?;
     // Interactive sessions send small frames; a failure here costs latency only.
@@ -280,8 +325,16 @@ async fn connect(call: &Call<'_>, target: &Target) -> Result<Box<dyn Stream>, Ap
 }
 
 /// Headers that are about one connection (RFC 9110 §7.6.1); the credential is ours, not the agent's.
-const HOP: &[HeaderName] =
-    &[header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::TE, header::TRAILER, header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION];
+const HOP: &[HeaderName] = &[
+    header::CONNECTION,
+    header::UPGRADE,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::TRAILER,
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::AUTHORIZATION,
+];
 
 fn passed_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
     let mut out = HeaderMap::new();
@@ -320,7 +373,9 @@ async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> 
     outgoing.headers_mut().insert(header::HOST, host);
     let mut incoming = sender.send_request(outgoing).await.map_err(failed)?;
     if incoming.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let Some(client) = request.upgrade.clone() else { return Err(ApiError::bad_request("the connection cannot be upgraded")) };
+        let Some(client) = request.upgrade.clone() else {
+            return Err(ApiError::bad_request("the connection cannot be upgraded"));
+        };
         let agent = hyper::upgrade::on(&mut incoming);
         let stop = call.core.stop.clone();
         tokio::spawn(async move {

@@ -77,10 +77,11 @@ impl RequestInfo {
         }
         info.verb = verb(method, &info, query, forced_watch);
         // A list that a field selector narrows to one name is authorized as that name.
-        if matches!(info.verb, "list" | "watch" | "deletecollection") && info.name.is_empty() {
-            if let Some(name) = query.get("fieldSelector").and_then(selected_name) {
-                info.name = name.to_owned();
-            }
+        if matches!(info.verb, "list" | "watch" | "deletecollection")
+            && info.name.is_empty()
+            && let Some(name) = query.get("fieldSelector").and_then(selected_name)
+        {
+            info.name = name.to_owned();
         }
         info
     }
@@ -164,7 +165,9 @@ impl Query {
 
     /// Whether `key` is set to true, as Go's ParseBool reads it.
     pub fn flag(&self, key: &str) -> bool {
-        self.pairs.iter().any(|(have, value)| have == key && matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
+        self.pairs
+            .iter()
+            .any(|(have, value)| have == key && matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
     }
 }
 
@@ -177,7 +180,10 @@ pub fn decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten().and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let hex = (bytes[at] == b'%')
+            .then(|| text.get(at + 1..at + 3))
+            .flatten()
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match hex {
             Some(byte) => {
                 out.push(byte);
@@ -212,7 +218,16 @@ mod tests {
             ("GET", "/api/v1/watch/namespaces/a/pods/b", "watch", "", "a", "pods", "b", ""),
             ("GET", "/api/v1/pods?fieldSelector=metadata.name%3Dx", "list", "", "", "pods", "x", ""),
             ("POST", "/apis/apps/v1/namespaces/a/deployments", "create", "apps", "a", "deployments", "", ""),
-            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/w/scale", "patch", "apps", "a", "deployments", "w", "scale"),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/deployments/w/scale",
+                "patch",
+                "apps",
+                "a",
+                "deployments",
+                "w",
+                "scale",
+            ),
             ("DELETE", "/api/v1/nodes/n", "delete", "", "", "nodes", "n", ""),
             ("DELETE", "/api/v1/nodes", "deletecollection", "", "", "nodes", "", ""),
         ] {

@@ -159,7 +159,8 @@ impl Table {
         }
         // Core first, then the built-in groups as the table of kinds lists them, then custom ones by name.
         table.groups.sort_by_cached_key(|group| {
-            let custom = group.versions.iter().all(|version| version.resources.iter().all(|resource| resource.custom.is_some()));
+            let custom =
+                group.versions.iter().all(|version| version.resources.iter().all(|resource| resource.custom.is_some()));
             (!group.name.is_empty(), custom, if custom { group.name.clone() } else { String::new() })
         });
         table
@@ -194,7 +195,8 @@ pub struct Resources {
 impl Resources {
     /// The built-in kinds.
     pub fn new(caches: &Caches, kinds: Vec<Kind>) -> Resources {
-        let builtin: Vec<Arc<Resource>> = kinds.into_iter().map(|kind| Arc::new(resource(caches, kind, None))).collect();
+        let builtin: Vec<Arc<Resource>> =
+            kinds.into_iter().map(|kind| Arc::new(resource(caches, kind, None))).collect();
         let table = Table::build(builtin.iter().cloned());
         Resources { current: ArcSwap::from_pointee(table), builtin, custom: Mutex::default() }
     }
@@ -208,7 +210,8 @@ impl Resources {
     pub fn set_custom(&self, caches: &Caches, definition: &str, revision: u64, kinds: Vec<Kind>) {
         let mut custom = self.custom.lock();
         let source = Custom { definition: definition.to_owned(), revision };
-        let resources: Vec<Arc<Resource>> = kinds.into_iter().map(|kind| Arc::new(resource(caches, kind, Some(source.clone())))).collect();
+        let resources: Vec<Arc<Resource>> =
+            kinds.into_iter().map(|kind| Arc::new(resource(caches, kind, Some(source.clone())))).collect();
         if resources.is_empty() {
             custom.remove(definition);
         } else {

@@ -26,7 +26,9 @@ pub fn find(resource: &Resource) -> Option<Review> {
         ("authentication.k8s.io", "selfsubjectreviews") => |call| Box::pin(whoami(call)),
         ("authorization.k8s.io", "selfsubjectrulesreviews") => |call| Box::pin(rules(call)),
         ("authorization.k8s.io", "selfsubjectaccessreviews") => |call| Box::pin(access(call, Subject::Caller)),
-        ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => |call| Box::pin(access(call, Subject::Named)),
+        ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => {
+            |call| Box::pin(access(call, Subject::Named))
+        }
         ("", "bindings") => |call| Box::pin(crate::subresource::legacy_binding(call)),
         _ => return None,
     })
@@ -87,7 +89,12 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
     let spec = review.get("spec").cloned().unwrap_or_default();
     let user = match subject {
         Subject::Caller => call.user().clone(),
-        Subject::Named => User { name: text(&spec, "user").to_owned(), uid: text(&spec, "uid").to_owned(), groups: strings(spec.get("groups")), ..User::default() },
+        Subject::Named => User {
+            name: text(&spec, "user").to_owned(),
+            uid: text(&spec, "uid").to_owned(),
+            groups: strings(spec.get("groups")),
+            ..User::default()
+        },
     };
     let resource = spec.get("resourceAttributes").filter(|value| !value.is_null());
     let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
@@ -101,15 +108,22 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
             name: text(attributes, "name"),
             path: "",
         },
-        (None, Some(attributes)) => Attributes { verb: text(attributes, "verb"), path: text(attributes, "path"), ..Attributes::default() },
-        _ => return Err(ApiError::bad_request("spec.resourceAttributes: exactly one of nonResourceAttributes or resourceAttributes must be specified")),
+        (None, Some(attributes)) => {
+            Attributes { verb: text(attributes, "verb"), path: text(attributes, "path"), ..Attributes::default() }
+        }
+        _ => {
+            return Err(ApiError::bad_request(
+                "spec.resourceAttributes: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            ));
+        }
     };
     if call.resource.kind.plural == "localsubjectaccessreviews" && what.namespace != call.namespace() {
         return Err(ApiError::bad_request("spec.resourceAttributes.namespace: must match metadata.namespace"));
     }
     call.core.caches.consistent().await?;
     let allowed = allowed(call.core, &user, &what);
-    review["status"] = if allowed { json!({"allowed": true, "reason": "RBAC: allowed"}) } else { json!({"allowed": false}) };
+    review["status"] =
+        if allowed { json!({"allowed": true, "reason": "RBAC: allowed"}) } else { json!({"allowed": false}) };
     Ok(answer(StatusCode::CREATED, &review))
 }
 
@@ -134,7 +148,11 @@ async fn rules(call: &Call<'_>) -> Result<Response, ApiError> {
         value
     };
     let resources: Vec<Value> = rules.iter().filter(|rule| !rule.resources.is_empty()).map(resource).collect();
-    let paths: Vec<Value> = rules.iter().filter(|rule| !rule.urls.is_empty()).map(|rule| json!({"verbs": rule.verbs, "nonResourceURLs": rule.urls})).collect();
+    let paths: Vec<Value> = rules
+        .iter()
+        .filter(|rule| !rule.urls.is_empty())
+        .map(|rule| json!({"verbs": rule.verbs, "nonResourceURLs": rule.urls}))
+        .collect();
     review["status"] = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
     Ok(answer(StatusCode::CREATED, &review))
 }

@@ -117,9 +117,15 @@ impl Server {
     /// The server's own certificate: every name and address it can be called by.
     fn serving_identity(&self, bound: Option<IpAddr>) -> Result<Identity, PkiError> {
         let config = &self.core.config;
-        let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned).to_vec();
+        let mut names: Vec<String> =
+            ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned).to_vec();
         names.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
-        let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST), config.advertise, IpAddr::V4(config.service_cidr.nth(1))];
+        let mut addresses = vec![
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(Ipv6Addr::LOCALHOST),
+            config.advertise,
+            IpAddr::V4(config.service_cidr.nth(1)),
+        ];
         addresses.extend(config.listen.map(|listen| listen.ip()));
         addresses.extend(bound);
         for extra in &config.extra_names {
@@ -151,21 +157,35 @@ async fn bootstrap_write(server: &Server, user: User, objects: Vec<Object>) -> R
             async move {
                 let (group, version) = object.api_version().split_once('/').unwrap_or(("", object.api_version()));
                 let what = format!("{} {}", object.kind(), object.name());
-                let resource = table.find_kind(group, version, object.kind()).ok_or_else(|| Error::Bootstrap(format!("{what}: no such kind")))?;
+                let resource = table
+                    .find_kind(group, version, object.kind())
+                    .ok_or_else(|| Error::Bootstrap(format!("{what}: no such kind")))?;
                 if resource.cache.get(object.namespace(), object.name()).is_some() {
                     return Ok(());
                 }
-                let root = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
-                let place = if object.namespace().is_empty() { String::new() } else { format!("namespaces/{}/", object.namespace()) };
+                let root =
+                    if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+                let place = if object.namespace().is_empty() {
+                    String::new()
+                } else {
+                    format!("namespaces/{}/", object.namespace())
+                };
                 let uri = format!("{root}/{place}{}", resource.kind.plural);
-                let request = http::Request::post(uri).header("content-type", "application/json").header("user-agent", "proa-apiserver");
-                let request = request.body(http_body_util::Full::new(crate::registry::codec::plain(&object))).map_err(|error| Error::Bootstrap(error.to_string()))?;
+                let request = http::Request::post(uri)
+                    .header("content-type", "application/json")
+                    .header("user-agent", "proa-apiserver");
+                let request = request
+                    .body(http_body_util::Full::new(crate::registry::codec::plain(&object)))
+                    .map_err(|error| Error::Bootstrap(error.to_string()))?;
                 let Ok(response) = tower::Service::call(&mut local, request).await;
                 if response.status().is_success() || response.status() == http::StatusCode::CONFLICT {
                     return Ok(());
                 }
                 let status = response.status();
-                let body = http_body_util::BodyExt::collect(response.into_body()).await.map(|body| body.to_bytes()).unwrap_or_default();
+                let body = http_body_util::BodyExt::collect(response.into_body())
+                    .await
+                    .map(|body| body.to_bytes())
+                    .unwrap_or_default();
                 Err(Error::Bootstrap(format!("{what}: {status}: {}", String::from_utf8_lossy(&body))))
             }
         }))

@@ -36,7 +36,12 @@ pub async fn serve(call: &Call<'_>) -> Result<Response, ApiError> {
 }
 
 fn scale_paths<'a>(call: &'a Call<'_>) -> Result<&'a ScalePaths, ApiError> {
-    let paths = call.resource.kind.subresources.iter().find_map(|sub| if let Subresource::Scale(paths) = sub { Some(paths) } else { None });
+    let paths = call
+        .resource
+        .kind
+        .subresources
+        .iter()
+        .find_map(|sub| if let Subresource::Scale(paths) = sub { Some(paths) } else { None });
     paths.ok_or_else(ApiError::no_such_resource)
 }
 
@@ -47,7 +52,8 @@ fn fields(path: &str) -> Vec<&str> {
 /// The `autoscaling/v1` Scale of an object.
 fn scale_of(paths: &ScalePaths, object: &Object) -> Value {
     let replicas = |path: &str| object.get_i64(&fields(path)).unwrap_or(0);
-    let selector = paths.label_selector.as_ref().and_then(|path| object.get(&fields(path))).map(selector_text).unwrap_or_default();
+    let selector =
+        paths.label_selector.as_ref().and_then(|path| object.get(&fields(path))).map(selector_text).unwrap_or_default();
     let mut metadata = json!({"name": object.name(), "uid": object.uid(), "resourceVersion": object.resource_version(), "creationTimestamp": object.creation_timestamp()});
     if !object.namespace().is_empty() {
         metadata["namespace"] = object.namespace().into();
@@ -72,7 +78,8 @@ fn selector_text(value: &Value) -> String {
             LabelSelector::from_value(value).map(|selector| selector.to_string()).unwrap_or_default()
         }
         Value::Object(map) => {
-            let mut pairs: Vec<String> = map.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+            let mut pairs: Vec<String> =
+                map.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
             pairs.sort();
             pairs.join(",")
         }
@@ -91,18 +98,33 @@ async fn scale_set(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = WriteOptions::read(call.request)?;
     let media = codec::media_type(call.request);
     let applied = media == "application/apply-patch+yaml";
-    let body = if applied { codec::decode_yaml(&call.request.body)?.value } else if call.request.info.verb == "update" { codec::decode(call.request)?.value } else { codec::decode_json(&call.request.body)?.value };
+    let body = if applied {
+        codec::decode_yaml(&call.request.body)?.value
+    } else if call.request.info.verb == "update" {
+        codec::decode(call.request)?.value
+    } else {
+        codec::decode_json(&call.request.body)?.value
+    };
     let change = |old: &Object| {
         let before = scale_of(&paths, old);
         let after = match media.as_str() {
             _ if call.request.info.verb == "update" => body.clone(),
-            "application/json-patch+json" => patch::json(&before, &body).map_err(|error| ApiError::bad_request(error.to_string()))?,
-            "application/merge-patch+json" | "application/strategic-merge-patch+json" | "application/apply-patch+yaml" => {
+            "application/json-patch+json" => {
+                patch::json(&before, &body).map_err(|error| ApiError::bad_request(error.to_string()))?
+            }
+            "application/merge-patch+json"
+            | "application/strategic-merge-patch+json"
+            | "application/apply-patch+yaml" => {
                 let mut after = before;
                 patch::merge(&mut after, &body);
                 after
             }
-            _ => return Err(ApiError::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json"])),
+            _ => {
+                return Err(ApiError::unsupported_media_type(&[
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                ]));
+            }
         };
         let mut new = old.clone();
         let version = after.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
@@ -141,7 +163,10 @@ async fn bind(call: &Call<'_>, name: &str, body: &Value) -> Result<Response, Api
     let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let node = text("/target/name").to_owned();
     if !matches!(text("/target/kind"), "" | "Node") {
-        return Err(ApiError::bad_request(format!("target.kind: Unsupported value: {:?}: supported values: \"Node\"", text("/target/kind"))));
+        return Err(ApiError::bad_request(format!(
+            "target.kind: Unsupported value: {:?}: supported values: \"Node\"",
+            text("/target/kind")
+        )));
     }
     if node.is_empty() {
         return Err(ApiError::bad_request("target.name: Required value"));
@@ -156,13 +181,25 @@ async fn bind(call: &Call<'_>, name: &str, body: &Value) -> Result<Response, Api
             return Err(ApiError::conflict(group_resource, name, &why));
         }
         if old.deletion_timestamp().is_some() {
-            return Err(ApiError::conflict(group_resource, name, &format!("pod {name} is being deleted, cannot be assigned to a host")));
+            return Err(ApiError::conflict(
+                group_resource,
+                name,
+                &format!("pod {name} is being deleted, cannot be assigned to a host"),
+            ));
         }
         if let Some(have) = old.get_str(&["spec", "nodeName"]).filter(|have| !have.is_empty()) {
-            return Err(ApiError::conflict(group_resource, name, &format!("pod {name} is already assigned to node \"{have}\"")));
+            return Err(ApiError::conflict(
+                group_resource,
+                name,
+                &format!("pod {name} is already assigned to node \"{have}\""),
+            ));
         }
         if !old.get_list(&["spec", "schedulingGates"]).is_empty() {
-            return Err(ApiError::conflict(group_resource, name, &format!("pod {name} has non-empty .spec.schedulingGates")));
+            return Err(ApiError::conflict(
+                group_resource,
+                name,
+                &format!("pod {name} has non-empty .spec.schedulingGates"),
+            ));
         }
         let mut new = old.clone();
         new.set(&["spec", "nodeName"], node.as_str());
@@ -171,29 +208,38 @@ async fn bind(call: &Call<'_>, name: &str, body: &Value) -> Result<Response, Api
         }
         let mut conditions = new.get_list(&["status", "conditions"]).to_vec();
         conditions.retain(|condition| condition["type"] != "PodScheduled");
-        conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
+        conditions
+            .push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
         new.set(&["status", "conditions"], conditions);
         Ok((new, FieldErrors::new()))
     };
     write::assign(call, name, &options, change).await?;
-    Ok(answer(StatusCode::CREATED, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok(answer(
+        StatusCode::CREATED,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 /// POST of an Eviction: a delete that disruption budgets may refuse.
 async fn evict(call: &Call<'_>) -> Result<Response, ApiError> {
     let body = codec::decode(call.request)?.value;
-    let name = body.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty()).unwrap_or(call.name());
+    let name =
+        body.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty()).unwrap_or(call.name());
     if name != call.name() {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
     let pod = write::current(call, name).await?.ok_or_else(|| call.not_found(name))?.object;
-    let running = !matches!(pod.get_str(&["status", "phase"]), Some("Succeeded" | "Failed" | "Pending")) && pod.deletion_timestamp().is_none();
+    let running = !matches!(pod.get_str(&["status", "phase"]), Some("Succeeded" | "Failed" | "Pending"))
+        && pod.deletion_timestamp().is_none();
     if running {
         budget(call, &pod)?;
     }
     let options = DeleteOptions::from_value(body.get("deleteOptions").unwrap_or(&Value::Null), call)?;
     delete_named(call, name, &options).await?;
-    Ok(answer(StatusCode::CREATED, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok(answer(
+        StatusCode::CREATED,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 /// Refuses while a PodDisruptionBudget that selects the pod allows no disruption.
@@ -205,12 +251,16 @@ fn budget(call: &Call<'_>, pod: &Object) -> Result<(), ApiError> {
         if !selector.matches(|key| pod.label(key)) {
             continue;
         }
-        let ready = pod.get_list(&["status", "conditions"]).iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+        let ready = pod
+            .get_list(&["status", "conditions"])
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
         if !ready && budget.get_str(&["spec", "unhealthyPodEvictionPolicy"]) == Some("AlwaysAllow") {
             continue;
         }
         if budget.get_i64(&["status", "disruptionsAllowed"]).unwrap_or(0) <= 0 {
-            let mut error = ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
+            let mut error =
+                ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
             error.details.get_or_insert_default().causes.push(proa_apimachinery::status::StatusCause {
                 reason: "DisruptionBudget".into(),
                 message: format!("The disruption budget {} needs its controller to allow a disruption", budget.name()),
@@ -244,7 +294,11 @@ async fn finalize(call: &Call<'_>) -> Result<Response, ApiError> {
 /// PUT or PATCH of a certificate signing request's conditions `Approved` and `Denied`.
 async fn approve(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = WriteOptions::read(call.request)?;
-    let body = if call.request.info.verb == "patch" { codec::decode_json(&call.request.body)?.value } else { codec::decode(call.request)?.value };
+    let body = if call.request.info.verb == "patch" {
+        codec::decode_json(&call.request.body)?.value
+    } else {
+        codec::decode(call.request)?.value
+    };
     let change = |old: &Object| {
         let mut new = old.clone();
         let wanted = if call.request.info.verb == "patch" {
@@ -275,8 +329,14 @@ mod tests {
 
     #[test]
     fn a_scale_reads_and_names_the_kinds_own_paths() {
-        let paths = ScalePaths { spec_replicas: ".spec.n".into(), status_replicas: ".status.n".into(), label_selector: Some(".status.s".into()) };
-        let object = Object::from_value(json!({"metadata": {"name": "x"}, "spec": {"n": 3}, "status": {"n": 2, "s": "a=b"}})).unwrap();
+        let paths = ScalePaths {
+            spec_replicas: ".spec.n".into(),
+            status_replicas: ".status.n".into(),
+            label_selector: Some(".status.s".into()),
+        };
+        let object =
+            Object::from_value(json!({"metadata": {"name": "x"}, "spec": {"n": 3}, "status": {"n": 2, "s": "a=b"}}))
+                .unwrap();
         let scale = scale_of(&paths, &object);
         assert_eq!(scale["spec"]["replicas"], 3);
         assert_eq!(scale["status"], json!({"replicas": 2, "selector": "a=b"}));

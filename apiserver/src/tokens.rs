@@ -76,10 +76,19 @@ pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
     let spec = body.get("spec").cloned().unwrap_or_else(|| json!({}));
     let seconds = spec.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(USUAL);
     if seconds < SHORTEST {
-        return Err(ApiError::bad_request("spec.expirationSeconds: Invalid value: may not specify a duration less than 10 minutes"));
+        return Err(ApiError::bad_request(
+            "spec.expirationSeconds: Invalid value: may not specify a duration less than 10 minutes",
+        ));
     }
     let seconds = seconds.min(LONGEST);
-    let mut audiences: Vec<String> = spec.get("audiences").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let mut audiences: Vec<String> = spec
+        .get("audiences")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     if audiences.is_empty() {
         audiences = core.tokens.audiences().iter().take(1).cloned().collect();
     }
@@ -108,7 +117,8 @@ pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
     body["apiVersion"] = "authentication.k8s.io/v1".into();
     body["spec"] = json!({"audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": spec.get("boundObjectRef").cloned().unwrap_or(Value::Null)});
     body["status"] = json!({"token": token, "expirationTimestamp": meta::time(expires)});
-    body["metadata"] = json!({"name": account.name(), "namespace": call.namespace(), "creationTimestamp": meta::time(core.now())});
+    body["metadata"] =
+        json!({"name": account.name(), "namespace": call.namespace(), "creationTimestamp": meta::time(core.now())});
     Ok(answer(StatusCode::CREATED, &body))
 }
 
@@ -119,13 +129,25 @@ fn bind(call: &Call<'_>, reference: &Value, bound: &mut Bound) -> Result<(), Api
         "Pod" => ("pods", call.namespace()),
         "Secret" => ("secrets", call.namespace()),
         "Node" => ("nodes", ""),
-        other => return Err(ApiError::bad_request(format!("spec.boundObjectRef.kind: cannot bind token for serviceaccount to object of kind {other:?}"))),
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "spec.boundObjectRef.kind: cannot bind token for serviceaccount to object of kind {other:?}"
+            )));
+        }
     };
     let group_resource = GroupResource::new("", resource);
-    let item = call.core.caches.resource(resource).get(namespace, text("name")).ok_or_else(|| ApiError::not_found(group_resource, text("name")))?;
+    let item = call
+        .core
+        .caches
+        .resource(resource)
+        .get(namespace, text("name"))
+        .ok_or_else(|| ApiError::not_found(group_resource, text("name")))?;
     let object = item.object();
     if !text("uid").is_empty() && text("uid") != object.uid() {
-        let why = format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", text("uid"));
+        let why = format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+            text("uid")
+        );
         return Err(ApiError::conflict(group_resource, object.name(), &why));
     }
     let target = Reference { name: object.name().to_owned(), uid: object.uid().to_owned() };
@@ -133,7 +155,10 @@ fn bind(call: &Call<'_>, reference: &Value, bound: &mut Bound) -> Result<(), Api
         "pods" => {
             let runs_as = object.get_str(&["spec", "serviceAccountName"]).unwrap_or("default");
             if runs_as != bound.serviceaccount.name {
-                return Err(ApiError::bad_request(format!("cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.", bound.serviceaccount.name)));
+                return Err(ApiError::bad_request(format!(
+                    "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                    bound.serviceaccount.name
+                )));
             }
             // The node of the pod goes in too (KEP-4193).
             if let Some(node) = object.get_str(&["spec", "nodeName"]) {

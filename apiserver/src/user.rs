@@ -44,7 +44,11 @@ impl User {
         User {
             name: format!("system:serviceaccount:{namespace}:{name}"),
             uid: uid.to_owned(),
-            groups: vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}"), AUTHENTICATED.into()],
+            groups: vec![
+                "system:serviceaccounts".into(),
+                format!("system:serviceaccounts:{namespace}"),
+                AUTHENTICATED.into(),
+            ],
             extra: BTreeMap::new(),
         }
     }

@@ -81,7 +81,9 @@ async fn pages_are_one_snapshot_whatever_is_written_between() {
     loop {
         let page = world.get(&uri).await;
         assert!(page["items"].as_array().unwrap().len() <= 3);
-        names.extend(page["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()));
+        names.extend(
+            page["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()),
+        );
         let Some(token) = page["metadata"]["continue"].as_str() else { break };
         world.ok("POST", MAPS, &map(&format!("m9{}", names.len()), "x")).await;
         uri = format!("{MAPS}?limit=3&labelSelector=value%3Dx&continue={token}");
@@ -110,7 +112,8 @@ async fn a_watch_with_a_selector_sees_objects_come_and_go() {
     let mut events = world.watch(&format!("{MAPS}?watch=1&labelSelector=value%3D1")).await;
     world.ok("POST", MAPS, &map("a", "0")).await;
     for value in ["1", "1", "2", "1"] {
-        let patch = json!({"metadata": {"labels": {"value": value}, "annotations": {"n": uuid::Uuid::new_v4().to_string()}}});
+        let patch =
+            json!({"metadata": {"labels": {"value": value}, "annotations": {"n": uuid::Uuid::new_v4().to_string()}}});
         world.ok("PATCH", &format!("{MAPS}/a"), &patch).await;
     }
     world.ok("DELETE", &format!("{MAPS}/a"), &Value::Null).await;
@@ -123,7 +126,9 @@ async fn a_watch_with_a_selector_sees_objects_come_and_go() {
 async fn initial_events_end_with_a_bookmark() {
     let world = world().await;
     world.ok("POST", MAPS, &map("a", "1")).await;
-    let uri = format!("{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&labelSelector=value");
+    let uri = format!(
+        "{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&labelSelector=value"
+    );
     let mut events = world.watch(&uri).await;
     assert_eq!(events.what().await, ("ADDED".to_owned(), "a".to_owned()));
     let bookmark = events.next().await.unwrap();
@@ -134,11 +139,20 @@ async fn initial_events_end_with_a_bookmark() {
 #[tokio::test]
 async fn nobody_gets_health_and_nothing_else() {
     let world = world().await;
-    for (uri, status) in [("/healthz", 200), ("/livez", 200), ("/readyz", 200), ("/version", 200), (MAPS, 403), ("/metrics", 403), ("/api/v1/nodes", 403)] {
+    for (uri, status) in [
+        ("/healthz", 200),
+        ("/livez", 200),
+        ("/readyz", 200),
+        ("/version", 200),
+        (MAPS, 403),
+        ("/metrics", 403),
+        ("/api/v1/nodes", 403),
+    ] {
         let (got, body) = world.call_as(User::anonymous(), "GET", uri, &[], Vec::new()).await;
         assert_eq!(got, status, "{uri}: {body}");
     }
-    let (status, _) = world.call_as(User::anonymous(), "GET", "/api", &[("authorization", "Bearer not.a.token")], Vec::new()).await;
+    let (status, _) =
+        world.call_as(User::anonymous(), "GET", "/api", &[("authorization", "Bearer not.a.token")], Vec::new()).await;
     assert_eq!(status, 401);
 }
 
@@ -147,13 +161,18 @@ async fn a_token_dies_with_its_account() {
     let world = world().await;
     let accounts = "/api/v1/namespaces/default/serviceaccounts";
     world.ok("POST", accounts, &json!({"metadata": {"name": "robot"}})).await;
-    let token = world.ok("POST", &format!("{accounts}/robot/token"), &json!({"spec": {"expirationSeconds": 600}})).await;
+    let token =
+        world.ok("POST", &format!("{accounts}/robot/token"), &json!({"spec": {"expirationSeconds": 600}})).await;
     let bearer = format!("Bearer {}", token["status"]["token"].as_str().unwrap());
     let review = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
     let credential = [("authorization", bearer.as_str())];
     let ask = || world.call_as(User::anonymous(), "POST", review, &credential, b"{}".to_vec());
     let (status, me) = ask().await;
-    assert_eq!((status, me["status"]["userInfo"]["username"].as_str()), (201, Some("system:serviceaccount:default:robot")), "{me}");
+    assert_eq!(
+        (status, me["status"]["userInfo"]["username"].as_str()),
+        (201, Some("system:serviceaccount:default:robot")),
+        "{me}"
+    );
     world.ok("DELETE", &format!("{accounts}/robot"), &Value::Null).await;
     world.get(accounts).await;
     assert_eq!(ask().await.0, 401);
@@ -168,7 +187,9 @@ async fn nobody_grants_what_they_do_not_hold() {
     let binding = json!({"metadata": {"name": "maker"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "maker"},
         "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "eve"}]});
     world.ok("POST", &roles.replace("/roles", "/rolebindings"), &binding).await;
-    let role = |resource: &str| json!({"metadata": {"name": resource}, "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]}).to_string().into_bytes();
+    let role = |resource: &str| {
+        json!({"metadata": {"name": resource}, "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]}).to_string().into_bytes()
+    };
     let eve = || User::new("eve", &[]);
     assert_eq!(world.call_as(eve(), "POST", roles, &[], role("pods")).await.0, 201);
     let (status, refusal) = world.call_as(eve(), "POST", roles, &[], role("secrets")).await;
@@ -187,7 +208,12 @@ async fn bad_input_gets_a_status_and_changes_nothing() {
         ("not YAML", "application/yaml", b"a: [".to_vec(), 400),
         ("wrong type", "application/json", br#"{"metadata":{"name":"a"},"data":[1]}"#.to_vec(), 400),
         ("not an object", "application/json", b"[]".to_vec(), 400),
-        ("wrong kind", "application/json", br#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"a"}}"#.to_vec(), 400),
+        (
+            "wrong kind",
+            "application/json",
+            br#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"a"}}"#.to_vec(),
+            400,
+        ),
         ("no name", "application/json", b"{}".to_vec(), 422),
         ("bad name", "application/json", br#"{"metadata":{"name":"A_B"}}"#.to_vec(), 422),
         ("unknown form", "application/cbor", b"x".to_vec(), 415),
@@ -203,8 +229,15 @@ async fn bad_input_gets_a_status_and_changes_nothing() {
     let (status, error) = world.call("POST", &format!("{MAPS}?fieldValidation=Strict"), &strict).await;
     assert_eq!(status, 400);
     assert!(error["message"].as_str().unwrap().contains("strict decoding error: unknown field \"dat\""), "{error}");
-    assert!(world.get(&format!("{MAPS}?fieldSelector=metadata.name%3Da")).await["items"].as_array().unwrap().is_empty());
-    for (uri, code) in [("/api/v1/nothing", 404), ("/apis/none.example.com/v1/things", 404), ("/nothing", 404), (&format!("{MAPS}/none"), 404)] {
+    assert!(
+        world.get(&format!("{MAPS}?fieldSelector=metadata.name%3Da")).await["items"].as_array().unwrap().is_empty()
+    );
+    for (uri, code) in [
+        ("/api/v1/nothing", 404),
+        ("/apis/none.example.com/v1/things", 404),
+        ("/nothing", 404),
+        (&format!("{MAPS}/none"), 404),
+    ] {
         assert_eq!(world.call("GET", uri, &Value::Null).await.0, code, "{uri}");
     }
 }
@@ -215,7 +248,8 @@ async fn everything_is_there_after_a_restart() {
     use proa_store::{Embedded, Log, Options};
     use std::sync::Arc;
     let dir = tempfile::tempdir().unwrap();
-    let ports = |service: &Value| (service["spec"]["clusterIP"].clone(), service["spec"]["ports"][0]["nodePort"].clone());
+    let ports =
+        |service: &Value| (service["spec"]["clusterIP"].clone(), service["spec"]["ports"][0]["nodePort"].clone());
     let services = "/api/v1/namespaces/default/services";
     let mut seen = Vec::new();
     for round in 0..2 {
@@ -224,14 +258,24 @@ async fn everything_is_there_after_a_restart() {
         let server = Server::open(Config::new(dir.path()), Arc::clone(&store) as Arc<dyn Log>).await.unwrap();
         let mut local = server.local(User::new("admin", &["system:masters"]));
         let body = json!({"metadata": {"generateName": "web-"}, "spec": {"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "b"}}});
-        let request = http::Request::post(services).body(http_body_util::Full::new(bytes::Bytes::from(body.to_string()))).unwrap();
+        let request = http::Request::post(services)
+            .body(http_body_util::Full::new(bytes::Bytes::from(body.to_string())))
+            .unwrap();
         let Ok(response) = tower::Service::call(&mut local, request).await;
         assert_eq!(response.status(), 201);
-        let made: Value = serde_json::from_slice(&http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes()).unwrap();
+        let made: Value =
+            serde_json::from_slice(&http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes())
+                .unwrap();
         assert!(!seen.contains(&ports(&made)), "round {round}");
         seen.push(ports(&made));
-        let Ok(response) = tower::Service::call(&mut local, http::Request::get(services).body(http_body_util::Full::new(bytes::Bytes::new())).unwrap()).await;
-        let list: Value = serde_json::from_slice(&http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes()).unwrap();
+        let Ok(response) = tower::Service::call(
+            &mut local,
+            http::Request::get(services).body(http_body_util::Full::new(bytes::Bytes::new())).unwrap(),
+        )
+        .await;
+        let list: Value =
+            serde_json::from_slice(&http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes())
+                .unwrap();
         for one in &seen {
             assert!(list["items"].as_array().unwrap().iter().any(|service| ports(service) == *one), "round {round}");
         }
@@ -245,4 +289,3 @@ async fn everything_is_there_after_a_restart() {
         store.close().await;
     }
 }
-

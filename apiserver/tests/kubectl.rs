@@ -81,12 +81,15 @@ async fn apply_get_describe_diff_and_apply_again() {
         assert!(kubectl.ok(&["describe", "deployment", "web"], "").contains("RollingUpdateStrategy"));
         assert!(kubectl.ok(&["describe", "pod", "one"], "").contains("Service Account"));
         assert_eq!(kubectl.ok(&["diff", "-f", "-"], MANIFEST), "");
-        let server = kubectl.ok(&["apply", "--dry-run=server", "-f", "-"], &MANIFEST.replace("replicas: 3", "replicas: 7"));
+        let server =
+            kubectl.ok(&["apply", "--dry-run=server", "-f", "-"], &MANIFEST.replace("replicas: 3", "replicas: 7"));
         assert!(server.contains("configured (server dry run)"), "{server}");
         assert_eq!(kubectl.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas}"], ""), "3");
         assert!(kubectl.ok(&["get", "po", "-l", "app=one", "-o", "name"], "").contains("pod/one"));
         assert!(kubectl.ok(&["get", "po", "--field-selector=metadata.name=one", "-A"], "").contains("one"));
-        assert!(kubectl.fails(&["get", "po", "--field-selector=foo=bar"], "").contains("field label not supported: foo"));
+        assert!(
+            kubectl.fails(&["get", "po", "--field-selector=foo=bar"], "").contains("field label not supported: foo")
+        );
     })
     .await;
 }
@@ -94,7 +97,8 @@ async fn apply_get_describe_diff_and_apply_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_managers_of_one_field_conflict_until_one_is_forced() {
     told(|kubectl| {
-        let mine = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shared"}, "data": {"a": "mine"}}"#;
+        let mine =
+            r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shared"}, "data": {"a": "mine"}}"#;
         let theirs = mine.replace("mine", "theirs");
         kubectl.ok(&["apply", "--server-side", "-f", "-"], mine);
         let refused = kubectl.fails(&["apply", "--server-side", "--field-manager=other", "-f", "-"], &theirs);
@@ -140,13 +144,17 @@ async fn every_way_to_change_an_object() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delete_propagates_as_asked() {
     told(|kubectl| {
-        for (policy, finalizer) in [("orphan", "[\"orphan\"]"), ("foreground", "[\"foregroundDeletion\"]"), ("background", "")] {
+        for (policy, finalizer) in
+            [("orphan", "[\"orphan\"]"), ("foreground", "[\"foregroundDeletion\"]"), ("background", "")]
+        {
             kubectl.ok(&["apply", "-f", "-"], MANIFEST);
             kubectl.ok(&["delete", "deploy", "web", &format!("--cascade={policy}"), "--wait=false"], "");
-            let left = kubectl.ok(&["get", "deploy", "web", "--ignore-not-found", "-o", "jsonpath={.metadata.finalizers}"], "");
+            let left = kubectl
+                .ok(&["get", "deploy", "web", "--ignore-not-found", "-o", "jsonpath={.metadata.finalizers}"], "");
             assert_eq!(left, finalizer, "{policy}");
             if !left.is_empty() {
-                kubectl.ok(&["patch", "deploy", "web", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#], "");
+                kubectl
+                    .ok(&["patch", "deploy", "web", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#], "");
             }
             assert_eq!(kubectl.ok(&["get", "deploy", "web", "--ignore-not-found"], ""), "");
         }
@@ -159,12 +167,18 @@ async fn a_new_kind_is_usable_as_soon_as_it_is_applied() {
     told(|kubectl| {
         kubectl.ok(&["apply", "-f", "-"], CRD);
         kubectl.ok(&["wait", "--for=condition=Established", "crd/boats.example.com", "--timeout=10s"], "");
-        kubectl.ok(&["apply", "-f", "-"], "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: proa}\nspec: {hull: slim}\n");
+        kubectl.ok(
+            &["apply", "-f", "-"],
+            "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: proa}\nspec: {hull: slim}\n",
+        );
         assert_eq!(kubectl.ok(&["get", "bt", "proa", "-o", "jsonpath={.spec.sails}"], ""), "1");
         assert!(kubectl.ok(&["get", "boats"], "").contains("SAILS"));
         kubectl.ok(&["scale", "boat/proa", "--replicas=3"], "");
         assert_eq!(kubectl.ok(&["get", "boat", "proa", "-o", "jsonpath={.spec.sails}"], ""), "3");
-        let refused = kubectl.fails(&["apply", "-f", "-"], "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: bad}\nspec: {hull: slim, sails: 9}\n");
+        let refused = kubectl.fails(
+            &["apply", "-f", "-"],
+            "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: bad}\nspec: {hull: slim, sails: 9}\n",
+        );
         assert!(refused.contains("spec.sails"), "{refused}");
         assert!(kubectl.ok(&["explain", "boat.spec"], "").contains("hull"));
         kubectl.ok(&["delete", "crd", "boats.example.com", "--timeout=20s"], "");
@@ -176,11 +190,14 @@ async fn a_new_kind_is_usable_as_soon_as_it_is_applied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_manifests_are_refused_with_their_field() {
     told(|kubectl| {
-        let unknown = kubectl.fails(&["apply", "-f", "-"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndataa: {}\n");
+        let unknown =
+            kubectl.fails(&["apply", "-f", "-"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndataa: {}\n");
         assert!(unknown.contains("unknown field \"dataa\"") || unknown.contains("ValidationError"), "{unknown}");
-        let name = kubectl.fails(&["apply", "-f", "-"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Bad_Name}\n");
+        let name =
+            kubectl.fails(&["apply", "-f", "-"], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Bad_Name}\n");
         assert!(name.contains("metadata.name: Invalid value"), "{name}");
-        let selector = MANIFEST.split("---").nth(1).unwrap().replace("matchLabels: {app: web}", "matchLabels: {app: other}");
+        let selector =
+            MANIFEST.split("---").nth(1).unwrap().replace("matchLabels: {app: web}", "matchLabels: {app: other}");
         let refused = kubectl.fails(&["apply", "-f", "-"], &selector);
         assert!(refused.contains("spec.template.metadata.labels"), "{refused}");
         assert!(kubectl.ok(&["explain", "deployment.spec.strategy"], "").contains("rollingUpdate"));

@@ -32,7 +32,9 @@ pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> 
         // It may have been created an instant ago, on another connection.
         None => {
             call.core.caches.consistent().await?;
-            namespaces.get("", namespace).ok_or_else(|| ApiError::not_found(GroupResource::new("", "namespaces"), namespace))?
+            namespaces
+                .get("", namespace)
+                .ok_or_else(|| ApiError::not_found(GroupResource::new("", "namespaces"), namespace))?
         }
     };
     if item.object().deletion_timestamp().is_none() {

@@ -24,7 +24,11 @@ fn priority(call: &Call<'_>, pod: &mut Object) -> Result<(), ApiError> {
     let classes = call.core.caches.resource("priorityclasses.scheduling.k8s.io");
     let name = pod.get_str(&["spec", "priorityClassName"]).unwrap_or_default();
     let class = if name.is_empty() {
-        classes.items("").iter().map(|item| item.object()).find(|class| class.get_bool(&["globalDefault"]) == Some(true))
+        classes
+            .items("")
+            .iter()
+            .map(|item| item.object())
+            .find(|class| class.get_bool(&["globalDefault"]) == Some(true))
     } else {
         classes.get("", name).map(|item| item.object())
     };
@@ -40,7 +44,10 @@ fn service_account(call: &Call<'_>, pod: &mut Object) -> Result<(), ApiError> {
             Ok(())
         }
         None => {
-            let why = format!("error looking up service account {}/{name}: serviceaccount \"{name}\" not found", call.namespace());
+            let why = format!(
+                "error looking up service account {}/{name}: serviceaccount \"{name}\" not found",
+                call.namespace()
+            );
             Err(refuse(pod, &why))
         }
     }

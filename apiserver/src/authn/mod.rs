@@ -89,13 +89,19 @@ fn bootstrap_token(core: &Core, token: &str) -> Option<User> {
     if !same(expected.as_bytes(), secret.as_bytes()) {
         return None;
     }
-    if let Some(expiration) = data(&object, "expiration") {
-        if expiration.parse::<jiff::Timestamp>().ok()? <= core.now() {
-            return None;
-        }
+    if let Some(expiration) = data(&object, "expiration")
+        && expiration.parse::<jiff::Timestamp>().ok()? <= core.now()
+    {
+        return None;
     }
     let mut groups = vec!["system:bootstrappers".to_owned(), AUTHENTICATED.to_owned()];
-    groups.extend(data(&object, "auth-extra-groups").iter().flat_map(|extra| extra.split(',')).filter(|group| group.starts_with("system:bootstrappers:")).map(str::to_owned));
+    groups.extend(
+        data(&object, "auth-extra-groups")
+            .iter()
+            .flat_map(|extra| extra.split(','))
+            .filter(|group| group.starts_with("system:bootstrappers:"))
+            .map(str::to_owned),
+    );
     Some(User { name: format!("system:bootstrap:{id}"), groups, ..User::default() })
 }
 

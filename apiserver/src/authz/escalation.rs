@@ -14,7 +14,15 @@ use crate::user::{MASTERS, User};
 const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Checks a create or update of an RBAC object; every other resource passes.
-pub fn check(core: &Core, user: &User, group: &str, resource: &str, namespace: &str, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
+pub fn check(
+    core: &Core,
+    user: &User,
+    group: &str,
+    resource: &str,
+    namespace: &str,
+    new: &Object,
+    old: Option<&Object>,
+) -> Result<(), ApiError> {
     if group != GROUP || user.in_group(MASTERS) {
         return Ok(());
     }
@@ -39,14 +47,30 @@ pub fn check(core: &Core, user: &User, group: &str, resource: &str, namespace: &
             let granted = role.map(|item| rules(&item.object()));
             let Some(granted) = granted else {
                 // A binding to a role that does not exist grants nothing now, but would later.
-                let may = allowed(core, user, &Attributes { verb: "bind", group: GROUP, resource: role_resource, namespace, name: &name, ..Attributes::default() });
-                return if may { Ok(()) } else { Err(ApiError::not_found(GroupResource::new(GROUP, role_resource), &name)) };
+                let may = allowed(
+                    core,
+                    user,
+                    &Attributes {
+                        verb: "bind",
+                        group: GROUP,
+                        resource: role_resource,
+                        namespace,
+                        name: &name,
+                        ..Attributes::default()
+                    },
+                );
+                return if may {
+                    Ok(())
+                } else {
+                    Err(ApiError::not_found(GroupResource::new(GROUP, role_resource), &name))
+                };
             };
             (granted, "bind", role_resource.to_owned(), name)
         }
         _ => return Ok(()),
     };
-    let may = Attributes { verb, group: GROUP, resource: &target, namespace, name: &target_name, ..Attributes::default() };
+    let may =
+        Attributes { verb, group: GROUP, resource: &target, namespace, name: &target_name, ..Attributes::default() };
     if allowed(core, user, &may) {
         return Ok(());
     }
@@ -72,7 +96,9 @@ fn uncovered(rule: &Rule, held: &[Rule]) -> Vec<String> {
             let covered = held.iter().any(|have| {
                 contains(&have.verbs, verb)
                     && have.urls.iter().any(|covering| {
-                        covering == "*" || covering == url || covering.strip_suffix('*').is_some_and(|prefix| url.starts_with(prefix))
+                        covering == "*"
+                            || covering == url
+                            || covering.strip_suffix('*').is_some_and(|prefix| url.starts_with(prefix))
                     })
             });
             if !covered {
@@ -81,7 +107,8 @@ fn uncovered(rule: &Rule, held: &[Rule]) -> Vec<String> {
         }
         for group in &rule.groups {
             for resource in &rule.resources {
-                let names: Vec<Option<&String>> = if rule.names.is_empty() { vec![None] } else { rule.names.iter().map(Some).collect() };
+                let names: Vec<Option<&String>> =
+                    if rule.names.is_empty() { vec![None] } else { rule.names.iter().map(Some).collect() };
                 for name in names {
                     let covered = held.iter().any(|have| {
                         contains(&have.verbs, verb)
@@ -91,7 +118,9 @@ fn uncovered(rule: &Rule, held: &[Rule]) -> Vec<String> {
                     });
                     if !covered {
                         let named = name.map_or(String::new(), |name| format!(", ResourceNames:[{name:?}]"));
-                        missing.push(format!("{{APIGroups:[{group:?}], Resources:[{resource:?}]{named}, Verbs:[{verb:?}]}}"));
+                        missing.push(format!(
+                            "{{APIGroups:[{group:?}], Resources:[{resource:?}]{named}, Verbs:[{verb:?}]}}"
+                        ));
                     }
                 }
             }
@@ -105,7 +134,8 @@ fn contains(have: &[String], wanted: &str) -> bool {
 }
 
 fn holds_resource(have: &[String], wanted: &str) -> bool {
-    contains(have, wanted) || wanted.split_once('/').is_some_and(|(_, sub)| have.iter().any(|one| *one == format!("*/{sub}")))
+    contains(have, wanted)
+        || wanted.split_once('/').is_some_and(|(_, sub)| have.iter().any(|one| *one == format!("*/{sub}")))
 }
 
 #[cfg(test)]

@@ -60,8 +60,13 @@ pub fn forbidden(user: &User, is_resource: bool, what: &Attributes<'_>) -> ApiEr
         let why = format!("User \"{}\" cannot {} path \"{}\"", user.name, what.verb, what.path);
         return ApiError::forbidden(GroupResource::new("", ""), "", &why);
     }
-    let resource = if what.subresource.is_empty() { what.resource.to_owned() } else { format!("{}/{}", what.resource, what.subresource) };
-    let mut why = format!("User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\"", user.name, what.verb, what.group);
+    let resource = if what.subresource.is_empty() {
+        what.resource.to_owned()
+    } else {
+        format!("{}/{}", what.resource, what.subresource)
+    };
+    let mut why =
+        format!("User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\"", user.name, what.verb, what.group);
     if what.namespace.is_empty() {
         why.push_str(" at the cluster scope");
     } else {

@@ -5,7 +5,23 @@ use super::Attributes;
 use crate::user::User;
 
 const READ: &[(&str, &[&str])] = &[
-    ("", &["pods", "nodes", "services", "endpoints", "configmaps", "secrets", "persistentvolumes", "persistentvolumeclaims", "namespaces", "serviceaccounts", "limitranges", "replicationcontrollers"]),
+    (
+        "",
+        &[
+            "pods",
+            "nodes",
+            "services",
+            "endpoints",
+            "configmaps",
+            "secrets",
+            "persistentvolumes",
+            "persistentvolumeclaims",
+            "namespaces",
+            "serviceaccounts",
+            "limitranges",
+            "replicationcontrollers",
+        ],
+    ),
     ("apps", &["replicasets"]),
     ("discovery.k8s.io", &["endpointslices"]),
     ("node.k8s.io", &["runtimeclasses"]),
@@ -34,7 +50,9 @@ const WRITE: &[(&str, &str, &[&str])] = &[
 
 /// Whether `user` is a node and `what` is a node's work.
 pub fn allowed(user: &User, what: &Attributes<'_>) -> bool {
-    let Some(node) = user.name.strip_prefix("system:node:").filter(|_| user.in_group("system:nodes")) else { return false };
+    let Some(node) = user.name.strip_prefix("system:node:").filter(|_| user.in_group("system:nodes")) else {
+        return false;
+    };
     if matches!(what.verb, "get" | "list" | "watch") {
         let known = READ.iter().any(|(group, resources)| *group == what.group && resources.contains(&what.resource));
         return known && (what.subresource.is_empty() || what.subresource == "status");
@@ -45,6 +63,13 @@ pub fn allowed(user: &User, what: &Attributes<'_>) -> bool {
         "leases" => what.namespace == "kube-node-lease" && (what.name.is_empty() || what.name == node),
         _ => true,
     };
-    let resource = if what.subresource.is_empty() { what.resource.to_owned() } else { format!("{}/{}", what.resource, what.subresource) };
-    own_object && WRITE.iter().any(|(group, have, verbs)| *group == what.group && *have == resource && verbs.contains(&what.verb))
+    let resource = if what.subresource.is_empty() {
+        what.resource.to_owned()
+    } else {
+        format!("{}/{}", what.resource, what.subresource)
+    };
+    own_object
+        && WRITE
+            .iter()
+            .any(|(group, have, verbs)| *group == what.group && *have == resource && verbs.contains(&what.verb))
 }

@@ -73,10 +73,10 @@ impl Rbac {
     fn index(&self, caches: &Caches) -> Arc<Index> {
         let stores = RESOURCES.map(|name| caches.resource(name));
         let revisions = [0, 1, 2, 3].map(|at| stores[at].last_revision());
-        if let Some(index) = self.index.load_full() {
-            if index.revisions == revisions {
-                return index;
-            }
+        if let Some(index) = self.index.load_full()
+            && index.revisions == revisions
+        {
+            return index;
         }
         // Read after the revisions: the index may be newer than it says, never older.
         let index = Arc::new(Index::build(caches, revisions));
@@ -90,12 +90,17 @@ impl Index {
         let mut index = Index { revisions, ..Index::default() };
         let [cluster_roles, cluster_bindings, roles, bindings] = RESOURCES.map(|name| caches.resource(name).items(""));
         let rules_of = |object: &Object| Arc::new(rules(object));
-        let cluster_roles: HashMap<String, Rules> = cluster_roles.iter().map(|item| (item.name().to_owned(), rules_of(&item.object()))).collect();
-        let roles: HashMap<(String, String), Rules> =
-            roles.iter().map(|item| ((item.namespace().to_owned(), item.name().to_owned()), rules_of(&item.object()))).collect();
+        let cluster_roles: HashMap<String, Rules> =
+            cluster_roles.iter().map(|item| (item.name().to_owned(), rules_of(&item.object()))).collect();
+        let roles: HashMap<(String, String), Rules> = roles
+            .iter()
+            .map(|item| ((item.namespace().to_owned(), item.name().to_owned()), rules_of(&item.object())))
+            .collect();
         for item in cluster_bindings {
             let object = item.object();
-            let Some(rules) = object.get_str(&["roleRef", "name"]).and_then(|name| cluster_roles.get(name)) else { continue };
+            let Some(rules) = object.get_str(&["roleRef", "name"]).and_then(|name| cluster_roles.get(name)) else {
+                continue;
+            };
             for subject in subjects(&object, "") {
                 index.cluster.entry(subject).or_default().push(Arc::clone(rules));
             }
@@ -110,7 +115,13 @@ impl Index {
             };
             let Some(rules) = rules else { continue };
             for subject in subjects(&object, &namespace) {
-                index.namespaced.entry(namespace.clone()).or_default().entry(subject).or_default().push(Arc::clone(rules));
+                index
+                    .namespaced
+                    .entry(namespace.clone())
+                    .or_default()
+                    .entry(subject)
+                    .or_default()
+                    .push(Arc::clone(rules));
             }
         }
         index
@@ -118,7 +129,8 @@ impl Index {
 
     fn rules_for<'a>(&'a self, user: &'a User, namespace: &str) -> impl Iterator<Item = &'a Rules> + use<'a> {
         let namespaced = self.namespaced.get(namespace).filter(|_| !namespace.is_empty());
-        let keys = std::iter::once(Subject::User(user.name.clone())).chain(user.groups.iter().cloned().map(Subject::Group));
+        let keys =
+            std::iter::once(Subject::User(user.name.clone())).chain(user.groups.iter().cloned().map(Subject::Group));
         keys.flat_map(move |key| {
             let here = namespaced.and_then(|by_subject| by_subject.get(&key)).into_iter().flatten();
             self.cluster.get(&key).into_iter().flatten().chain(here)
@@ -136,7 +148,11 @@ fn subjects(binding: &Object, namespace: &str) -> Vec<Subject> {
                 "User" => Some(Subject::User(name.to_owned())),
                 "Group" => Some(Subject::Group(name.to_owned())),
                 "ServiceAccount" => {
-                    let of = subject.get("namespace").and_then(Value::as_str).filter(|of| !of.is_empty()).unwrap_or(namespace);
+                    let of = subject
+                        .get("namespace")
+                        .and_then(Value::as_str)
+                        .filter(|of| !of.is_empty())
+                        .unwrap_or(namespace);
                     Some(Subject::User(format!("system:serviceaccount:{of}:{name}")))
                 }
                 _ => None,
@@ -203,9 +219,22 @@ mod tests {
     fn a_rule_covers_what_it_names_and_nothing_else() {
         let rule = |groups: &[&str], resources: &[&str], verbs: &[&str], names: &[&str]| {
             let own = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
-            Rule { groups: own(groups), resources: own(resources), verbs: own(verbs), names: own(names), urls: Vec::new() }
+            Rule {
+                groups: own(groups),
+                resources: own(resources),
+                verbs: own(verbs),
+                names: own(names),
+                urls: Vec::new(),
+            }
         };
-        let what = |verb, group, resource, subresource, name| Attributes { verb, group, resource, subresource, name, ..Attributes::default() };
+        let what = |verb, group, resource, subresource, name| Attributes {
+            verb,
+            group,
+            resource,
+            subresource,
+            name,
+            ..Attributes::default()
+        };
         let reader = rule(&[""], &["pods"], &["get", "list"], &[]);
         assert!(reader.allows(&what("get", "", "pods", "", "a")));
         assert!(!reader.allows(&what("get", "", "pods", "log", "a")));

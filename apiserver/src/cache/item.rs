@@ -19,18 +19,21 @@ pub struct Item {
     meta: OnceLock<Meta>,
 }
 
+/// Names and values.
+pub type Pairs = Vec<(Box<str>, Box<str>)>;
+
 /// What selectors look at.
 #[derive(Default)]
 pub struct Meta {
     /// `metadata.labels`.
-    pub labels: Vec<(Box<str>, Box<str>)>,
+    pub labels: Pairs,
     /// The kind's selectable fields, by the name used in field selectors.
-    pub fields: Vec<(Box<str>, Box<str>)>,
+    pub fields: Pairs,
 }
 
 impl Meta {
     /// The labels of an object, and its fields as `fields` finds them.
-    pub fn of(object: &Object, fields: &dyn Fn(&Object) -> Vec<(Box<str>, Box<str>)>) -> Meta {
+    pub fn of(object: &Object, fields: &dyn Fn(&Object) -> Pairs) -> Meta {
         let labels = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
         Meta { labels, fields: fields(object) }
     }
@@ -81,7 +84,7 @@ impl Item {
     }
 
     /// Labels and selectable fields, decoded once per item.
-    pub fn meta(&self, fields: &dyn Fn(&Object) -> Vec<(Box<str>, Box<str>)>) -> &Meta {
+    pub fn meta(&self, fields: &dyn Fn(&Object) -> Pairs) -> &Meta {
         self.meta.get_or_init(|| Meta::of(&self.object(), fields))
     }
 }

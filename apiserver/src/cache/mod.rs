@@ -109,7 +109,11 @@ impl Caches {
         let mut after: Option<String> = None;
         let mut at: Option<Revision> = None;
         let revision = loop {
-            let chunk = self.log.range(ROOT, at, after.as_deref(), 5_000).await.map_err(|error| LoadError(error.to_string()))?;
+            let chunk = self
+                .log
+                .range(ROOT, at, after.as_deref(), 5_000)
+                .await
+                .map_err(|error| LoadError(error.to_string()))?;
             at = Some(chunk.revision);
             after = chunk.entries.last().map(|entry| entry.key.to_string());
             for entry in chunk.entries {
@@ -181,10 +185,16 @@ impl Caches {
 fn change_of(event: &Event) -> (&str, Arc<Change>) {
     let revision = event.revision.0;
     match &event.kind {
-        EventKind::Put { entry, .. } => (&*entry.key, Arc::new(Change::put(revision, Arc::new(Item::from_entry(entry.clone()))))),
-        EventKind::Delete { key, last, previous } => {
-            (&**key, Arc::new(Change::delete(revision, Arc::new(Item::new(key.clone(), last.clone(), previous.created.0, revision)))))
+        EventKind::Put { entry, .. } => {
+            (&*entry.key, Arc::new(Change::put(revision, Arc::new(Item::from_entry(entry.clone())))))
         }
+        EventKind::Delete { key, last, previous } => (
+            &**key,
+            Arc::new(Change::delete(
+                revision,
+                Arc::new(Item::new(key.clone(), last.clone(), previous.created.0, revision)),
+            )),
+        ),
     }
 }
 

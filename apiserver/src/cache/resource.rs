@@ -66,7 +66,11 @@ impl Cache {
 
     /// The store's key of an object.
     pub fn key(&self, namespace: &str, name: &str) -> String {
-        if namespace.is_empty() { format!("{}{name}", self.prefix) } else { format!("{}{namespace}/{name}", self.prefix) }
+        if namespace.is_empty() {
+            format!("{}{name}", self.prefix)
+        } else {
+            format!("{}{namespace}/{name}", self.prefix)
+        }
     }
 
     /// The prefix of all keys, or of those in a namespace.

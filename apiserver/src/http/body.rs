@@ -119,7 +119,9 @@ impl http_body::Body for Body {
             Body::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Body::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Body::List(list) => Poll::Ready(list.next_frame().map(|bytes| Ok(Frame::data(bytes)))),
-            Body::Stream(stream) => stream.get_mut().poll_next_unpin(cx).map(|next| next.map(|chunk| chunk.map(Frame::data))),
+            Body::Stream(stream) => {
+                stream.get_mut().poll_next_unpin(cx).map(|next| next.map(|chunk| chunk.map(Frame::data)))
+            }
         }
     }
 

@@ -103,7 +103,10 @@ mod tests {
     fn the_first_form_we_have_wins() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(choose(&headers(table)).unwrap().shape, Shape::Table);
-        assert_eq!(choose(&headers("application/vnd.kubernetes.protobuf, application/json")).unwrap().shape, Shape::Object);
+        assert_eq!(
+            choose(&headers("application/vnd.kubernetes.protobuf, application/json")).unwrap().shape,
+            Shape::Object
+        );
         assert_eq!(choose(&headers("application/vnd.kubernetes.protobuf")).unwrap_err().code, 406);
         assert_eq!(choose(&HeaderMap::new()).unwrap().encoding, Encoding::Json);
         assert_eq!(choose(&headers("application/yaml")).unwrap().encoding, Encoding::Yaml);
@@ -113,7 +116,12 @@ mod tests {
     fn old_and_new_kubectl_find_their_discovery() {
         let new = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
         assert_eq!(aggregated_discovery(&headers(new)), Some("v2"));
-        assert_eq!(aggregated_discovery(&headers("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json")), Some("v2beta1"));
+        assert_eq!(
+            aggregated_discovery(&headers(
+                "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"
+            )),
+            Some("v2beta1")
+        );
         assert_eq!(aggregated_discovery(&headers("application/json")), None);
     }
 }

@@ -1,8 +1,8 @@
 //! Bytes to objects and back: owns the media types and the form in the store.
 
 use bytes::Bytes;
-use proa_apimachinery::object::Object;
 use proa_apimachinery::Path;
+use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
 use proa_apimachinery::{json, yaml};
 use proa_store::Value as Stored;
@@ -45,7 +45,8 @@ pub fn decode(request: &Request) -> Result<Decoded, ApiError> {
 
 /// Decodes JSON.
 pub fn decode_json(body: &[u8]) -> Result<Decoded, ApiError> {
-    let (value, duplicates) = json::from_json(body, MAX_DEPTH).map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))?;
+    let (value, duplicates) = json::from_json(body, MAX_DEPTH)
+        .map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))?;
     Ok(Decoded { value, duplicates: duplicate_fields(&duplicates) })
 }
 
@@ -55,7 +56,8 @@ fn duplicate_fields(paths: &[Path]) -> Vec<String> {
 
 /// Decodes YAML with one document (JSON is YAML too).
 pub fn decode_yaml(body: &[u8]) -> Result<Decoded, ApiError> {
-    let documents = yaml::from_yaml_strict(body).map_err(|error| ApiError::bad_request(format!("the body is not valid YAML: {error}")))?;
+    let documents = yaml::from_yaml_strict(body)
+        .map_err(|error| ApiError::bad_request(format!("the body is not valid YAML: {error}")))?;
     let mut documents: Vec<_> = documents.into_iter().filter(|(document, _)| !document.is_null()).collect();
     match documents.len() {
         1 => {
@@ -69,7 +71,8 @@ pub fn decode_yaml(body: &[u8]) -> Result<Decoded, ApiError> {
 
 /// Reads a body as an object of `resource`: right kind, right version.
 pub fn object(resource: &Resource, value: Value) -> Result<Object, ApiError> {
-    let mut object = Object::from_value(value).map_err(|_| ApiError::bad_request("the body of the request is not an object"))?;
+    let mut object =
+        Object::from_value(value).map_err(|_| ApiError::bad_request("the body of the request is not an object"))?;
     let kind = &resource.kind;
     if object.kind().is_empty() {
         if object.0.contains_key("kind") && !object.0.get("kind").is_some_and(Value::is_string) {

@@ -47,10 +47,18 @@ impl DeleteOptions {
         let query = &call.request.query;
         let grace = match query.get("gracePeriodSeconds") {
             None => None,
-            Some(grace) => Some(grace.parse().map_err(|_| ApiError::bad_request(format!("invalid gracePeriodSeconds {grace:?}")))?),
+            Some(grace) => Some(
+                grace.parse().map_err(|_| ApiError::bad_request(format!("invalid gracePeriodSeconds {grace:?}")))?,
+            ),
         };
         let orphan = query.get("orphanDependents").map(|_| query.flag("orphanDependents"));
-        DeleteOptions::build(grace, query.get("propagationPolicy"), orphan, None, options::dry_run(query.all("dryRun"))?)
+        DeleteOptions::build(
+            grace,
+            query.get("propagationPolicy"),
+            orphan,
+            None,
+            options::dry_run(query.all("dryRun"))?,
+        )
     }
 
     /// From the JSON of a `DeleteOptions` (also the one inside an eviction).
@@ -66,31 +74,53 @@ impl DeleteOptions {
             Some(policy) => Some(policy.as_str().ok_or_else(|| wrong("propagationPolicy"))?),
         };
         let orphan = given("orphanDependents").and_then(Value::as_bool);
-        let dry: Vec<&str> = given("dryRun").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let dry: Vec<&str> =
+            given("dryRun").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
         let dry_run = options::dry_run(dry.into_iter())? || options::dry_run(call.request.query.all("dryRun"))?;
         DeleteOptions::build(grace, policy, orphan, given("preconditions"), dry_run)
     }
 
-    fn build(grace: Option<i64>, policy: Option<&str>, orphan: Option<bool>, preconditions: Option<&Value>, dry_run: bool) -> Result<DeleteOptions, ApiError> {
+    fn build(
+        grace: Option<i64>,
+        policy: Option<&str>,
+        orphan: Option<bool>,
+        preconditions: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<DeleteOptions, ApiError> {
         if grace.is_some_and(|grace| grace < 0) {
             return Err(ApiError::bad_request("gracePeriodSeconds must not be negative"));
         }
         let propagation = match (policy, orphan) {
-            (Some(_), Some(_)) => return Err(ApiError::bad_request("orphanDependents and deletionPropagation cannot be both set")),
+            (Some(_), Some(_)) => {
+                return Err(ApiError::bad_request("orphanDependents and deletionPropagation cannot be both set"));
+            }
             (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
             (Some("Background"), None) | (None, Some(false)) => Some(Propagation::Background),
             (Some("Foreground"), None) => Some(Propagation::Foreground),
-            (Some(other), None) => return Err(ApiError::bad_request(format!("invalid propagationPolicy {other:?}: must be Orphan, Background or Foreground"))),
+            (Some(other), None) => {
+                return Err(ApiError::bad_request(format!(
+                    "invalid propagationPolicy {other:?}: must be Orphan, Background or Foreground"
+                )));
+            }
             (None, None) => None,
         };
-        let text = |field: &str| preconditions.and_then(|value| value.get(field)).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+        let text = |field: &str| {
+            preconditions
+                .and_then(|value| value.get(field))
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+        };
         Ok(DeleteOptions { grace, propagation, uid: text("uid"), version: text("resourceVersion"), dry_run })
     }
 
     fn check(&self, call: &Call<'_>, object: &Object) -> Result<(), ApiError> {
-        for (what, wanted, have) in [("UID", &self.uid, object.uid()), ("ResourceVersion", &self.version, object.resource_version())] {
+        for (what, wanted, have) in
+            [("UID", &self.uid, object.uid()), ("ResourceVersion", &self.version, object.resource_version())]
+        {
             if let Some(wanted) = wanted.as_ref().filter(|wanted| *wanted != have) {
-                let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {have}");
+                let why =
+                    format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {have}");
                 return Err(ApiError::conflict(call.resource.group_resource(), object.name(), &why));
             }
         }
@@ -118,7 +148,9 @@ pub enum Deleted {
 pub async fn delete(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = DeleteOptions::read(call)?;
     match delete_named(call, call.name(), &options).await? {
-        Deleted::Gone(object) => Ok(json(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid()))),
+        Deleted::Gone(object) => {
+            Ok(json(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid())))
+        }
         Deleted::Marked(bytes) => get::answer(call, StatusCode::OK, bytes),
     }
 }
@@ -127,7 +159,9 @@ pub async fn delete(call: &Call<'_>) -> Result<Response, ApiError> {
 pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) -> Result<Deleted, ApiError> {
     admission::may_delete(call, name)?;
     loop {
-        let Some(write::Current { item, object: old }) = write::current(call, name).await? else { return Err(call.not_found(name)) };
+        let Some(write::Current { item, object: old }) = write::current(call, name).await? else {
+            return Err(call.not_found(name));
+        };
         options.check(call, &old)?;
         let mut new = old.clone();
         propagate(&mut new, options.propagation);
@@ -169,7 +203,8 @@ fn propagate(object: &mut Object, policy: Option<Propagation>) {
         Propagation::Foreground => Some(FOREGROUND),
         Propagation::Background => None,
     };
-    let mut finalizers: Vec<String> = object.finalizers().filter(|name| !matches!(*name, ORPHAN | FOREGROUND)).map(str::to_owned).collect();
+    let mut finalizers: Vec<String> =
+        object.finalizers().filter(|name| !matches!(*name, ORPHAN | FOREGROUND)).map(str::to_owned).collect();
     finalizers.extend(wanted.map(str::to_owned));
     if finalizers.is_empty() {
         object.metadata_mut().shift_remove("finalizers");

@@ -17,7 +17,8 @@ pub async fn get(call: &Call<'_>) -> Result<Response, ApiError> {
     match call.request.query.get("resourceVersion") {
         Some("0") => {}
         Some(version) => {
-            let version: u64 = version.parse().map_err(|_| ApiError::bad_request(format!("invalid resource version {version:?}")))?;
+            let version: u64 =
+                version.parse().map_err(|_| ApiError::bad_request(format!("invalid resource version {version:?}")))?;
             core.caches.at_least(version).await?;
         }
         None => drop(core.caches.consistent().await?),
@@ -40,7 +41,10 @@ pub fn answer(call: &Call<'_>, status: StatusCode, object: Bytes) -> Result<Resp
         Shape::Table => {
             let object: Object = decode(&object)?;
             let revision = object.resource_version().parse().unwrap_or(0);
-            Bytes::from(table::of(call, &[object], super::codec::list_metadata(revision, None, None), true, chosen.version)?.to_string())
+            Bytes::from(
+                table::of(call, &[object], super::codec::list_metadata(revision, None, None), true, chosen.version)?
+                    .to_string(),
+            )
         }
     };
     encoded(status, chosen.encoding, json)

@@ -70,10 +70,19 @@ fn items(call: &Call<'_>, page: Page, metadata: Map<String, Value>, encoding: En
     let items: Vec<Arc<Item>> = if call.resource.stored_as_served() {
         page.items
     } else {
-        page.items.iter().map(|item| Arc::new(Item::new(item.key.clone(), call.resource.served(&item.bytes), item.created, item.revision))).collect()
+        page.items
+            .iter()
+            .map(|item| {
+                Arc::new(Item::new(item.key.clone(), call.resource.served(&item.bytes), item.created, item.revision))
+            })
+            .collect()
     };
     match encoding {
-        Encoding::Json => Ok(respond(StatusCode::OK, "application/json", Body::list(Bytes::from(head), items, Bytes::from_static(b"]}\n")))),
+        Encoding::Json => Ok(respond(
+            StatusCode::OK,
+            "application/json",
+            Body::list(Bytes::from(head), items, Bytes::from_static(b"]}\n")),
+        )),
         Encoding::Yaml => {
             let parts: Vec<&[u8]> = items.iter().map(|item| &item.bytes[..]).collect();
             let json = [head.as_bytes(), &parts.join(&b','), b"]}"].concat();
@@ -91,7 +100,11 @@ pub async fn page(call: &Call<'_>, selection: &Selection) -> Result<Page, ApiErr
     };
     let version = match query.get("resourceVersion") {
         None => None,
-        Some(version) => Some(version.parse::<u64>().map_err(|_| ApiError::bad_request(format!("invalid resource version {version:?}")))?),
+        Some(version) => Some(
+            version
+                .parse::<u64>()
+                .map_err(|_| ApiError::bad_request(format!("invalid resource version {version:?}")))?,
+        ),
     };
     let matching = query.get("resourceVersionMatch");
     if let Some(token) = query.get("continue") {
@@ -107,10 +120,16 @@ pub async fn page(call: &Call<'_>, selection: &Selection) -> Result<Page, ApiErr
         return from_store(call, selection, limit, token.rv, Some(after)).await;
     }
     match (version, matching) {
-        (None, Some(_)) => return Err(ApiError::bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided")),
-        (Some(0), Some("Exact")) => return Err(ApiError::bad_request("resourceVersionMatch \"Exact\" is forbidden for resourceVersion 0")),
+        (None, Some(_)) => {
+            return Err(ApiError::bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided"));
+        }
+        (Some(0), Some("Exact")) => {
+            return Err(ApiError::bad_request("resourceVersionMatch \"Exact\" is forbidden for resourceVersion 0"));
+        }
         (Some(exact), Some("Exact")) => return from_store(call, selection, limit, exact, None).await,
-        (_, Some(other)) if other != "NotOlderThan" => return Err(ApiError::bad_request(format!("invalid resourceVersionMatch {other:?}"))),
+        (_, Some(other)) if other != "NotOlderThan" => {
+            return Err(ApiError::bad_request(format!("invalid resourceVersionMatch {other:?}")));
+        }
         (Some(0), _) => {}
         (Some(version), _) => drop(call.core.caches.at_least(version).await?),
         (None, None) => drop(call.core.caches.consistent().await?),
@@ -123,9 +142,10 @@ fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Page {
     let applied = call.core.caches.applied();
     let snapshot = match &selection.name {
         // One name: no need to walk everything.
-        Some(name) if !call.namespace().is_empty() || !call.resource.namespaced() => {
-            crate::cache::Snapshot { items: cache.get(call.namespace(), name).into_iter().collect(), revision: applied.max(cache.last_revision()) }
-        }
+        Some(name) if !call.namespace().is_empty() || !call.resource.namespaced() => crate::cache::Snapshot {
+            items: cache.get(call.namespace(), name).into_iter().collect(),
+            revision: applied.max(cache.last_revision()),
+        },
         _ => cache.snapshot(call.namespace(), applied),
     };
     let everything = selection.is_everything();
@@ -142,14 +162,27 @@ fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Page {
     Page { items, revision: snapshot.revision, next, remaining }
 }
 
-async fn from_store(call: &Call<'_>, selection: &Selection, limit: usize, at: u64, after: Option<String>) -> Result<Page, ApiError> {
+async fn from_store(
+    call: &Call<'_>,
+    selection: &Selection,
+    limit: usize,
+    at: u64,
+    after: Option<String>,
+) -> Result<Page, ApiError> {
     let prefix = call.resource.cache.prefix(call.namespace());
     let everything = selection.is_everything();
     let mut items: Vec<Arc<Item>> = Vec::new();
     let mut after = after;
     loop {
-        let wanted = if limit == 0 { 5_000 } else if everything { limit - items.len() } else { limit.max(500) };
-        let chunk = call.core.log.range(&prefix, Some(Revision(at)), after.as_deref(), wanted).await.map_err(range_error)?;
+        let wanted = if limit == 0 {
+            5_000
+        } else if everything {
+            limit - items.len()
+        } else {
+            limit.max(500)
+        };
+        let chunk =
+            call.core.log.range(&prefix, Some(Revision(at)), after.as_deref(), wanted).await.map_err(range_error)?;
         after = chunk.entries.last().map(|entry| entry.key.to_string());
         let received = chunk.entries.len();
         let (mut full, mut taken) = (false, 0);

@@ -52,7 +52,10 @@ pub fn place(resource: &Resource, object: &mut Object, namespace: &str, name: Op
         if object.name().is_empty() {
             object.metadata_mut().insert("name".into(), Value::from(name));
         } else if object.name() != name {
-            return Err(ApiError::bad_request(format!("the name of the object ({}) does not match the name on the URL ({name})", object.name())));
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({}) does not match the name on the URL ({name})",
+                object.name()
+            )));
         }
     }
     Ok(())

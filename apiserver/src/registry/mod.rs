@@ -76,9 +76,11 @@ impl Call<'_> {
 pub async fn dispatch(core: &Arc<Core>, request: &Request) -> Result<Response, ApiError> {
     let info = &request.info;
     let table = core.resources.table();
-    let resource = table.find(&info.group, &info.version, &info.resource).cloned().ok_or_else(ApiError::no_such_resource)?;
+    let resource =
+        table.find(&info.group, &info.version, &info.resource).cloned().ok_or_else(ApiError::no_such_resource)?;
     if resource.namespaced() {
-        let needs_namespace = !matches!(info.verb, "list" | "watch" | "deletecollection") && (!info.name.is_empty() || info.verb == "create");
+        let needs_namespace = !matches!(info.verb, "list" | "watch" | "deletecollection")
+            && (!info.name.is_empty() || info.verb == "create");
         // Reviews and the like are namespaced in name only; anything stored has to say where.
         if info.namespace.is_empty() && needs_namespace {
             return Err(ApiError::no_such_resource());
@@ -102,7 +104,9 @@ async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
     match info.subresource.as_str() {
         "" => {}
         // Refused by name before it is looked for: the client learns that it is known and not done.
-        "resize" | "ephemeralcontainers" if call.resource.kind.plural == "pods" && matches!(info.verb, "update" | "patch") => {
+        "resize" | "ephemeralcontainers"
+            if call.resource.kind.plural == "pods" && matches!(info.verb, "update" | "patch") =>
+        {
             let why = format!("the subresource {:?} is not supported by Proa yet", info.subresource);
             return Err(ApiError::forbidden(call.resource.group_resource(), &info.name, &why));
         }

@@ -36,9 +36,18 @@ impl WriteOptions {
             None | Some("Warn") => FieldValidation::Warn,
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
-            Some(other) => return Err(ApiError::bad_request(format!("invalid fieldValidation {other:?}: must be Ignore, Warn or Strict"))),
+            Some(other) => {
+                return Err(ApiError::bad_request(format!(
+                    "invalid fieldValidation {other:?}: must be Ignore, Warn or Strict"
+                )));
+            }
         };
-        Ok(WriteOptions { dry_run: dry_run(query.all("dryRun"))?, manager: manager(request)?, validation, force: query.flag("force") })
+        Ok(WriteOptions {
+            dry_run: dry_run(query.all("dryRun"))?,
+            manager: manager(request)?,
+            validation,
+            force: query.flag("force"),
+        })
     }
 }
 

@@ -15,8 +15,12 @@ use crate::http::Response;
 use crate::kinds::Op;
 
 /// What a patch may be sent as.
-const PATCH_TYPES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"];
+const PATCH_TYPES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
 
 /// A JSON patch of more operations than this is an attack (Kubernetes' own limit).
 const MAX_OPERATIONS: usize = 10_000;
@@ -38,7 +42,9 @@ pub async fn patch(call: &Call<'_>) -> Result<Response, ApiError> {
         _ => return Err(ApiError::unsupported_media_type(PATCH_TYPES)),
     };
     if options.force {
-        return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch"));
+        return Err(ApiError::bad_request(
+            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
+        ));
     }
     let decoded = codec::decode_json(&call.request.body)?;
     let operations = decoded.value.as_array().map_or(0, Vec::len);
@@ -74,12 +80,19 @@ fn patched(call: &Call<'_>, form: &Form, old: &Object, patch: &Value) -> Result<
             patch::merge(&mut value, patch);
             Ok(value)
         }
-        Form::Strategic => patch::strategic(&call.resource.kind.schema, &old.to_value(), patch).map_err(|error| failed(&error)),
+        Form::Strategic => {
+            patch::strategic(&call.resource.kind.schema, &old.to_value(), patch).map_err(|error| failed(&error))
+        }
     }
 }
 
 /// The patched object is checked as if it had been sent whole.
-fn checked(call: &Call<'_>, value: Value, duplicates: Vec<String>, validation: FieldValidation) -> Result<(Object, FieldErrors), ApiError> {
+fn checked(
+    call: &Call<'_>,
+    value: Value,
+    duplicates: Vec<String>,
+    validation: FieldValidation,
+) -> Result<(Object, FieldErrors), ApiError> {
     let mut object = codec::object(&call.resource, value)?;
     let missing = write::check_fields(call, &mut object, duplicates, validation)?;
     Ok((object, missing))
@@ -88,13 +101,17 @@ fn checked(call: &Call<'_>, value: Value, duplicates: Vec<String>, validation: F
 /// Server-side apply (KEP-555): creates the object when there is none.
 async fn apply(call: &Call<'_>, options: WriteOptions) -> Result<Response, ApiError> {
     if call.request.query.get("fieldManager").is_none() {
-        return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+        return Err(ApiError::bad_request(
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        ));
     }
     let decoded = codec::decode_yaml(&call.request.body)?;
     let mut config = codec::object(&call.resource, decoded.value)?;
     let name = call.name().to_owned();
     meta::place(&call.resource, &mut config, call.namespace(), Some(&name))?;
-    if config.metadata().is_some_and(|metadata| metadata.get("managedFields").and_then(Value::as_array).is_some_and(|fields| !fields.is_empty())) {
+    if config.metadata().is_some_and(|metadata| {
+        metadata.get("managedFields").and_then(Value::as_array).is_some_and(|fields| !fields.is_empty())
+    }) {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     if op_is_main(call) && call.resource.has_subresource("status") {
@@ -104,7 +121,12 @@ async fn apply(call: &Call<'_>, options: WriteOptions) -> Result<Response, ApiEr
     write::check_fields(call, &mut config, decoded.duplicates, options.validation)?;
     let op = operation(call);
     let api_version = call.resource.api_version();
-    let manager = Manager { name: &options.manager, operation: Operation::Apply, api_version: &api_version, subresource: &call.request.info.subresource };
+    let manager = Manager {
+        name: &options.manager,
+        operation: Operation::Apply,
+        api_version: &api_version,
+        subresource: &call.request.info.subresource,
+    };
     let now = meta::time(call.core.now());
     let schema = &call.resource.kind.schema;
     for _ in 0..8 {
@@ -116,7 +138,8 @@ async fn apply(call: &Call<'_>, options: WriteOptions) -> Result<Response, ApiEr
                 let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: ", config.uid());
                 return Err(ApiError::conflict(call.resource.group_resource(), &name, &why));
             }
-            let merged = managed_fields::apply(schema, None, &config, manager, options.force, &now).map_err(|error| refused(&error))?;
+            let merged = managed_fields::apply(schema, None, &config, manager, options.force, &now)
+                .map_err(|error| refused(&error))?;
             let (object, missing) = checked(call, merged.into_value(), Vec::new(), FieldValidation::Ignore)?;
             match write::create(call, object, &options, Ownership::Applied, missing).await {
                 // Somebody else created it meanwhile: then this is an update.
@@ -125,7 +148,8 @@ async fn apply(call: &Call<'_>, options: WriteOptions) -> Result<Response, ApiEr
             }
         }
         let change = |old: &Object| {
-            let merged = managed_fields::apply(schema, Some(old), &config, manager, options.force, &now).map_err(|error| refused(&error))?;
+            let merged = managed_fields::apply(schema, Some(old), &config, manager, options.force, &now)
+                .map_err(|error| refused(&error))?;
             checked(call, merged.into_value(), Vec::new(), FieldValidation::Ignore)
         };
         match write::modify(call, op, &name, &options, Ownership::Applied, change).await {
@@ -144,7 +168,11 @@ fn refused(error: &ApplyError) -> ApiError {
     match error {
         ApplyError::Conflicts(conflicts) => {
             let mut error = ApiError::new(409, "Conflict", conflicts.to_string());
-            let cause = |conflict: &Conflict| StatusCause { reason: "FieldManagerConflict".into(), message: conflict.message(), field: conflict.field.clone() };
+            let cause = |conflict: &Conflict| StatusCause {
+                reason: "FieldManagerConflict".into(),
+                message: conflict.message(),
+                field: conflict.field.clone(),
+            };
             error.details.get_or_insert_default().causes = conflicts.0.iter().map(cause).collect();
             error
         }

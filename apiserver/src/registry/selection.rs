@@ -26,12 +26,15 @@ impl Selection {
     pub fn read(resource: &Resource, query: &Query, namespace: &str) -> Result<Selection, ApiError> {
         let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())
             .map_err(|error| ApiError::bad_request(format!("unable to parse requirement: {error}")))?;
-        let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(|error| ApiError::bad_request(error.to_string()))?;
-        let selectable: Vec<String> = resource.kind.selectable_fields.iter().map(|field| field.name.to_string()).collect();
+        let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
+            .map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let selectable: Vec<String> =
+            resource.kind.selectable_fields.iter().map(|field| field.name.to_string()).collect();
         let mut name = None;
         for requirement in fields.requirements() {
             let field = requirement.field.as_str();
-            let known = matches!(field, "metadata.name" | "metadata.namespace") || selectable.iter().any(|have| have == field);
+            let known =
+                matches!(field, "metadata.name" | "metadata.namespace") || selectable.iter().any(|have| have == field);
             if !known {
                 return Err(ApiError::bad_request(format!("field label not supported: {field}")));
             }
@@ -65,7 +68,8 @@ impl Selection {
             return false;
         }
         // Names are in the key: only other fields and labels need the object decoded.
-        let needs_meta = !self.labels.is_everything() || self.fields.requirements().iter().any(|requirement| !requirement.field.starts_with("metadata.n"));
+        let needs_meta = !self.labels.is_everything()
+            || self.fields.requirements().iter().any(|requirement| !requirement.field.starts_with("metadata.n"));
         if !needs_meta {
             return self.fields.matches(|field| from_key(field, item));
         }
@@ -80,7 +84,10 @@ impl Selection {
         if !self.labels.matches(|key| meta.label(key)) {
             return false;
         }
-        self.fields.matches(|field| from_key(field, item).or_else(|| self.selectable.iter().any(|have| have == field).then(|| Cow::Borrowed(meta.field(field)))))
+        self.fields.matches(|field| {
+            from_key(field, item)
+                .or_else(|| self.selectable.iter().any(|have| have == field).then(|| Cow::Borrowed(meta.field(field))))
+        })
     }
 }
 
@@ -94,5 +101,8 @@ fn from_key<'a>(field: &str, item: &'a Item) -> Option<Cow<'a, str>> {
 
 fn fields_of(resource: &Resource, object: &Object) -> Vec<(Box<str>, Box<str>)> {
     let kind = &resource.kind;
-    kind.selectable_fields.iter().map(|field| (Box::from(&*field.name), Box::from(&*kind.field(object, &field.name).unwrap_or_default()))).collect()
+    kind.selectable_fields
+        .iter()
+        .map(|field| (Box::from(&*field.name), Box::from(&*kind.field(object, &field.name).unwrap_or_default())))
+        .collect()
 }

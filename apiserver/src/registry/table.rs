@@ -9,9 +9,16 @@ use super::Call;
 
 /// A table of objects. `head` says whether the column definitions go along (later events of a watch
 /// leave them out).
-pub fn of(call: &Call<'_>, objects: &[Object], metadata: Map<String, Value>, head: bool, version: &str) -> Result<Value, ApiError> {
+pub fn of(
+    call: &Call<'_>,
+    objects: &[Object],
+    metadata: Map<String, Value>,
+    head: bool,
+    version: &str,
+) -> Result<Value, ApiError> {
     let include = call.request.query.get("includeObject").unwrap_or_default();
-    let include = IncludeObject::parse(include).ok_or_else(|| ApiError::bad_request(format!("unrecognized includeObject value: {include:?}")))?;
+    let include = IncludeObject::parse(include)
+        .ok_or_else(|| ApiError::bad_request(format!("unrecognized includeObject value: {include:?}")))?;
     let now = call.core.now();
     let kind = &call.resource.kind;
     let rows = objects

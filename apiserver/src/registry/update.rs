@@ -34,11 +34,13 @@ pub async fn update(call: &Call<'_>) -> Result<Response, ApiError> {
     let missing = write::check_fields(call, &mut object, decoded.duplicates, options.validation)?;
     let op = if call.request.info.subresource == "status" { Op::UpdateStatus } else { Op::Update };
     let kind = &call.resource.kind;
-    let may_create = op == Op::Update && CREATE_ON_UPDATE.iter().any(|(group, plural)| *group == kind.group && *plural == kind.plural);
+    let may_create = op == Op::Update
+        && CREATE_ON_UPDATE.iter().any(|(group, plural)| *group == kind.group && *plural == kind.plural);
     if may_create && object.resource_version().is_empty() && write::current(call, &name).await?.is_none() {
         let bytes = write::create(call, object, &options, Ownership::Update, missing).await?;
         return get::answer(call, StatusCode::CREATED, bytes);
     }
-    let outcome = write::modify(call, op, &name, &options, Ownership::Update, |_| Ok((object.clone(), missing.clone()))).await?;
+    let outcome =
+        write::modify(call, op, &name, &options, Ownership::Update, |_| Ok((object.clone(), missing.clone()))).await?;
     get::answer(call, StatusCode::OK, outcome.bytes())
 }

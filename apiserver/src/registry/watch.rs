@@ -71,7 +71,8 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
         return Err(ApiError::not_acceptable(&["application/json", "application/json;stream=watch"]));
     }
     let include = query.get("includeObject").unwrap_or_default();
-    let include = wire::IncludeObject::parse(include).ok_or_else(|| ApiError::bad_request(format!("unrecognized includeObject value: {include:?}")))?;
+    let include = wire::IncludeObject::parse(include)
+        .ok_or_else(|| ApiError::bad_request(format!("unrecognized includeObject value: {include:?}")))?;
     let mut selection = Selection::read(&call.resource, query, call.namespace())?;
     if !call.name().is_empty() {
         selection = selection.with_name(call.name());
@@ -80,12 +81,24 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
     let send_initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
     let version = match query.get("resourceVersion") {
         None => None,
-        Some(version) => Some(version.parse::<u64>().map_err(|_| ApiError::bad_request(format!("invalid resource version {version:?}")))?),
+        Some(version) => Some(
+            version
+                .parse::<u64>()
+                .map_err(|_| ApiError::bad_request(format!("invalid resource version {version:?}")))?,
+        ),
     };
     match (send_initial, query.get("resourceVersionMatch")) {
         (Some(_), Some("NotOlderThan")) | (None, None) => {}
-        (Some(_), _) => return Err(ApiError::bad_request("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")),
-        (None, Some(_)) => return Err(ApiError::bad_request("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")),
+        (Some(_), _) => {
+            return Err(ApiError::bad_request(
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(ApiError::bad_request(
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            ));
+        }
     }
     if send_initial == Some(true) && !bookmarks {
         return Err(ApiError::bad_request("sendInitialEvents requires allowWatchBookmarks"));
@@ -134,7 +147,10 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
 fn timeout(given: Option<&str>) -> Result<Duration, ApiError> {
     match given {
         None | Some("0") => Ok(Duration::from_secs(rand::rng().random_range(1_800..3_600))),
-        Some(seconds) => seconds.parse().map(Duration::from_secs).map_err(|_| ApiError::bad_request(format!("invalid timeoutSeconds {seconds:?}"))),
+        Some(seconds) => seconds
+            .parse()
+            .map(Duration::from_secs)
+            .map_err(|_| ApiError::bad_request(format!("invalid timeoutSeconds {seconds:?}"))),
     }
 }
 
@@ -252,10 +268,15 @@ impl Watcher {
         }
         let kind = &self.resource.kind;
         let object = match self.form.chosen.shape {
-            Shape::Object => json!({"kind": kind.kind, "apiVersion": self.resource.api_version(), "metadata": metadata}),
-            Shape::Partial => json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{}", self.form.chosen.version), "metadata": metadata}),
+            Shape::Object => {
+                json!({"kind": kind.kind, "apiVersion": self.resource.api_version(), "metadata": metadata})
+            }
+            Shape::Partial => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{}", self.form.chosen.version), "metadata": metadata})
+            }
             Shape::Table => {
-                let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
+                let partial =
+                    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
                 let version = codec::list_metadata(self.cursor, None, None);
                 let mut table = wire::table(&[], vec![json!({"cells": [], "object": partial})], version);
                 table::set_version(&mut table, self.form.chosen.version);
@@ -280,7 +301,11 @@ impl Form {
         let object: Object = serde_json::from_slice(&bytes).unwrap_or_default();
         let mut value = match self.chosen.shape {
             Shape::Table => {
-                let head: Vec<_> = if self.head_sent { Vec::new() } else { resource.kind.columns.iter().map(crate::kinds::Column::head).collect() };
+                let head: Vec<_> = if self.head_sent {
+                    Vec::new()
+                } else {
+                    resource.kind.columns.iter().map(crate::kinds::Column::head).collect()
+                };
                 self.head_sent = true;
                 let now = core.now();
                 let cells = resource.kind.columns.iter().map(|column| column.cell(&object, now)).collect();

@@ -31,7 +31,12 @@ pub enum Ownership {
 
 /// Checks a decoded object against its schema: wrong types are refused, unknown and duplicate fields
 /// are warned of or refused (KEP-2885) and dropped. Missing required fields are left for validation to report.
-pub fn check_fields(call: &Call<'_>, object: &mut Object, duplicates: Vec<String>, validation: FieldValidation) -> Result<FieldErrors, ApiError> {
+pub fn check_fields(
+    call: &Call<'_>,
+    object: &mut Object,
+    duplicates: Vec<String>,
+    validation: FieldValidation,
+) -> Result<FieldErrors, ApiError> {
     let kind = &call.resource.kind;
     // The schemas inside a definition hold values of any type (`default`, `enum`, `example`): whether they
     // are right is for its strategy to say, which reads them as what they are.
@@ -59,7 +64,8 @@ pub fn check_fields(call: &Call<'_>, object: &mut Object, duplicates: Vec<String
         error.details = ApiError::invalid(call.resource.group_kind(), object.name(), wrong).details;
         return Err(error);
     }
-    let mut problems: Vec<String> = checked.unknown.iter().map(|path| format!("unknown field \"{}\"", path.as_str())).collect();
+    let mut problems: Vec<String> =
+        checked.unknown.iter().map(|path| format!("unknown field \"{}\"", path.as_str())).collect();
     problems.extend(duplicates);
     match validation {
         FieldValidation::Ignore => {}
@@ -85,7 +91,9 @@ fn take_schemas(call: &Call<'_>, object: &mut Object) -> Vec<Option<Value>> {
     if call.resource.kind.plural != "customresourcedefinitions" {
         return Vec::new();
     }
-    let slot = |version: &mut Value| version.pointer_mut("/schema/openAPIV3Schema").filter(|schema| schema.is_object()).map(std::mem::take);
+    let slot = |version: &mut Value| {
+        version.pointer_mut("/schema/openAPIV3Schema").filter(|schema| schema.is_object()).map(std::mem::take)
+    };
     versions_of(object).map(slot).collect()
 }
 
@@ -98,7 +106,13 @@ fn put_schemas(object: &mut Object, schemas: Vec<Option<Value>>) {
 }
 
 /// Default → admit → prepare → validate → allocate. What is allocated is given back unless the caller keeps it.
-async fn complete(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>, missing: FieldErrors) -> Result<Held, ApiError> {
+async fn complete(
+    call: &Call<'_>,
+    op: Op,
+    new: &mut Object,
+    old: Option<&Object>,
+    missing: FieldErrors,
+) -> Result<Held, ApiError> {
     let kind = &call.resource.kind;
     kind.strategy.default(new);
     admission::mutate(call, op, new, old)?;
@@ -133,18 +147,28 @@ async fn complete(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object
         }
     }
     let allocations = kind.strategy.allocate(op, new, old);
-    call.core.allocators.fulfil(allocations, new).map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))
+    call.core
+        .allocators
+        .fulfil(allocations, new)
+        .map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))
 }
 
 fn own(call: &Call<'_>, options: &WriteOptions, op: Op, new: &mut Object, old: Option<&Object>, now: &str) {
     let api_version = call.resource.api_version();
     let subresource = if op == Op::UpdateStatus { "status" } else { call.request.info.subresource.as_str() };
-    let manager = Manager { name: &options.manager, operation: Operation::Update, api_version: &api_version, subresource };
+    let manager =
+        Manager { name: &options.manager, operation: Operation::Update, api_version: &api_version, subresource };
     managed_fields::update(&call.resource.kind.schema, old, new, manager, now);
 }
 
 /// Creates an object: its bytes as committed (or as they would be, in a dry run).
-pub async fn create(call: &Call<'_>, object: Object, options: &WriteOptions, ownership: Ownership, missing: FieldErrors) -> Result<Bytes, ApiError> {
+pub async fn create(
+    call: &Call<'_>,
+    object: Object,
+    options: &WriteOptions,
+    ownership: Ownership,
+    missing: FieldErrors,
+) -> Result<Bytes, ApiError> {
     let resource = &call.resource;
     admission::namespace_accepts(call, call.namespace(), object.name()).await?;
     let generated = object.name().is_empty() && !object.generate_name().is_empty();
@@ -180,7 +204,9 @@ pub async fn create(call: &Call<'_>, object: Object, options: &WriteOptions, own
                 return Ok(resource.served(&bytes));
             }
             Err(CommitError::Conflict { .. }) if generated && tries < 8 => {}
-            Err(CommitError::Conflict { .. }) => return Err(ApiError::already_exists(resource.group_resource(), &name)),
+            Err(CommitError::Conflict { .. }) => {
+                return Err(ApiError::already_exists(resource.group_resource(), &name));
+            }
             Err(error) => return Err(commit_error(error)),
         }
     }
@@ -189,7 +215,8 @@ pub async fn create(call: &Call<'_>, object: Object, options: &WriteOptions, own
 /// A definition is served by the time its creation is answered, if that is at all quick.
 async fn crd_barrier(call: &Call<'_>, revision: u64) {
     if call.resource.kind.plural == "customresourcedefinitions" {
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(100), call.core.definitions.reached(revision)).await;
+        let _ =
+            tokio::time::timeout(std::time::Duration::from_millis(100), call.core.definitions.reached(revision)).await;
     }
 }
 
@@ -230,7 +257,14 @@ pub async fn current(call: &Call<'_>, name: &str) -> Result<Option<Current>, Api
 /// Changes an object: reads it, lets `change` make the new state, completes and commits that, and starts
 /// over when somebody else was faster. A resource version in the new state that is not the current one is
 /// a conflict, so only writers who gave none are ever retried.
-pub async fn modify<F>(call: &Call<'_>, op: Op, name: &str, options: &WriteOptions, ownership: Ownership, mut change: F) -> Result<Outcome, ApiError>
+pub async fn modify<F>(
+    call: &Call<'_>,
+    op: Op,
+    name: &str,
+    options: &WriteOptions,
+    ownership: Ownership,
+    mut change: F,
+) -> Result<Outcome, ApiError>
 where
     F: FnMut(&Object) -> Result<(Object, FieldErrors), ApiError>,
 {
@@ -245,7 +279,8 @@ where
             return Err(ApiError::stale(group_resource, name));
         }
         if !new.uid().is_empty() && new.uid() != old.uid() {
-            let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", new.uid(), old.uid());
+            let why =
+                format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", new.uid(), old.uid());
             return Err(ApiError::conflict(group_resource, name, &why));
         }
         let now = meta::time(call.core.now());
@@ -265,7 +300,11 @@ where
         let releases = if remove { resource.kind.strategy.allocate(Op::Delete, &new, Some(&old)) } else { Vec::new() };
         let value = codec::encode(&resource.kind.to_storage(new));
         let expect = Expect::At(Revision(item.revision));
-        let txn = if remove { Txn::delete(item.key.clone(), expect, Some(value)) } else { Txn::put(item.key.clone(), value, expect) };
+        let txn = if remove {
+            Txn::delete(item.key.clone(), expect, Some(value))
+        } else {
+            Txn::put(item.key.clone(), value, expect)
+        };
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 held.keep(&call.core.allocators);
@@ -303,7 +342,11 @@ where
         }
         let value = codec::encode(&resource.kind.to_storage(new));
         let expect = Expect::At(Revision(item.revision));
-        let txn = if remove { Txn::delete(item.key.clone(), expect, Some(value)) } else { Txn::put(item.key.clone(), value, expect) };
+        let txn = if remove {
+            Txn::delete(item.key.clone(), expect, Some(value))
+        } else {
+            Txn::put(item.key.clone(), value, expect)
+        };
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 return Ok(match committed.entries.into_iter().next() {
@@ -328,14 +371,20 @@ fn keep_managed_fields(new: &mut Object, old: &Object) {
 
 /// Whether a deleted object has nothing left to wait for.
 pub fn finished(object: &Object) -> bool {
-    let grace = object.metadata().and_then(|metadata| metadata.get("deletionGracePeriodSeconds")).and_then(Value::as_i64).unwrap_or(0);
+    let grace = object
+        .metadata()
+        .and_then(|metadata| metadata.get("deletionGracePeriodSeconds"))
+        .and_then(Value::as_i64)
+        .unwrap_or(0);
     object.deletion_timestamp().is_some() && grace == 0 && !pending(object)
 }
 
 /// Whether finalizers hold the object. Namespaces have a second list of them in their spec.
 pub fn pending(object: &Object) -> bool {
     object.finalizers().next().is_some()
-        || (object.kind() == "Namespace" && object.api_version() == "v1" && !object.get_list(&["spec", "finalizers"]).is_empty())
+        || (object.kind() == "Namespace"
+            && object.api_version() == "v1"
+            && !object.get_list(&["spec", "finalizers"]).is_empty())
 }
 
 /// Removes an object for good.

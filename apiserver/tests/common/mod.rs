@@ -1,8 +1,8 @@
 //! A server over a store in a temporary directory, and ways to talk to it.
 #![allow(dead_code)]
 
-use std::process::{Command, Output, Stdio};
 use std::io::Write;
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,15 +46,30 @@ impl World {
         self.call_as(User::new("admin", &["system:masters"]), method, uri, &[], body.to_string().into_bytes()).await
     }
 
-    pub async fn call_as(&self, user: User, method: &str, uri: &str, headers: &[(&str, &str)], body: Vec<u8>) -> (u16, Value) {
+    pub async fn call_as(
+        &self,
+        user: User,
+        method: &str,
+        uri: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> (u16, Value) {
         let response = self.raw(user, method, uri, headers, body).await;
         let status = response.status().as_u16();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        let value = serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes).into_owned()));
+        let value = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes).into_owned()));
         (status, value)
     }
 
-    pub async fn raw(&self, user: User, method: &str, uri: &str, headers: &[(&str, &str)], body: Vec<u8>) -> http::Response<Body> {
+    pub async fn raw(
+        &self,
+        user: User,
+        method: &str,
+        uri: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> http::Response<Body> {
         let default_type = match method {
             "PATCH" => "application/merge-patch+json",
             _ => "application/json",
@@ -66,7 +81,8 @@ impl World {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let Ok(response) = self.server.local(user).call(request.body(Full::new(bytes::Bytes::from(body))).unwrap()).await;
+        let Ok(response) =
+            self.server.local(user).call(request.body(Full::new(bytes::Bytes::from(body))).unwrap()).await;
         response
     }
 
@@ -124,7 +140,8 @@ impl Events {
                 let line: Vec<u8> = self.buffer.drain(..=at).collect();
                 return Some(serde_json::from_slice(&line).unwrap());
             }
-            let frame = tokio::time::timeout(Duration::from_secs(10), self.body.frame()).await.expect("an event in time")?;
+            let frame =
+                tokio::time::timeout(Duration::from_secs(10), self.body.frame()).await.expect("an event in time")?;
             self.buffer.extend_from_slice(frame.unwrap().data_ref().unwrap());
         }
     }
@@ -132,7 +149,10 @@ impl Events {
     /// The type and name of the next event.
     pub async fn what(&mut self) -> (String, String) {
         let event = self.next().await.expect("an event");
-        (event["type"].as_str().unwrap().into(), event["object"]["metadata"]["name"].as_str().unwrap_or_default().into())
+        (
+            event["type"].as_str().unwrap().into(),
+            event["object"]["metadata"]["name"].as_str().unwrap_or_default().into(),
+        )
     }
 }
 
@@ -153,7 +173,10 @@ impl Kubectl {
             programs.push("kubectl");
         }
         let home = home.display().to_string();
-        programs.into_iter().map(|program| Kubectl { program: program.into(), kubeconfig: kubeconfig.into(), home: home.clone() }).collect()
+        programs
+            .into_iter()
+            .map(|program| Kubectl { program: program.into(), kubeconfig: kubeconfig.into(), home: home.clone() })
+            .collect()
     }
 
     pub fn run(&self, args: &[&str], stdin: &str) -> Output {
@@ -174,14 +197,24 @@ impl Kubectl {
     pub fn ok(&self, args: &[&str], stdin: &str) -> String {
         let output = self.run(args, stdin);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{} {args:?}: {}\n{text}", self.program, String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{} {args:?}: {}\n{text}",
+            self.program,
+            String::from_utf8_lossy(&output.stderr)
+        );
         text
     }
 
     /// Must fail; what it said.
     pub fn fails(&self, args: &[&str], stdin: &str) -> String {
         let output = self.run(args, stdin);
-        assert!(!output.status.success(), "{} {args:?} should have failed: {}", self.program, String::from_utf8_lossy(&output.stdout));
+        assert!(
+            !output.status.success(),
+            "{} {args:?} should have failed: {}",
+            self.program,
+            String::from_utf8_lossy(&output.stdout)
+        );
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 }

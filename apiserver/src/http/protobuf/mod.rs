@@ -62,7 +62,11 @@ fn messages() -> &'static Messages {
                 continue;
             };
             let mut parts = field.split(' ');
-            let (Some(number), Some(label), Some(kind), Some(name)) = (parts.next(), parts.next(), parts.next(), parts.next()) else { continue };
+            let (Some(number), Some(label), Some(kind), Some(name)) =
+                (parts.next(), parts.next(), parts.next(), parts.next())
+            else {
+                continue;
+            };
             let label = match label {
                 "r" => Label::Many,
                 "m" => Label::Map,
@@ -82,7 +86,8 @@ pub fn decode(body: &[u8]) -> Result<Value, ProtobufError> {
     let text = |pointer: &str| unknown.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (text("/typeMeta/apiVersion"), text("/typeMeta/kind"));
     let raw = STANDARD.decode(text("/raw")).map_err(|_| Malformed)?;
-    let name = message_name(&api_version, &kind).ok_or_else(|| ProtobufError::UnknownKind(format!("{api_version} {kind}")))?;
+    let name =
+        message_name(&api_version, &kind).ok_or_else(|| ProtobufError::UnknownKind(format!("{api_version} {kind}")))?;
     let mut object = message(name, &raw, DEPTH)?;
     object["apiVersion"] = api_version.into();
     object["kind"] = kind.into();
@@ -233,14 +238,24 @@ fn special(name: &str, object: Map<String, Value>) -> Value {
             let format = if name == "meta.v1.Time" { "%Y-%m-%dT%H:%M:%SZ" } else { "%Y-%m-%dT%H:%M:%S.%6fZ" };
             time.strftime(format).to_string().into()
         }
-        "api.resource.Quantity" | "api.resource.QuantityValue" => object.get("string").cloned().unwrap_or_else(|| "0".into()),
-        "util.intstr.IntOrString" => {
-            if number("type") == 1 { object.get("strVal").cloned().unwrap_or_else(|| "".into()) } else { number("intVal").into() }
+        "api.resource.Quantity" | "api.resource.QuantityValue" => {
+            object.get("string").cloned().unwrap_or_else(|| "0".into())
         }
-        "meta.v1.FieldsV1" => bytes("Raw").and_then(|raw| serde_json::from_slice(&raw).ok()).unwrap_or_else(|| json!({})),
+        "util.intstr.IntOrString" => {
+            if number("type") == 1 {
+                object.get("strVal").cloned().unwrap_or_else(|| "".into())
+            } else {
+                number("intVal").into()
+            }
+        }
+        "meta.v1.FieldsV1" => {
+            bytes("Raw").and_then(|raw| serde_json::from_slice(&raw).ok()).unwrap_or_else(|| json!({}))
+        }
         "runtime.RawExtension" => bytes("raw").and_then(|raw| serde_json::from_slice(&raw).ok()).unwrap_or(Value::Null),
         "meta.v1.Duration" => format!("{}s", number("duration") / 1_000_000_000).into(),
-        _ if name.ends_with(".ExtraValue") || name == "meta.v1.Verbs" => object.get("items").cloned().unwrap_or_else(|| json!([])),
+        _ if name.ends_with(".ExtraValue") || name == "meta.v1.Verbs" => {
+            object.get("items").cloned().unwrap_or_else(|| json!([]))
+        }
         _ => Value::Object(object),
     }
 }
@@ -273,12 +288,36 @@ fn unset(field: &Field, value: &Value) -> bool {
             number.as_i64() == Some(0)
                 && matches!(
                     field.name,
-                    "hostPort" | "nodePort" | "healthCheckNodePort" | "generation" | "observedGeneration" | "minReadySeconds" | "initialDelaySeconds"
-                        | "timeoutSeconds" | "periodSeconds" | "successThreshold" | "failureThreshold" | "expirationSeconds" | "count"
-                        | "restartCount" | "limit"
+                    "hostPort"
+                        | "nodePort"
+                        | "healthCheckNodePort"
+                        | "generation"
+                        | "observedGeneration"
+                        | "minReadySeconds"
+                        | "initialDelaySeconds"
+                        | "timeoutSeconds"
+                        | "periodSeconds"
+                        | "successThreshold"
+                        | "failureThreshold"
+                        | "expirationSeconds"
+                        | "count"
+                        | "restartCount"
+                        | "limit"
                 )
         }
-        Value::Bool(false) => matches!(field.name, "hostNetwork" | "hostPID" | "hostIPC" | "readOnly" | "paused" | "stdin" | "stdinOnce" | "tty" | "publishNotReadyAddresses" | "unschedulable"),
+        Value::Bool(false) => matches!(
+            field.name,
+            "hostNetwork"
+                | "hostPID"
+                | "hostIPC"
+                | "readOnly"
+                | "paused"
+                | "stdin"
+                | "stdinOnce"
+                | "tty"
+                | "publishNotReadyAddresses"
+                | "unschedulable"
+        ),
         _ => false,
     }
 }
@@ -305,12 +344,18 @@ mod tests {
         let entry = [bytes_field(1, b"a"), bytes_field(2, b"b")].concat();
         let raw = [bytes_field(1, &metadata), bytes_field(2, &entry)].concat();
         let object = decode(&envelope("v1", "ConfigMap", &raw)).unwrap();
-        assert_eq!(object, json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}, "data": {"a": "b"}}));
+        assert_eq!(
+            object,
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}, "data": {"a": "b"}})
+        );
     }
 
     #[test]
     fn kinds_without_a_table_are_refused_by_name() {
-        assert_eq!(decode(&envelope("example.com/v1", "Thing", b"")), Err(ProtobufError::UnknownKind("example.com/v1 Thing".into())));
+        assert_eq!(
+            decode(&envelope("example.com/v1", "Thing", b"")),
+            Err(ProtobufError::UnknownKind("example.com/v1 Thing".into()))
+        );
         assert_eq!(decode(b"{}"), Err(Malformed));
     }
 
