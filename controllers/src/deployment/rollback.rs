@@ -337,6 +337,7 @@ mod tests {
         json!({"waiting": {"reason": reason, "message": message}})
     }
 
+    #[expect(clippy::result_large_err, reason = "the answer of a test, made a few times")]
     fn reason(pods: &[Arc<Pod>]) -> Result<String, Verdict> {
         match judge(&set(), pods, None, now()) {
             Verdict::Failed(failure) => Ok(failure.reason),
