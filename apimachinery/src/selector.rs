@@ -285,9 +285,7 @@ impl<'a> Lexer<'a> {
                 return token;
             }
         }
-        let end = rest
-            .find(|c: char| matches!(c, ' ' | '\t' | '\r' | '\n' | '=' | '!' | ',' | '(' | ')' | '>' | '<'))
-            .unwrap_or(rest.len());
+        let end = rest.find([' ', '\t', '\r', '\n', '=', '!', ',', '(', ')', '>', '<']).unwrap_or(rest.len());
         self.at += end;
         Token::Word(&rest[..end])
     }

@@ -109,7 +109,9 @@ fn rules(text: &str) -> Vec<Value> {
 
 /// Who has which of the roles from the start.
 pub fn bindings() -> Vec<Object> {
-    const USERS: [(&str, &str, &[(&str, &str)]); 9] = [
+    /// A binding's name, its role, and the kinds and names of its subjects.
+    type Row = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+    const USERS: [Row; 9] = [
         ("cluster-admin", "cluster-admin", &[("Group", "system:masters")]),
         ("system:monitoring", "system:monitoring", &[("Group", "system:monitoring")]),
         ("system:discovery", "system:discovery", &[("Group", "system:authenticated")]),

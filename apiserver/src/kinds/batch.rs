@@ -142,10 +142,10 @@ pub(super) const CRON_JOB: Rules = Rules {
             ));
         }
         let schedule = spec.child("schedule");
-        if schedule.required(errors) {
-            if let Err(why) = parse_schedule(schedule.str()) {
-                schedule.invalid(errors, why);
-            }
+        if schedule.required(errors)
+            && let Err(why) = parse_schedule(schedule.str())
+        {
+            schedule.invalid(errors, why);
         }
         spec.child("concurrencyPolicy").one_of(errors, &["Allow", "Forbid", "Replace"]);
         for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {

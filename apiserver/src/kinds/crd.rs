@@ -154,10 +154,10 @@ fn columns_rules(list: &At<'_>, errors: &mut FieldErrors) {
             type_.one_of(errors, &["boolean", "date", "integer", "number", "string"]);
         }
         let path = column.child("jsonPath");
-        if path.required(errors) {
-            if let Err(error) = JsonPath::parse(path.str()) {
-                path.invalid(errors, error.to_string());
-            }
+        if path.required(errors)
+            && let Err(error) = JsonPath::parse(path.str())
+        {
+            path.invalid(errors, error.to_string());
         }
     }
 }

@@ -61,10 +61,10 @@ fn look(pod: &Object) -> Seen {
         _ => phase.to_owned(),
     };
     let condition = |type_: &str| list(pod, &["status", "conditions"]).iter().find(|c| string(c, &["type"]) == type_);
-    if let Some(scheduled) = condition("PodScheduled") {
-        if string(scheduled, &["reason"]) == "SchedulingGated" {
-            seen.reason = "SchedulingGated".to_owned();
-        }
+    if let Some(scheduled) = condition("PodScheduled")
+        && string(scheduled, &["reason"]) == "SchedulingGated"
+    {
+        seen.reason = "SchedulingGated".to_owned();
     }
     let inits = list(pod, &["spec", "initContainers"]);
     seen.total += inits.iter().filter(|c| string(c, &["restartPolicy"]) == "Always").count() as i64;

@@ -111,10 +111,10 @@ fn binding(new: &Object, old: Option<&Object>, kinds: &[&str], errors: &mut Fiel
             _ => subject.child("kind").not_supported(errors, &["Group", "ServiceAccount", "User"]),
         }
     }
-    if let Some(old) = old {
-        if new.0.get("roleRef") != old.0.get("roleRef") {
-            let shown = new.0.get("roleRef").cloned().unwrap_or(Value::Null);
-            errors.push(FieldError::invalid(&Path::of("roleRef"), shown, "cannot change roleRef"));
-        }
+    if let Some(old) = old
+        && new.0.get("roleRef") != old.0.get("roleRef")
+    {
+        let shown = new.0.get("roleRef").cloned().unwrap_or(Value::Null);
+        errors.push(FieldError::invalid(&Path::of("roleRef"), shown, "cannot change roleRef"));
     }
 }

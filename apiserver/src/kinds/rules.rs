@@ -74,10 +74,11 @@ impl Strategy for Rules {
     fn prepare(&self, op: Op, new: &mut Object, old: Option<&Object>) {
         let status = self.status && !(op == Op::Create && self.status_on_create);
         prepare(op, new, old, status, self.generation);
-        if op == Op::UpdateStatus && !self.metadata_in_status {
-            if let Some(old) = old {
-                keep_user_metadata(new, old);
-            }
+        if op == Op::UpdateStatus
+            && !self.metadata_in_status
+            && let Some(old) = old
+        {
+            keep_user_metadata(new, old);
         }
         (self.prepare)(op, new, old);
     }

@@ -155,10 +155,12 @@ fn keep_allocated(new: &mut Object, old: &Object) {
             }
         }
     }
-    if needs_health_check(new) && needs_health_check(old) && new.get_i64(&["spec", "healthCheckNodePort"]).is_none() {
-        if let Some(port) = old.get(&["spec", "healthCheckNodePort"]).cloned() {
-            new.set(&["spec", "healthCheckNodePort"], port);
-        }
+    if needs_health_check(new)
+        && needs_health_check(old)
+        && new.get_i64(&["spec", "healthCheckNodePort"]).is_none()
+        && let Some(port) = old.get(&["spec", "healthCheckNodePort"]).cloned()
+    {
+        new.set(&["spec", "healthCheckNodePort"], port);
     }
 }
 
@@ -177,10 +179,10 @@ fn drop_what_the_type_had(new: &mut Object, old: &Object) {
         let before: Vec<Option<Value>> =
             old.get_list(&["spec", "ports"]).iter().map(|p| p.get("nodePort").cloned()).collect();
         for port in new.get_mut(&["spec", "ports"]).and_then(Value::as_array_mut).into_iter().flatten() {
-            if before.contains(&port.get("nodePort").cloned()) {
-                if let Value::Object(map) = port {
-                    map.shift_remove("nodePort");
-                }
+            if before.contains(&port.get("nodePort").cloned())
+                && let Value::Object(map) = port
+            {
+                map.shift_remove("nodePort");
             }
         }
     }
@@ -259,15 +261,16 @@ fn validate(op: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors
     spec.child("externalTrafficPolicy").one_of(errors, &["Cluster", "Local"]);
     spec.child("internalTrafficPolicy").one_of(errors, &["Cluster", "Local"]);
     addresses(&spec, errors);
-    if let (Op::Update, Some(old)) = (op, old) {
-        if needs_cluster_ip(old) && needs_cluster_ip(new) {
-            let before = old.get_list(&["spec", "clusterIPs"]).first().and_then(Value::as_str).unwrap_or_default();
-            let now = new.get_str(&["spec", "clusterIP"]).unwrap_or_default();
-            if !before.is_empty() && before != now {
-                let at = spec.child("clusterIPs");
-                let at = At::new(at.value, at.path.index(0));
-                at.invalid(errors, "may not change once set");
-            }
+    if let (Op::Update, Some(old)) = (op, old)
+        && needs_cluster_ip(old)
+        && needs_cluster_ip(new)
+    {
+        let before = old.get_list(&["spec", "clusterIPs"]).first().and_then(Value::as_str).unwrap_or_default();
+        let now = new.get_str(&["spec", "clusterIP"]).unwrap_or_default();
+        if !before.is_empty() && before != now {
+            let at = spec.child("clusterIPs");
+            let at = At::new(at.value, at.path.index(0));
+            at.invalid(errors, "may not change once set");
         }
     }
 }

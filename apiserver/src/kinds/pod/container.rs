@@ -252,12 +252,12 @@ pub(in super::super) fn resources(resources: &At<'_>, errors: &mut FieldErrors) 
     for (name, request) in resources.child("requests").entries() {
         let limit = limits.value.and_then(|l| l.get(name));
         let (Some(limit), Some(wanted)) = (limit, request.value) else { continue };
-        if let (Ok(wanted), Ok(limit)) = (Quantity::from_value(wanted), Quantity::from_value(limit)) {
-            if wanted > limit {
-                let mut at = request.clone();
-                at.path = resources.child("requests").path;
-                at.invalid(errors, format!("must be less than or equal to {name} limit of {limit}"));
-            }
+        if let (Ok(wanted), Ok(limit)) = (Quantity::from_value(wanted), Quantity::from_value(limit))
+            && wanted > limit
+        {
+            let mut at = request.clone();
+            at.path = resources.child("requests").path;
+            at.invalid(errors, format!("must be less than or equal to {name} limit of {limit}"));
         }
     }
 }

@@ -65,12 +65,10 @@ fn container(container: &mut Map<String, Value>, host_network: bool) {
     }
     for port in maps_at(container, "ports") {
         or_set(port, "protocol", "TCP");
-        if host_network {
-            if let Some(number) = port.get("containerPort").cloned() {
-                let unset = port.get("hostPort").and_then(Value::as_i64).unwrap_or(0) == 0;
-                if unset {
-                    port.insert("hostPort".to_owned(), number);
-                }
+        if host_network && let Some(number) = port.get("containerPort").cloned() {
+            let unset = port.get("hostPort").and_then(Value::as_i64).unwrap_or(0) == 0;
+            if unset {
+                port.insert("hostPort".to_owned(), number);
             }
         }
     }
@@ -158,12 +156,11 @@ fn volume(volume: &mut Map<String, Value>) {
     if let Some(path) = map_at(volume, "hostPath") {
         path.entry("type").or_insert_with(|| "".into());
     }
-    if let Some(directory) = map_at(volume, "emptyDir") {
-        if let Some(limit) = directory.get_mut("sizeLimit") {
-            if let Ok(quantity) = Quantity::from_value(limit) {
-                *limit = quantity.to_string().into();
-            }
-        }
+    if let Some(directory) = map_at(volume, "emptyDir")
+        && let Some(limit) = directory.get_mut("sizeLimit")
+        && let Ok(quantity) = Quantity::from_value(limit)
+    {
+        *limit = quantity.to_string().into();
     }
     if let Some(source) = map_at(volume, "downwardAPI") {
         downward_items(source);

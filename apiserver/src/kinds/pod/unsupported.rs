@@ -50,7 +50,7 @@ pub(in super::super) fn check(spec: &At<'_>) -> FieldErrors {
         let at = spec.child(field);
         let linux = field == "os" && at.child("name").str() == "linux";
         let off = at.value.is_some_and(|v| v == false);
-        if at.present() && !off && !linux && !(at.len() == 0 && at.value.is_some_and(|v| !v.is_boolean())) {
+        if !at.is_empty() && !off && !linux {
             refuse(&at, what);
         }
     }
