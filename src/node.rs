@@ -28,7 +28,7 @@ pub(crate) async fn config(
     family: Family,
     node_name: String,
     data: &DataDir,
-    client_ca: String,
+    tls: Tls,
     api: SocketAddr,
 ) -> anyhow::Result<Config> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
@@ -53,14 +53,14 @@ pub(crate) async fn config(
             cluster_domain: CLUSTER_DOMAIN.into(),
         },
         listen: SocketAddr::new(node_ip, 0),
-        tls: serving_certificate(&node_name, node_ip, client_ca)?,
+        tls,
         api_address: (api.ip().to_string(), api.port()),
         node_name,
     })
 }
 
 /// The address this machine would use to reach others; loopback where there is no way out.
-fn node_ip() -> IpAddr {
+pub(crate) fn node_ip() -> IpAddr {
     // Connecting a UDP socket sends nothing: it asks the kernel which source address it would take (TEST-NET-2, RFC 5737).
     let asked = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
         socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9))?;
@@ -71,8 +71,8 @@ fn node_ip() -> IpAddr {
 
 /// The agent's HTTPS certificate: signed by itself, as a kubelet's is by default. What guards the agent is the *client*
 /// certificate it asks for.
-fn serving_certificate(node_name: &str, node_ip: IpAddr, client_ca: String) -> anyhow::Result<Tls> {
-    let made = rcgen::generate_simple_self_signed(vec![node_name.to_owned(), node_ip.to_string()])?;
+pub(crate) fn self_signed(node_name: &str, client_ca: String) -> anyhow::Result<Tls> {
+    let made = rcgen::generate_simple_self_signed(vec![node_name.to_owned(), node_ip().to_string()])?;
     Ok(Tls { certificate: made.cert.pem(), key: made.signing_key.serialize_pem(), client_ca })
 }
 

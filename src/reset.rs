@@ -18,17 +18,17 @@ pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
     }
     let _server = data.lock(Part::Server)?;
     let _agent = data.lock(Part::Agent)?;
-    let mut failures = Vec::new();
-    let mut step = |what: &str, outcome: Result<(), String>| {
-        if let Err(error) = outcome {
-            failures.push(format!("{what}: {error}"));
-        }
-    };
-    step("containers", proa_runtime::reset(&data.runtime()).map_err(|error| error.to_string()));
-    step("network", proa_network::reset(&data.network()).map_err(|error| error.to_string()));
-    step("volumes", proa_kubelet_agent::reset(&data.agent()).map_err(|error| error.to_string()));
-    if failures.is_empty() {
-        step("files", empty(data.root()).map_err(|error| error.to_string()));
+    let steps = [
+        ("containers", proa_runtime::reset(&data.runtime()).map_err(anyhow::Error::from)),
+        ("network", proa_network::reset(&data.network()).map_err(anyhow::Error::from)),
+        ("volumes", proa_kubelet_agent::reset(&data.agent()).map_err(anyhow::Error::from)),
+    ];
+    let mut failures: Vec<String> =
+        steps.into_iter().filter_map(|(what, outcome)| Some(format!("{what}: {:#}", outcome.err()?))).collect();
+    if failures.is_empty()
+        && let Err(error) = empty(data.root())
+    {
+        failures.push(format!("files: {error}"));
     }
     if !failures.is_empty() {
         bail!("could not remove everything of {}:\n  {}", data.root().display(), failures.join("\n  "));

@@ -28,14 +28,20 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
 
     parts.spawn("controllers", {
         let (client, shutdown) = (control.client("system:kube-controller-manager")?, parts.shutdown.clone());
-        async move { Ok(proa_controllers::run(client, controller_options(Family::Standard), shutdown).await?) }
+        let options = controller_options(Family::Standard, control.ca());
+        async move { Ok(proa_controllers::run(client, options, shutdown).await?) }
     });
+    let tls = {
+        let ip = node::node_ip();
+        let identity = control.server.pki().server(&format!("system:node:{node_name}"), std::slice::from_ref(&node_name), &[ip])?;
+        proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
+    };
     let agent = node::config(
         control.client("system:proa-agent")?,
         Family::Standard,
         node_name.clone(),
         &control.data,
-        control.server.pki().ca_pem().to_owned(),
+        tls,
         control.address,
     )
     .await?;
@@ -80,7 +86,7 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
     let client = client_from(&args.kubeconfig).await?;
     let parts = Parts::new();
     let shutdown = parts.shutdown.clone();
-    let options = controller_options(args.family.into());
+    let options = controller_options(args.family.into(), node::certificate_authority(&args.kubeconfig)?);
     parts.spawn("controllers", async move { Ok(proa_controllers::run(client, options, shutdown).await?) });
     parts.until_stopped(async { Ok(()) }).await
 }
@@ -96,7 +102,8 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     let authority = node::certificate_authority(&args.kubeconfig)?;
     let api = api_address(&args.kubeconfig)?;
     let parts = Parts::new();
-    let config = node::config(client, args.family.into(), node_name, &data, authority, api).await?;
+    let tls = node::self_signed(&node_name, authority)?;
+    let config = node::config(client, args.family.into(), node_name, &data, tls, api).await?;
     let images = config.images.clone();
     let shutdown = parts.shutdown.clone();
     parts.spawn("agent", async move { Ok(proa_kubelet_agent::run(config, shutdown).await?) });
@@ -104,8 +111,13 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     parts.until_stopped(async { Ok(()) }).await
 }
 
-fn controller_options(family: Family) -> proa_controllers::Options {
-    proa_controllers::Options { family, identity: format!("proa-{}", std::process::id()), ..Default::default() }
+/// The loops of one family; `root_ca` is what pods shall trust the API server by.
+fn controller_options(family: Family, root_ca: String) -> proa_controllers::Options {
+    proa_controllers::Options {
+        identity: format!("proa-{}", std::process::id()),
+        root_ca: Some(root_ca),
+        ..proa_controllers::Options::new(family)
+    }
 }
 
 /// Tasks that make up this process; when one ends by itself, the process ends with its error.
@@ -204,6 +216,12 @@ impl ControlPlane {
     fn client(&self, user: &str) -> anyhow::Result<Client> {
         let service = self.server.local(proa_apiserver::User::new(user, &["system:masters"]));
         Ok(Client::new(service, "default"))
+    }
+}
+
+impl ControlPlane {
+    fn ca(&self) -> String {
+        self.server.pki().ca_pem().to_owned()
     }
 }
 
