@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use proa_store::Log;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::Agents;
 use crate::allocate::Allocators;
 use crate::authz::rbac::Rbac;
 use crate::cache::Caches;
@@ -15,7 +16,6 @@ use crate::flow::Flow;
 use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
 use crate::pki::Pki;
-use crate::proxy::Agents;
 use crate::resources::Resources;
 use crate::tokens::Tokens;
 

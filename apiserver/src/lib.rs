@@ -12,6 +12,7 @@
 
 pub mod accept;
 pub mod admission;
+pub mod agents;
 pub mod allocate;
 pub mod authn;
 pub mod authz;

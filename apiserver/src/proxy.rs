@@ -4,8 +4,6 @@
 //! Owns finding the other end and passing bytes on; an upgraded connection is spliced, its protocol
 //! (WebSocket, SPDY) is not looked at.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -18,32 +16,13 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
+use crate::agents::Pin;
 use crate::http::{Body, Response};
-use crate::pki::{KUBELET_CLIENT, Pki, PkiError};
 use crate::registry::{Call, not_allowed};
-use crate::user::MASTERS;
 
 /// How long the other end may take to accept a connection.
 const CONNECT: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// How agents are reached.
-pub struct Agents {
-    tls: TlsConnector,
-}
-
-impl Agents {
-    /// Connections with the API server's own client certificate, to agents whose certificate our CA signed.
-    pub fn new(pki: &Pki) -> Result<Agents, PkiError> {
-        let identity = pki.client(KUBELET_CLIENT, &[MASTERS])?;
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(pki.roots()?)
-            .with_client_auth_cert(identity.chain()?, identity.private_key()?)?;
-        Ok(Agents { tls: TlsConnector::from(Arc::new(config)) })
-    }
-}
 
 /// Where a request goes.
 struct Target {
@@ -53,12 +32,19 @@ struct Target {
     path: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum Tls {
     /// Plain HTTP.
     None,
-    /// An agent, by our CA.
-    Agent,
+    /// An agent, known by our CA or by the certificate its Node names.
+    Agent(Option<Pin>),
+}
+
+/// An agent's address.
+struct Agent {
+    host: String,
+    port: u16,
+    tls: Tls,
 }
 
 /// Answers log, exec, attach, portforward and proxy.
@@ -89,7 +75,7 @@ fn object(call: &Call<'_>, resource: &str, namespace: &str, name: &str) -> Resul
 }
 
 /// The agent's address: its InternalIP (or the first address it has) and the port it says.
-fn agent(call: &Call<'_>, node: &str) -> Result<(String, u16), ApiError> {
+fn agent(call: &Call<'_>, node: &str) -> Result<Agent, ApiError> {
     let node = object(call, "nodes", "", node)?;
     let addresses = node.get_list(&["status", "addresses"]);
     let of = |kind: &str| {
@@ -103,7 +89,7 @@ fn agent(call: &Call<'_>, node: &str) -> Result<(String, u16), ApiError> {
     let port = port.ok_or_else(|| {
         ApiError::unavailable(format!("the agent of node {} has not said where it listens", node.name()))
     })?;
-    Ok((host.to_owned(), port))
+    Ok(Agent { host: host.to_owned(), port, tls: Tls::Agent(Pin::of_node(&node)) })
 }
 
 fn pod_target(call: &Call<'_>, verb: &str, options: LogOptions) -> Result<Target, ApiError> {
@@ -113,11 +99,11 @@ fn pod_target(call: &Call<'_>, verb: &str, options: LogOptions) -> Result<Target
         // Kubernetes answers a log request for a pod that is not scheduled with an empty log.
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", pod.name())));
     }
-    let (host, port) = agent(call, node)?;
+    let Agent { host, port, tls } = agent(call, node)?;
     let container = if verb == "portForward" { String::new() } else { format!("/{}", container(call, &pod)?) };
     let query = if options == LogOptions::Check { log_query(call)? } else { agent_query(call) };
     let path = format!("/{verb}/{}/{}{container}{query}", pod.namespace(), pod.name());
-    Ok(Target { host, port, tls: Tls::Agent, path })
+    Ok(Target { host, port, tls, path })
 }
 
 /// The container meant: as named, or the only (or default) one.
@@ -294,11 +280,11 @@ fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
 fn node_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
     let (_, name, port) = split_name(call.name())
         .ok_or_else(|| ApiError::bad_request(format!("invalid node request {:?}", call.name())))?;
-    let (host, own) = agent(call, name)?;
+    let Agent { host, port: own, tls } = agent(call, name)?;
     let path = proxied_path(call);
     match port.parse() {
         Ok(port) if port != own => plain_target("", &host, port, path),
-        _ => Ok(Target { host, port: own, tls: Tls::Agent, path }),
+        _ => Ok(Target { host, port: own, tls, path }),
     }
 }
 
@@ -314,11 +300,11 @@ async fn connect(call: &Call<'_>, target: &Target) -> Result<Box<dyn Stream>, Ap
     let tcp = tcp.map_err(|_| failed(&"timed out"))?.map_err(|error| failed(&error))?;
     // Interactive sessions send small frames; a failure here costs latency only.
     let _ = tcp.set_nodelay(true);
-    match target.tls {
+    match &target.tls {
         Tls::None => Ok(Box::new(tcp)),
-        Tls::Agent => {
+        Tls::Agent(pin) => {
             let name = ServerName::try_from(target.host.clone()).map_err(|error| failed(&error))?;
-            let tls = timeout(CONNECT, call.core.agents.tls.connect(name, tcp)).await;
+            let tls = timeout(CONNECT, call.core.agents.connect(name, pin.clone(), tcp)).await;
             Ok(Box::new(tls.map_err(|_| failed(&"TLS handshake timed out"))?.map_err(|error| failed(&error))?))
         }
     }

@@ -46,5 +46,9 @@ pub const DEPRECATED_ROLLBACK_TO: &str = "deprecated.deployment.rollback.to";
 /// On a pod: the cheaper, the sooner deleted by its ReplicaSet (KEP-2255).
 pub const POD_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
+/// On a Node: SHA-256 of its agent's serving certificate (DER of the leaf), lower-case hexadecimal. The API server
+/// knows the agent by it when its own CA did not sign the certificate.
+pub const SERVING_CERTIFICATE: &str = "proa.dev/serving-certificate";
+
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";

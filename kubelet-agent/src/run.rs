@@ -61,7 +61,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     let acceptor = server::tls::acceptor(&config.tls).map_err(AgentError::Tls)?;
 
     let machine = machine::read(&config.data_dir);
-    let registration = Registration::new(config.client.clone(), config.family, &config.node_name);
+    let fingerprint = server::tls::fingerprint(&config.tls).map_err(AgentError::Tls)?;
+    let registration = Registration::new(config.client.clone(), config.family, &config.node_name, fingerprint);
     let labels = node::labels(&config.node_name, &config.node_labels);
     let registered = tokio::select! {
         node = registration.register(labels.clone(), config.network.pod_cidr) => node,

@@ -6,19 +6,37 @@ mod pods;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource, StatusCause};
 
+use crate::agents::SERVING_CERTIFICATE;
 use crate::kinds::Op;
 use crate::registry::Call;
+use crate::user::MASTERS;
 
 /// Namespaces the system needs.
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
 /// Completes an object before validation.
-pub fn mutate(call: &Call<'_>, op: Op, new: &mut Object, _old: Option<&Object>) -> Result<(), ApiError> {
+pub fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
     let kind = &call.resource.kind;
-    if op == Op::Create && kind.group.is_empty() && kind.plural == "pods" {
-        pods::admit(call, new)?;
+    match &*kind.plural {
+        "pods" if op == Op::Create && kind.group.is_empty() => pods::admit(call, new),
+        "nodes" if kind.group.is_empty() => own_certificate(call, new, old),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// By which certificate an agent is known is for its node to say, and for administrators: whoever else could
+/// write a Node would take its place.
+fn own_certificate(call: &Call<'_>, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
+    let before = old.and_then(|old| old.annotation(SERVING_CERTIFICATE));
+    let user = call.user();
+    if new.annotation(SERVING_CERTIFICATE) == before
+        || user.in_group(MASTERS)
+        || user.name.strip_prefix("system:node:") == Some(new.name())
+    {
+        return Ok(());
+    }
+    let why = format!("the annotation {SERVING_CERTIFICATE} may be set only by the node itself");
+    Err(ApiError::forbidden(call.resource.group_resource(), new.name(), &why))
 }
 
 /// Nothing is created in a namespace that does not exist or is going away (NamespaceLifecycle).

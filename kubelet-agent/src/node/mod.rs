@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::NodeSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use proa_crds::annotations::SERVING_CERTIFICATE;
 use proa_crds::{Family, Node};
 use proa_network::Cidr;
 use serde_json::json;
@@ -52,15 +53,17 @@ pub(crate) struct Registration {
     nodes: Api<Node>,
     family: Family,
     name: String,
+    /// What the Node says of this agent's serving certificate.
+    fingerprint: String,
 }
 
 impl Registration {
-    pub(crate) fn new(client: kube::Client, family: Family, name: &str) -> Self {
+    pub(crate) fn new(client: kube::Client, family: Family, name: &str, fingerprint: String) -> Self {
         let nodes = Api::all_with(client.clone(), &family.node());
-        Self { client, nodes, family, name: name.to_owned() }
+        Self { client, nodes, family, name: name.to_owned(), fingerprint }
     }
 
-    /// Creates the Node, or brings its labels up to date; tries until the API answers.
+    /// Creates the Node, or brings its labels and its certificate up to date; tries until the API answers.
     pub(crate) async fn register(&self, labels: BTreeMap<String, String>, pod_cidr: Option<Cidr>) -> Node {
         let mut delay = Duration::from_millis(20);
         loop {
@@ -80,18 +83,18 @@ impl Registration {
         labels: &BTreeMap<String, String>,
         pod_cidr: Option<Cidr>,
     ) -> Result<Node, kube::Error> {
+        let annotations = BTreeMap::from([(SERVING_CERTIFICATE.to_owned(), self.fingerprint.clone())]);
         if self.nodes.get_opt(&self.name).await?.is_some() {
-            let patch = json!({"metadata": {"labels": labels}});
+            let patch = json!({"metadata": {"labels": labels, "annotations": annotations}});
             return self.nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await;
         }
         let cidr = pod_cidr.map(|c| c.to_string());
         let spec = NodeSpec { pod_cidrs: cidr.clone().map(|c| vec![c]), pod_cidr: cidr, ..NodeSpec::default() };
         let mut node = Node::new(&self.name, &self.family.node(), spec);
         node.metadata.labels = Some(labels.clone());
-        match self.nodes.create(&PostParams::default(), &node).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => self.nodes.get(&self.name).await,
-            other => other,
-        }
+        node.metadata.annotations = Some(annotations);
+        // Somebody made it in the meantime: the next try finds it.
+        self.nodes.create(&PostParams::default(), &node).await
     }
 
     /// The node's block of pod addresses; waits until something assigns it.

@@ -5,12 +5,20 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
+use sha2::{Digest, Sha256};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Tls;
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     rustls_pemfile::certs(&mut pem.as_bytes()).collect::<Result<_, _>>().map_err(|e| e.to_string())
+}
+
+/// What the node says of its own serving certificate: SHA-256 of the leaf, hexadecimal.
+pub(crate) fn fingerprint(tls: &Tls) -> Result<String, String> {
+    let chain = certificates(&tls.certificate)?;
+    let leaf = chain.first().ok_or_else(|| "there is no certificate".to_owned())?;
+    Ok(Sha256::digest(leaf).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// An acceptor for the certificates given. HTTP/1.1 only: upgrades (exec, attach, port-forward) want it.
