@@ -3,11 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use futures::StreamExt;
 use proa_apimachinery::object::Object;
 use proa_store::Log;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::Agents;
 use crate::allocate::Allocators;
 use crate::authn::jwt::KeyError;
 use crate::cache::{Caches, LoadError};
@@ -15,8 +17,7 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::local::LocalService;
 use crate::pki::{Identity, Pki, PkiError};
-use crate::proxy::Agents;
-use crate::resources::Resources;
+use crate::resources::{Resource, Resources};
 use crate::tokens::Tokens;
 use crate::user::{MASTERS, User};
 use crate::{accept, bootstrap, crd, expiry, kinds};
@@ -140,61 +141,72 @@ impl Server {
     }
 }
 
-/// Creates what every cluster starts with and what is missing of it; never overwrites what is there.
+/// Creates what every cluster starts with and what is missing of it; never overwrites what is there, but for
+/// the `kubernetes` Service and who stands behind it: they say where this server listens now.
 async fn first_objects(server: &Server) -> Result<(), Error> {
     let objects: Vec<Object> = bootstrap::objects(&server.core.config);
-    let user = User::new("system:apiserver", &[MASTERS]);
-    bootstrap_write(server, user, objects).await
-}
-
-async fn bootstrap_write(server: &Server, user: User, objects: Vec<Object>) -> Result<(), Error> {
-    use futures::StreamExt;
-    let waves = bootstrap_waves(objects);
-    for wave in waves {
-        let mut writes = futures::stream::iter(wave.into_iter().map(|object| {
-            let mut local = server.local(user.clone());
-            let table = server.core.resources.table();
-            async move {
-                let (group, version) = object.api_version().split_once('/').unwrap_or(("", object.api_version()));
-                let what = format!("{} {}", object.kind(), object.name());
-                let resource = table
-                    .find_kind(group, version, object.kind())
-                    .ok_or_else(|| Error::Bootstrap(format!("{what}: no such kind")))?;
-                if resource.cache.get(object.namespace(), object.name()).is_some() {
-                    return Ok(());
-                }
-                let root =
-                    if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
-                let place = if object.namespace().is_empty() {
-                    String::new()
-                } else {
-                    format!("namespaces/{}/", object.namespace())
-                };
-                let uri = format!("{root}/{place}{}", resource.kind.plural);
-                let request = http::Request::post(uri)
-                    .header("content-type", "application/json")
-                    .header("user-agent", "proa-apiserver");
-                let request = request
-                    .body(http_body_util::Full::new(crate::registry::codec::plain(&object)))
-                    .map_err(|error| Error::Bootstrap(error.to_string()))?;
-                let Ok(response) = tower::Service::call(&mut local, request).await;
-                if response.status().is_success() || response.status() == http::StatusCode::CONFLICT {
-                    return Ok(());
-                }
-                let status = response.status();
-                let body = http_body_util::BodyExt::collect(response.into_body())
-                    .await
-                    .map(|body| body.to_bytes())
-                    .unwrap_or_default();
-                Err(Error::Bootstrap(format!("{what}: {status}: {}", String::from_utf8_lossy(&body))))
-            }
-        }))
-        .buffer_unordered(64);
+    for wave in bootstrap_waves(objects) {
+        let mut writes =
+            futures::stream::iter(wave.into_iter().map(|object| first_object(server, object))).buffer_unordered(64);
         while let Some(written) = writes.next().await {
             written?;
         }
     }
+    for object in bootstrap::kubernetes_service(&server.core.config) {
+        let (resource, collection) = place_of(server, &object)?;
+        let stored = resource.cache.get(object.namespace(), object.name()).map(|item| item.object());
+        let Some(patch) = stored.and_then(|stored| bootstrap::moved(&stored, &object)) else { continue };
+        let uri = format!("{collection}/{}", object.name());
+        write(server, http::Method::PATCH, uri, &patch, &object).await?;
+    }
     Ok(())
+}
+
+async fn first_object(server: &Server, object: Object) -> Result<(), Error> {
+    let (resource, collection) = place_of(server, &object)?;
+    if resource.cache.get(object.namespace(), object.name()).is_some() {
+        return Ok(());
+    }
+    write(server, http::Method::POST, collection, &object, &object).await
+}
+
+/// The resource of an object, and the path of the collection it is in.
+fn place_of(server: &Server, object: &Object) -> Result<(Arc<Resource>, String), Error> {
+    let (group, version) = object.api_version().split_once('/').unwrap_or(("", object.api_version()));
+    let table = server.core.resources.table();
+    let resource = table
+        .find_kind(group, version, object.kind())
+        .cloned()
+        .ok_or_else(|| Error::Bootstrap(format!("{} {}: no such kind", object.kind(), object.name())))?;
+    let root = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+    let namespace = match object.namespace() {
+        "" => String::new(),
+        namespace => format!("namespaces/{namespace}/"),
+    };
+    let collection = format!("{root}/{namespace}{}", resource.kind.plural);
+    Ok((resource, collection))
+}
+
+/// One write as the server itself. Somebody else having been faster is as good.
+async fn write(server: &Server, method: http::Method, uri: String, body: &Object, about: &Object) -> Result<(), Error> {
+    let media = if method == http::Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let request = http::Request::builder()
+        .method(method)
+        .uri(uri)
+        .header("content-type", media)
+        .header("user-agent", "proa-apiserver")
+        .body(http_body_util::Full::new(crate::registry::codec::plain(body)))
+        .map_err(|error| Error::Bootstrap(error.to_string()))?;
+    let mut local = server.local(User::new("system:apiserver", &[MASTERS]));
+    let Ok(response) = tower::Service::call(&mut local, request).await;
+    let status = response.status();
+    if status.is_success() || status == http::StatusCode::CONFLICT {
+        return Ok(());
+    }
+    let body = http_body_util::BodyExt::collect(response.into_body()).await;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let what = format!("{} {}", about.kind(), about.name());
+    Err(Error::Bootstrap(format!("{what}: {status}: {}", String::from_utf8_lossy(&body))))
 }
 
 /// Namespaces first: what lives in them needs them.

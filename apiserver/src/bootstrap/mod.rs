@@ -261,6 +261,32 @@ pub fn kubernetes_service(config: &Config) -> Vec<Object> {
     [service, endpoints, slice].map(object).to_vec()
 }
 
+/// What is to be patched so that a stored object of [`kubernetes_service`] says where the server is now;
+/// nothing when it does. The Service's address stays: it cannot change.
+pub fn moved(stored: &Object, wanted: &Object) -> Option<Object> {
+    let mut patch = Object::default();
+    for path in [&["spec", "ports"][..], &["subsets"], &["endpoints"], &["ports"]] {
+        if let Some(value) = wanted.get(path).filter(|value| !holds(stored.get(path), value)) {
+            patch.set(path, value.clone());
+        }
+    }
+    (!patch.0.is_empty()).then_some(patch)
+}
+
+/// Whether `stored` says all that `wanted` says; defaults may stand beside it.
+fn holds(stored: Option<&Value>, wanted: &Value) -> bool {
+    match (stored, wanted) {
+        (Some(Value::Object(stored)), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, value)| holds(stored.get(key), value))
+        }
+        (Some(Value::Array(stored)), Value::Array(wanted)) => {
+            stored.len() == wanted.len()
+                && stored.iter().zip(wanted).all(|(stored, wanted)| holds(Some(stored), wanted))
+        }
+        (stored, wanted) => stored == Some(wanted),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,6 +306,24 @@ mod tests {
             assert!(!seen.contains(&key), "{key}");
             seen.push(key);
         }
+    }
+
+    #[test]
+    fn the_kubernetes_service_is_patched_only_when_the_server_moved() {
+        let mut config = Config::new("/nowhere");
+        let before = kubernetes_service(&config);
+        for object in &before {
+            assert_eq!(moved(object, object), None);
+        }
+        config.listen = Some("127.0.0.1:7443".parse().unwrap());
+        let patches: Vec<Value> = before
+            .iter()
+            .zip(kubernetes_service(&config))
+            .map(|(stored, wanted)| moved(stored, &wanted).expect("a patch").into_value())
+            .collect();
+        assert_eq!(patches[0]["spec"]["ports"][0]["targetPort"], 7443);
+        assert_eq!(patches[1]["subsets"][0]["ports"][0]["port"], 7443);
+        assert_eq!(patches[2], json!({"ports": [{"name": "https", "protocol": "TCP", "port": 7443}]}));
     }
 
     #[test]
