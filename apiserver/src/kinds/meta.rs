@@ -159,16 +159,8 @@ pub fn annotations(annotations: Option<&Value>, at: &Path, errors: &mut FieldErr
 
 fn finalizers(new: &Object, old: Option<&Object>, at: &Path, errors: &mut FieldErrors) {
     for (i, finalizer) in new.finalizers().enumerate() {
-        let known = matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes");
         for detail in names::is_qualified_name(finalizer) {
             errors.push(FieldError::invalid(&at.index(i), finalizer, detail));
-        }
-        if !known && !finalizer.contains('/') {
-            errors.push(FieldError::invalid(
-                &at.index(i),
-                finalizer,
-                "name is neither a standard finalizer name nor is it fully qualified",
-            ));
         }
     }
     let has = |name: &str| new.finalizers().any(|f| f == name);
@@ -183,6 +175,25 @@ fn finalizers(new: &Object, old: Option<&Object>, at: &Path, errors: &mut FieldE
                 "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
             );
             errors.push(FieldError::forbidden(at, detail));
+        }
+    }
+}
+
+/// Groups whose kinds take any qualified name as a finalizer, as custom resources do (`finalizers.fluxcd.io`).
+const FREE_FINALIZERS: [&str; 3] = ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io"];
+
+/// The stricter rule of Kubernetes' own kinds (`core/validation.ValidateFinalizerName`): a finalizer without a
+/// domain is one of the standard ones.
+pub fn standard_finalizers(new: &Object, errors: &mut FieldErrors) {
+    let group = new.api_version().split_once('/').map_or("", |(group, _)| group);
+    if FREE_FINALIZERS.contains(&group) {
+        return;
+    }
+    let at = Path::of("metadata.finalizers");
+    for (i, finalizer) in new.finalizers().enumerate() {
+        if !finalizer.contains('/') && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes") {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(&at.index(i), finalizer, detail));
         }
     }
 }

@@ -86,6 +86,7 @@ impl Strategy for Rules {
     fn validate(&self, op: Op, new: &Object, old: Option<&Object>) -> FieldErrors {
         let mut errors = FieldErrors::new();
         meta::validate(op, new, old, self.name, &mut errors);
+        meta::standard_finalizers(new, &mut errors);
         match (op, old) {
             (Op::Delete, _) => return FieldErrors::new(),
             (Op::UpdateStatus, Some(old)) => (self.validate_status)(new, old, &mut errors),
