@@ -288,12 +288,12 @@ fn add_paths(resource: &Resource, name: &str, paths: &mut Map<String, Value>) {
     if resource.namespaced() {
         paths.insert(format!("{root}/{}", kind.plural), json!({"get": operation("list", LIST, None, &list_name)}));
     }
-    let patches = [
-        "application/apply-patch+yaml",
-        "application/json-patch+json",
-        "application/merge-patch+json",
-        "application/strategic-merge-patch+json",
-    ];
+    let mut patches =
+        vec!["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json"];
+    // What is offered here is what kubectl sends: custom resources have no merge keys to merge by.
+    if resource.custom.is_none() {
+        patches.push("application/strategic-merge-patch+json");
+    }
     let object = |verbs: &[&str]| {
         let mut item = json!({"parameters": shared(true)});
         for verb in verbs {
