@@ -17,6 +17,7 @@
 //! - `resolve`: does a transaction's expectation hold; pure.
 //! - `state`: current entries, history, recent events; pure.
 //! - `watchers`: cursors into the recent events.
+//! - `memory`: the same log without files, for tests and simulations.
 //! - `codec`, `segment`, `checkpoint`, `recovery`, `disk`: the files.
 
 mod checkpoint;
@@ -25,6 +26,7 @@ mod disk;
 mod embedded;
 mod error;
 mod log;
+mod memory;
 mod recovery;
 mod resolve;
 mod segment;
@@ -36,4 +38,5 @@ mod writer;
 pub use embedded::{Embedded, Options, Stats};
 pub use error::{CommitError, OpenError, RangeError, WatchError};
 pub use log::Log;
+pub use memory::Memory;
 pub use types::{Chunk, Committed, Entry, Event, EventKind, Expect, Key, Op, Revision, Txn, Value};

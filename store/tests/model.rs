@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use proa_store::{
-    Chunk, CommitError, Embedded, Entry, Event, EventKind, Expect, Key, Log, Op, Options, RangeError, Revision, Txn,
-    Value, WatchError,
+    Chunk, CommitError, Embedded, Entry, Event, EventKind, Expect, Key, Log, Memory, Op, Options, RangeError, Revision,
+    Txn, Value, WatchError,
 };
 use proptest::prelude::*;
 
@@ -216,13 +216,67 @@ async fn drain(stream: &mut futures::stream::BoxStream<'static, Result<Arc<[Even
     events
 }
 
-async fn run(steps: Vec<Step>) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Embedded::open(dir.path(), options()).await.unwrap();
+/// What the model is compared with.
+enum Store {
+    Embedded(tempfile::TempDir, Embedded),
+    Memory(Memory),
+}
+
+impl Store {
+    async fn embedded() -> Store {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path(), options()).await.unwrap();
+        Store::Embedded(dir, store)
+    }
+
+    fn log(&self) -> &dyn Log {
+        match self {
+            Store::Embedded(_, store) => store,
+            Store::Memory(store) => store,
+        }
+    }
+
+    fn oldest(&self) -> Revision {
+        match self {
+            Store::Embedded(_, store) => store.oldest(),
+            Store::Memory(store) => store.oldest(),
+        }
+    }
+
+    /// Closed, with what it leaves behind opened anew.
+    async fn reopened(self) -> Store {
+        match self {
+            Store::Embedded(dir, store) => {
+                store.close().await;
+                assert!(matches!(store.get("z").await, Err(RangeError::Closed)));
+                drop(store);
+                let store = Embedded::open(dir.path(), options()).await.unwrap();
+                Store::Embedded(dir, store)
+            }
+            Store::Memory(store) => {
+                let forked = store.fork(options().history_events);
+                store.close();
+                assert!(matches!(store.get("z").await, Err(RangeError::Closed)));
+                Store::Memory(forked)
+            }
+        }
+    }
+}
+
+async fn run(store: Store, steps: Vec<Step>) {
+    let mut owner = store;
     let mut model = Model::new();
-    let (mut tail, mut tail_after) = (store.watch("/a/", Revision::FIRST), Revision::FIRST);
+    let (mut tail, mut tail_after) = (owner.log().watch("/a/", Revision::FIRST), Revision::FIRST);
     for step in steps {
-        let oldest = store.oldest();
+        let oldest = owner.oldest();
+        if matches!(step, Step::Reopen) {
+            owner = owner.reopened().await;
+            assert!(tail.next().await.is_none());
+            assert!(owner.oldest() <= model.revision());
+            tail_after = model.revision();
+            tail = owner.log().watch("/a/", tail_after);
+        }
+        let store = owner.log();
         match step {
             Step::Commit(drafts) => {
                 let txn = model.draw(&drafts);
@@ -269,18 +323,9 @@ async fn run(steps: Vec<Step>) {
             Step::Compact { back } => {
                 let before = Revision(model.revision().0.saturating_sub(back));
                 store.compact(before).await.unwrap();
-                assert!(store.oldest() >= before.min(oldest));
+                assert!(owner.oldest() >= before.min(oldest));
             }
-            Step::Reopen => {
-                store.close().await;
-                assert!(matches!(store.get("z").await, Err(RangeError::Closed)));
-                assert!(tail.next().await.is_none());
-                drop(store);
-                store = Embedded::open(dir.path(), options()).await.unwrap();
-                assert!(store.oldest() <= model.revision());
-                tail_after = model.revision();
-                tail = store.watch("/a/", tail_after);
-            }
+            Step::Reopen => {}
         }
         assert_eq!(store.revision(), model.revision());
         assert_eq!(drain(&mut tail).await, model.events("/a/", tail_after));
@@ -294,6 +339,12 @@ proptest! {
     #[test]
     fn the_store_says_what_the_model_says(steps in proptest::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(steps));
+        runtime.block_on(async { run(Store::embedded().await, steps).await });
+    }
+
+    #[test]
+    fn the_log_in_memory_says_what_the_model_says(steps in proptest::collection::vec(step(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(run(Store::Memory(Memory::new(options().history_events)), steps));
     }
 }
