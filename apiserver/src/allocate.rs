@@ -11,12 +11,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::object::Object;
-use rand::Rng;
 use serde_json::Value;
 
 use crate::cache::Caches;
 use crate::config::Cidr;
 use crate::kinds::Allocation;
+use crate::outside::Entropy;
 
 /// The allocators.
 pub struct Allocators {
@@ -84,7 +84,7 @@ impl Allocators {
     }
 
     /// Does what a strategy asks for, writing the results into the object.
-    pub fn fulfil(&self, wanted: Vec<Allocation>, object: &mut Object) -> Result<Held, FieldErrors> {
+    pub fn fulfil(&self, wanted: Vec<Allocation>, object: &mut Object, entropy: &Entropy) -> Result<Held, FieldErrors> {
         let mut held =
             Held { taken: Arc::clone(&self.taken), addresses: Vec::new(), ports: Vec::new(), releases: Vec::new() };
         let spec = Path::root().child("spec");
@@ -99,18 +99,18 @@ impl Allocators {
                             "IPv6 is not configured on this cluster",
                         )]);
                     }
-                    let address = self.address(&mut held, &path, requested)?;
+                    let address = self.address(&mut held, &path, requested, entropy)?;
                     put_address(object, index, &address.to_string());
                 }
                 Allocation::NodePort { index, requested } => {
                     let path = spec.child("ports").index(index).child("nodePort");
-                    let port = self.port(&mut held, &path, requested)?;
+                    let port = self.port(&mut held, &path, requested, entropy)?;
                     if let Some(slot) = object.get_mut(&["spec", "ports"]).and_then(|ports| ports.get_mut(index)) {
                         slot["nodePort"] = Value::from(port);
                     }
                 }
                 Allocation::HealthCheckNodePort { requested } => {
-                    let port = self.port(&mut held, &spec.child("healthCheckNodePort"), requested)?;
+                    let port = self.port(&mut held, &spec.child("healthCheckNodePort"), requested, entropy)?;
                     object.set(&["spec", "healthCheckNodePort"], Value::from(port));
                 }
                 release => held.releases.push(release),
@@ -141,7 +141,13 @@ impl Allocators {
         self.cidr.offset(address.parse::<Ipv4Addr>().ok()?)
     }
 
-    fn address(&self, held: &mut Held, path: &Path, requested: Option<String>) -> Result<Ipv4Addr, FieldErrors> {
+    fn address(
+        &self,
+        held: &mut Held,
+        path: &Path,
+        requested: Option<String>,
+        entropy: &Entropy,
+    ) -> Result<Ipv4Addr, FieldErrors> {
         let refuse = |address: &str, why: String| vec![FieldError::invalid(path, address, why)];
         let mut taken = self.taken.lock();
         let last = self.cidr.size().saturating_sub(1);
@@ -160,7 +166,7 @@ impl Allocators {
             None => {
                 // The lower part is left to addresses asked for by name (KEP-3070): 16 to 256 of them.
                 let static_part = (self.cidr.size() / 16).clamp(16, 256).min(last);
-                let start = rand::rng().random_range(0..last);
+                let start = entropy.within(0..u64::from(last.max(1))) as u32;
                 let candidates = |from: u32, to: u32| {
                     let span = to.saturating_sub(from);
                     (0..span).map(move |step| from + (start + step) % span)
@@ -176,7 +182,13 @@ impl Allocators {
         Ok(self.cidr.nth(offset))
     }
 
-    fn port(&self, held: &mut Held, path: &Path, requested: Option<u16>) -> Result<u16, FieldErrors> {
+    fn port(
+        &self,
+        held: &mut Held,
+        path: &Path,
+        requested: Option<u16>,
+        entropy: &Entropy,
+    ) -> Result<u16, FieldErrors> {
         let mut taken = self.taken.lock();
         let port = match requested {
             Some(port) => {
@@ -197,7 +209,7 @@ impl Allocators {
             None => {
                 let (low, span) =
                     (u32::from(*self.ports.start()), u32::from(*self.ports.end() - *self.ports.start()) + 1);
-                let start = rand::rng().random_range(0..span);
+                let start = entropy.within(0..u64::from(span)) as u32;
                 let mut candidates = (0..span).filter_map(|step| u16::try_from(low + (start + step) % span).ok());
                 let found = candidates.find(|port| !taken.ports.contains(port));
                 found.ok_or_else(|| vec![FieldError::internal(path, "failed to allocate a nodePort: range is full")])?
@@ -244,13 +256,13 @@ mod tests {
         let mut seen = HashSet::new();
         for _ in 0..14 {
             let mut object = service();
-            allocators.fulfil(any(), &mut object).unwrap().keep(&allocators);
+            allocators.fulfil(any(), &mut object, &Entropy::system()).unwrap().keep(&allocators);
             assert!(seen.insert(object.get_str(&["spec", "clusterIP"]).unwrap().to_owned()));
         }
-        assert!(allocators.fulfil(any(), &mut service()).is_err());
+        assert!(allocators.fulfil(any(), &mut service(), &Entropy::system()).is_err());
         allocators.release(vec![Allocation::ReleaseClusterIp("10.0.0.3".into())]);
         let mut object = service();
-        allocators.fulfil(any(), &mut object).unwrap().keep(&allocators);
+        allocators.fulfil(any(), &mut object, &Entropy::system()).unwrap().keep(&allocators);
         assert_eq!(object.get_str(&["spec", "clusterIP"]), Some("10.0.0.3"));
     }
 
@@ -258,13 +270,19 @@ mod tests {
     fn a_write_that_fails_gives_back_what_it_took() {
         let allocators = Allocators::new("10.0.0.0/28".parse().unwrap(), 30000..=30000);
         for _ in 0..3 {
-            drop(allocators.fulfil(any(), &mut service()).unwrap());
+            drop(allocators.fulfil(any(), &mut service(), &Entropy::system()).unwrap());
         }
         let named = Allocation::NodePort { index: 0, requested: Some(30000) };
-        allocators.fulfil(vec![named.clone()], &mut service()).unwrap().keep(&allocators);
-        assert!(allocators.fulfil(vec![named], &mut service()).is_err());
+        allocators.fulfil(vec![named.clone()], &mut service(), &Entropy::system()).unwrap().keep(&allocators);
+        assert!(allocators.fulfil(vec![named], &mut service(), &Entropy::system()).is_err());
         assert!(
-            allocators.fulfil(vec![Allocation::NodePort { index: 0, requested: Some(80) }], &mut service()).is_err()
+            allocators
+                .fulfil(
+                    vec![Allocation::NodePort { index: 0, requested: Some(80) }],
+                    &mut service(),
+                    &Entropy::system()
+                )
+                .is_err()
         );
     }
 }

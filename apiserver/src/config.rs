@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::outside::{Clock, Entropy};
+
 /// The settings of one API server.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -22,6 +24,10 @@ pub struct Config {
     pub node_port_range: RangeInclusive<u16>,
     /// More names or addresses for the server's certificate.
     pub extra_names: Vec<String>,
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// Where uids, made-up names and free addresses come from.
+    pub entropy: Entropy,
 }
 
 impl Config {
@@ -35,6 +41,8 @@ impl Config {
             cluster_domain: "cluster.local".into(),
             node_port_range: 30000..=32767,
             extra_names: Vec::new(),
+            clock: Clock::system(),
+            entropy: Entropy::system(),
         }
     }
 }

@@ -54,6 +54,6 @@ pub struct Core {
 impl Core {
     /// The time.
     pub fn now(&self) -> Timestamp {
-        Timestamp::now()
+        self.config.clock.now()
     }
 }

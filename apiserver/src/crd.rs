@@ -72,6 +72,7 @@ pub async fn follow(core: Arc<Core>) {
             }
         }
         tokio::select! {
+            biased;
             woken = changed.changed() => if woken.is_err() { return },
             () = core.definitions.again.notified() => {}
             () = core.stop.cancelled() => return,
@@ -235,6 +236,7 @@ async fn clean_up(core: &Arc<Core>, object: &Object) -> Result<(), ApiError> {
             changed.borrow_and_update();
             tokio::spawn(async move {
                 tokio::select! {
+                    biased;
                     _ = changed.changed() => core.definitions.again.notify_one(),
                     () = core.stop.cancelled() => {}
                 }

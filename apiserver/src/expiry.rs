@@ -22,6 +22,7 @@ const BATCH: usize = 256;
 pub async fn run(core: Arc<Core>) {
     loop {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(EVERY) => {}
             () = core.stop.cancelled() => return,
         }

@@ -32,6 +32,7 @@ pub mod local;
 pub mod metrics;
 pub mod openapi;
 pub mod openapi_v2;
+pub mod outside;
 pub mod pki;
 pub mod proxy;
 pub mod registry;
@@ -45,6 +46,7 @@ pub mod user;
 
 pub use config::Config;
 pub use local::LocalService;
+pub use outside::{Clock, Entropy};
 pub use pki::Pki;
 pub use server::{Error, Server};
 pub use user::User;

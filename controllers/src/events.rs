@@ -1,6 +1,7 @@
 //! Kubernetes Events, written beside the work: a loop never waits for one.
 
 use crate::Clock;
+use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::Time,
@@ -92,6 +93,16 @@ struct Memory {
     /// Namespace, name and count of the event written for an identity.
     written: HashMap<Identity, (String, String, i32)>,
     order: VecDeque<Identity>,
+    /// When the last name was made: no two names of one writer are of the same nanosecond.
+    named: i128,
+}
+
+impl Memory {
+    /// A name for an event about `subject`: it ends in the time in hexadecimal nanoseconds, as on Kubernetes.
+    fn name(&mut self, subject: &str, now: Timestamp) -> String {
+        self.named = now.as_nanosecond().max(self.named + 1);
+        format!("{subject}.{:016x}", self.named)
+    }
 }
 
 async fn write(client: Client, clock: Clock, mut items: mpsc::Receiver<Item>) {
@@ -126,7 +137,7 @@ async fn write_one(client: &Client, clock: &Clock, memory: &mut Memory, item: It
     let subject = about.name.clone().unwrap_or_default();
     let event = Event {
         metadata: ObjectMeta {
-            name: Some(format!("{subject}.{:016x}", rand::random::<u64>())),
+            name: Some(memory.name(&subject, now)),
             namespace: Some(namespace.clone()),
             ..Default::default()
         },

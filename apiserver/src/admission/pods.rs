@@ -40,7 +40,7 @@ fn service_account(call: &Call<'_>, pod: &mut Object) -> Result<(), ApiError> {
     let name = service_account_name(pod).to_owned();
     match call.core.caches.resource("serviceaccounts").get(call.namespace(), &name) {
         Some(item) => {
-            admit_service_account(pod, &item.object(), &meta::generate_name(""));
+            admit_service_account(pod, &item.object(), &meta::generate_name("", &call.core.config.entropy));
             Ok(())
         }
         None => {

@@ -142,6 +142,7 @@ impl Caches {
             let mut events = self.log.watch(ROOT, Revision(from));
             let failure = loop {
                 let next = tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     next = events.next() => next,
                 };

@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
-use rand::Rng;
 use serde_json::Value;
 
+use crate::outside::Entropy;
 use crate::resources::Resource;
 
 /// The letters of made-up name endings: no vowels, so that no words appear (Kubernetes' own set).
@@ -17,20 +17,20 @@ pub fn time(at: Timestamp) -> String {
 }
 
 /// A name from a prefix: five more characters, the prefix cut so that it stays a DNS label.
-pub fn generate_name(prefix: &str) -> String {
-    let mut random = rand::rng();
+pub fn generate_name(prefix: &str, entropy: &Entropy) -> String {
+    let letter = || LETTERS[entropy.within(0..LETTERS.len() as u64) as usize];
     let mut name: String = prefix.chars().take(58).collect();
-    name.extend((0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])));
+    name.extend((0..5).map(|_| char::from(letter())));
     name
 }
 
 /// Gives a new object its identity.
-pub fn stamp(object: &mut Object, now: &str) {
+pub fn stamp(object: &mut Object, now: &str, entropy: &Entropy) {
     let metadata = object.metadata_mut();
     for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
         metadata.shift_remove(field);
     }
-    metadata.insert("uid".into(), Value::from(uuid::Uuid::new_v4().to_string()));
+    metadata.insert("uid".into(), Value::from(entropy.uid()));
     metadata.insert("creationTimestamp".into(), Value::from(now));
 }
 
@@ -84,9 +84,9 @@ mod tests {
 
     #[test]
     fn a_made_up_name_is_its_prefix_and_five_letters() {
-        let name = generate_name("web-");
+        let name = generate_name("web-", &Entropy::system());
         assert!(name.starts_with("web-") && name.len() == 9, "{name}");
-        assert_eq!(generate_name(&"x".repeat(80)).len(), 63);
+        assert_eq!(generate_name(&"x".repeat(80), &Entropy::system()).len(), 63);
     }
 
     #[test]

@@ -14,7 +14,6 @@ use http::{HeaderValue, StatusCode, header};
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
 use proa_apimachinery::table as wire;
-use rand::Rng;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -25,6 +24,7 @@ use crate::core::Core;
 use crate::http::negotiate::{Chosen, Encoding, Shape, choose};
 use crate::http::{Body, Response, respond};
 use crate::metrics::Gauge;
+use crate::outside::Entropy;
 use crate::resources::Resource;
 
 /// How often a watcher that allows bookmarks gets one, events or not.
@@ -129,7 +129,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
         end_of_initial: send_initial == Some(true),
         bookmarks,
         changed,
-        deadline: now + timeout(query.get("timeoutSeconds"))?,
+        deadline: now + timeout(query.get("timeoutSeconds"), &core.config.entropy)?,
         next_bookmark: now + BOOKMARK_EVERY,
         over: false,
         _open: core.metrics.watcher(&call.resource.kind),
@@ -144,9 +144,9 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
 }
 
 /// As asked, or between half an hour and an hour, so that watches do not all end at once.
-fn timeout(given: Option<&str>) -> Result<Duration, ApiError> {
+fn timeout(given: Option<&str>, entropy: &Entropy) -> Result<Duration, ApiError> {
     match given {
-        None | Some("0") => Ok(Duration::from_secs(rand::rng().random_range(1_800..3_600))),
+        None | Some("0") => Ok(Duration::from_secs(entropy.within(1_800..3_600))),
         Some(seconds) => seconds
             .parse()
             .map(Duration::from_secs)
@@ -187,6 +187,7 @@ impl Watcher {
             }
             let core = Arc::clone(&self.core);
             tokio::select! {
+                biased;
                 woken = self.changed.changed() => woken.ok()?,
                 () = tokio::time::sleep_until(self.deadline) => return None,
                 () = core.stop.cancelled() => return None,

@@ -149,7 +149,7 @@ async fn complete(
     let allocations = kind.strategy.allocate(op, new, old);
     call.core
         .allocators
-        .fulfil(allocations, new)
+        .fulfil(allocations, new, &call.core.config.entropy)
         .map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))
 }
 
@@ -178,10 +178,10 @@ pub async fn create(
         tries += 1;
         let mut new = object.clone();
         if generated {
-            let name = meta::generate_name(new.generate_name());
+            let name = meta::generate_name(new.generate_name(), &call.core.config.entropy);
             new.metadata_mut().insert("name".into(), Value::from(name));
         }
-        meta::stamp(&mut new, &now);
+        meta::stamp(&mut new, &now, &call.core.config.entropy);
         let held = complete(call, Op::Create, &mut new, None, missing.clone()).await?;
         if ownership == Ownership::Update {
             own(call, options, Op::Create, &mut new, None, &now);

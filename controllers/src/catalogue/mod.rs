@@ -20,7 +20,7 @@ use kube::{
 };
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -149,11 +149,13 @@ impl Catalogue {
             };
             let again = async {
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(pause) => {}
                     () = self.0.definitions_changed.notified() => tokio::time::sleep(SETTLE).await,
                 }
             };
             tokio::select! {
+                biased;
                 () = self.0.shutdown.cancelled() => {}
                 () = again => {}
             }
@@ -166,7 +168,7 @@ impl Catalogue {
             let event = resource.api.plural == "events" && matches!(resource.api.group.as_str(), "" | "events.k8s.io");
             !event && ["list", "watch", "delete"].iter().all(|verb| resource.can(verb))
         };
-        let wanted: HashMap<String, Arc<Resource>> =
+        let wanted: BTreeMap<String, Arc<Resource>> =
             known.resources.iter().filter(watched).map(|r| (r.label(), r.clone())).collect();
         let mut watches = self.0.watches.lock();
         // A group that does not answer now keeps its watches: its objects are still there.
@@ -205,6 +207,7 @@ impl Catalogue {
         let (mut listed, mut failures) = (HashSet::new(), 0u32);
         loop {
             let event = tokio::select! {
+                biased;
                 () = token.cancelled() => break,
                 event = events.next() => event,
             };
@@ -221,6 +224,7 @@ impl Catalogue {
                     self.listed(&resource);
                     let pause = Duration::from_millis(50 << failures.min(8));
                     tokio::select! {
+                        biased;
                         () = token.cancelled() => break,
                         () = tokio::time::sleep(pause) => {}
                     }

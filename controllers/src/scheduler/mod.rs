@@ -89,6 +89,7 @@ impl Scheduler {
         // Placing pods without knowing what runs already would overcommit nodes.
         let ready = async { tokio::join!(self.pods.synced(), self.nodes.synced()) };
         tokio::select! {
+            biased;
             () = self.context.shutdown.cancelled() => return,
             _ = ready => {}
         }
@@ -109,6 +110,7 @@ impl Scheduler {
                 }
             };
             tokio::select! {
+                biased;
                 () = self.context.shutdown.cancelled() => return,
                 () = self.changed.notified() => {}
                 () = pause => {}
