@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use anyhow::Context;
-use proa_images::{ImageStore, Options};
+use proa_images::{Image, ImageStore, Options};
 
 use crate::cli;
 use crate::paths::DataDir;
@@ -20,8 +20,11 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
         cli::Image::Ls { data } => list(&open(&data, Vec::new())?),
         cli::Image::Rm { references, data } => {
             let images = open(&data, Vec::new())?;
+            let layers = proa_runtime::layers_in_use(&DataDir::new(&data.data_dir)?.runtime());
+            let used = |image: &Image| images.layer_paths(image).iter().any(|layer| layers.contains(layer));
+            let in_use = images.list().into_iter().filter(used).map(|image| image.id).collect();
             for reference in references {
-                images.remove(&reference, &Default::default()).with_context(|| format!("cannot remove {reference}"))?;
+                images.remove(&reference, &in_use).with_context(|| format!("cannot remove {reference}"))?;
                 println!("Removed: {reference}");
             }
             Ok(())

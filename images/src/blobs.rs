@@ -16,11 +16,11 @@ pub(crate) struct Blobs {
 }
 
 impl Blobs {
-    /// Makes the directories; what an earlier process left unfinished is removed.
-    pub(crate) fn open(root: &Path) -> io::Result<Blobs> {
+    /// Makes the directories; when nobody else is at work, what earlier processes left unfinished is removed.
+    pub(crate) fn open(root: &Path, alone: bool) -> io::Result<Blobs> {
         let blobs = Blobs { dir: root.join("blobs/sha256"), staging: root.join("staging") };
         fs::create_dir_all(&blobs.dir)?;
-        if blobs.staging.exists() {
+        if alone && blobs.staging.exists() {
             fs::remove_dir_all(&blobs.staging)?;
         }
         fs::create_dir_all(&blobs.staging)?;

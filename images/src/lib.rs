@@ -7,7 +7,8 @@
 //! <dir>/blobs/sha256/<hex>   manifests, configurations, compressed layers
 //! <dir>/layers/<diff id>/    unpacked once, as overlayfs wants them; read-only by convention
 //! <dir>/images.json          name → manifest, replaced as a whole
-//! <dir>/staging/             unfinished work; emptied at start
+//! <dir>/staging/             unfinished work; emptied by the next to open the store while nobody is at work
+//! <dir>/*.lock               flock(2): several processes may use one store
 //! ```
 //!
 //! Every file but those in `staging` is either whole or absent: written aside, then renamed.

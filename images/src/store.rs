@@ -1,7 +1,7 @@
 //! The store: names, images, unpacked layers, and what nobody needs any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +27,8 @@ pub struct Options {
     pub plain_http: Vec<String>,
 }
 
-/// An image store. Cheap to clone; safe to use from many threads; one process per directory.
+/// An image store. Cheap to clone; safe to use from many threads, and by several processes on one directory: what one
+/// loads, the others see.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
@@ -38,12 +39,20 @@ struct Inner {
     dir: PathBuf,
     blobs: Blobs,
     options: Options,
-    index: Mutex<Index>,
+    index: Mutex<Known>,
     /// One at a time per layer or blob; others wait and find it done.
     turns: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
-    /// Work that holds blobs nobody refers to yet. Garbage is not collected meanwhile.
-    busy: Mutex<usize>,
 }
+
+/// The names as last read, and how the file looked then.
+#[derive(Debug, Default)]
+struct Known {
+    index: Index,
+    stamp: Option<Stamp>,
+}
+
+/// Tells one version of the file from the next: it is only ever replaced.
+type Stamp = (u64, i64, i64, u64);
 
 /// `images.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -54,13 +63,10 @@ struct Index {
     untagged: BTreeSet<Digest>,
 }
 
-/// Says that work is in progress, until dropped.
-pub(crate) struct Busy(ImageStore);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        *self.0.inner.busy.lock() -= 1;
-    }
+/// Says, to every process, that work is in progress which holds blobs nobody refers to yet: until it is dropped no garbage
+/// is collected. A shared lock on a file, so that it ends with its process.
+pub(crate) struct Busy {
+    _lock: Option<File>,
 }
 
 impl ImageStore {
@@ -68,22 +74,14 @@ impl ImageStore {
     pub fn open(dir: &Path, options: Options) -> Result<ImageStore, ImageError> {
         let failed = || ImageError::io(format!("opening the image store {}", dir.display()));
         fs::create_dir_all(dir.join("layers")).map_err(failed())?;
-        let blobs = Blobs::open(dir).map_err(failed())?;
-        let index = match fs::read(dir.join(INDEX)) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| ImageError::corrupt(format!("{}: {error}", dir.join(INDEX).display())))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
-            Err(error) => return Err(failed()(error)),
-        };
-        let inner = Inner {
-            dir: dir.to_owned(),
-            blobs,
-            options,
-            index: Mutex::new(index),
-            turns: Mutex::default(),
-            busy: Mutex::new(0),
-        };
-        Ok(ImageStore { inner: Arc::new(inner) })
+        // Unfinished work can only be told from work in progress when nobody is at work.
+        let alone = open_lock(dir, WORK_LOCK).map_err(failed())?;
+        let blobs = Blobs::open(dir, alone.try_lock().is_ok()).map_err(failed())?;
+        let inner =
+            Inner { dir: dir.to_owned(), blobs, options, index: Mutex::default(), turns: Mutex::default() };
+        let store = ImageStore { inner: Arc::new(inner) };
+        store.refresh(&mut store.inner.index.lock())?;
+        Ok(store)
     }
 
     /// Takes in an OCI layout or a `docker save` archive, compressed or not. Returns the full names it
@@ -118,13 +116,13 @@ impl ImageStore {
 
     /// By name (short or full), by digest, or by id (`sha256:…`, or at least its first 12 digits).
     pub fn get(&self, name: &str) -> Option<Image> {
-        let index = self.inner.index.lock().clone();
+        let index = self.names();
         self.image(&index, &self.find(&index, name)?).ok()
     }
 
     /// All images, by first name.
     pub fn list(&self) -> Vec<Image> {
-        let index = self.inner.index.lock().clone();
+        let index = self.names();
         let manifests: BTreeSet<&Digest> = index.references.values().chain(&index.untagged).collect();
         let mut images: Vec<Image> =
             manifests.into_iter().filter_map(|manifest| self.image(&index, manifest).ok()).collect();
@@ -135,13 +133,10 @@ impl ImageStore {
     /// Takes a name off an image; by id, all its names. With its last name an image goes, unless its id is
     /// among `in_use`: then it is an error and nothing changes.
     pub fn remove(&self, name: &str, in_use: &BTreeSet<Digest>) -> Result<(), ImageError> {
-        let not_found = || ImageError::NotFound(name.to_owned());
-        {
-            let mut index = self.inner.index.lock();
-            let manifest = self.find(&index, name).ok_or_else(not_found)?;
-            let image = self.image(&index, &manifest);
-            let mut next = index.clone();
-            match Reference::parse(name).ok().filter(|full| index.references.contains_key(&full.to_string())) {
+        self.change(|store, next| {
+            let manifest = store.find(next, name).ok_or_else(|| ImageError::NotFound(name.to_owned()))?;
+            let image = store.image(next, &manifest);
+            match Reference::parse(name).ok().filter(|full| next.references.contains_key(&full.to_string())) {
                 Some(full) => {
                     next.references.remove(&full.to_string());
                 }
@@ -154,22 +149,23 @@ impl ImageStore {
                 }
                 next.untagged.remove(&manifest);
             }
-            self.save(&next)?;
-            *index = next;
-        }
+            Ok(())
+        })?;
         self.collect_garbage(in_use)
     }
 
     /// Removes images without a name (unless in use), and blobs and layers no image needs. Does nothing
     /// while a pull, load or build is under way.
     pub fn collect_garbage(&self, in_use: &BTreeSet<Digest>) -> Result<(), ImageError> {
-        let busy = self.inner.busy.lock();
-        if *busy > 0 {
+        let alone = open_lock(&self.inner.dir, WORK_LOCK).map_err(ImageError::io("locking the image store"))?;
+        if alone.try_lock().is_err() {
             return Ok(());
         }
-        let mut index = self.inner.index.lock();
-        let mut next = index.clone();
-        next.untagged.retain(|manifest| self.image(&index, manifest).is_ok_and(|image| in_use.contains(&image.id)));
+        let next = self.change(|store, next| {
+            let before = next.clone();
+            next.untagged.retain(|manifest| store.image(&before, manifest).is_ok_and(|image| in_use.contains(&image.id)));
+            Ok(next.clone())
+        })?;
         let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
         for digest in next.references.values().chain(&next.untagged) {
             blobs.insert(digest.clone());
@@ -180,10 +176,6 @@ impl ImageStore {
             if let Ok(config) = self.config(&manifest) {
                 layers.extend(config.rootfs.diff_ids);
             }
-        }
-        if next != *index {
-            self.save(&next)?;
-            *index = next;
         }
         for digest in self.inner.blobs.all() {
             if !blobs.contains(&digest) {
@@ -257,6 +249,11 @@ impl ImageStore {
         fs::rename(&made, &target).map_err(ImageError::io("keeping a layer"))
     }
 
+    /// Where the image's unpacked layers are or would be, top first.
+    pub fn layer_paths(&self, image: &Image) -> Vec<PathBuf> {
+        image.diff_ids.iter().rev().map(|id| self.layer_dir(id)).collect()
+    }
+
     // ── for archive, build and pull ──────────────────────────────────────────────────────────────
 
     pub(crate) fn blobs(&self) -> &Blobs {
@@ -276,8 +273,9 @@ impl ImageStore {
     }
 
     pub(crate) fn busy(&self) -> Busy {
-        *self.inner.busy.lock() += 1;
-        Busy(self.clone())
+        // Without the lock the work itself is as safe; only a removal at the same moment could take its blobs away.
+        let lock = open_lock(&self.inner.dir, WORK_LOCK).and_then(|file| file.lock_shared().map(|()| file));
+        Busy { _lock: lock.inspect_err(|error| tracing::warn!(%error, "cannot lock the image store")).ok() }
     }
 
     pub(crate) fn turn(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
@@ -288,27 +286,64 @@ impl ImageStore {
 
     /// Gives names to a manifest whose blobs are all here.
     pub(crate) fn name(&self, references: &[Reference], manifest: &Digest) -> Result<Image, ImageError> {
-        let mut index = self.inner.index.lock();
-        let mut next = index.clone();
-        for reference in references {
-            if let Some(before) = next.references.insert(reference.to_string(), manifest.clone())
-                && before != *manifest
-                && !next.references.values().any(|named| *named == before)
-            {
-                next.untagged.insert(before);
+        self.change(|store, next| {
+            for reference in references {
+                if let Some(before) = next.references.insert(reference.to_string(), manifest.clone())
+                    && before != *manifest
+                    && !next.references.values().any(|named| *named == before)
+                {
+                    next.untagged.insert(before);
+                }
             }
+            if references.is_empty() && !next.references.values().any(|named| named == manifest) {
+                next.untagged.insert(manifest.clone());
+            } else {
+                next.untagged.remove(manifest);
+            }
+            store.image(next, manifest)
+        })
+    }
+
+    /// The names as they are now, whoever wrote them.
+    fn names(&self) -> Index {
+        let mut known = self.inner.index.lock();
+        if let Err(error) = self.refresh(&mut known) {
+            tracing::warn!(%error, "cannot read the names of images again");
         }
-        if references.is_empty() && !next.references.values().any(|named| named == manifest) {
-            next.untagged.insert(manifest.clone());
-        } else {
-            next.untagged.remove(manifest);
+        known.index.clone()
+    }
+
+    /// Reads the file again if another process has replaced it.
+    fn refresh(&self, known: &mut Known) -> Result<(), ImageError> {
+        let path = self.inner.dir.join(INDEX);
+        let stamp = stamp(&path);
+        if stamp == known.stamp {
+            return Ok(());
         }
-        let image = self.image(&next, manifest)?;
-        if next != *index {
+        known.index = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| ImageError::corrupt(format!("{}: {error}", path.display())))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
+            Err(error) => return Err(ImageError::io(format!("reading {}", path.display()))(error)),
+        };
+        known.stamp = stamp;
+        Ok(())
+    }
+
+    /// Changes the names: one process and one thread at a time, and nothing at all when `work` fails.
+    fn change<T>(&self, work: impl FnOnce(&ImageStore, &mut Index) -> Result<T, ImageError>) -> Result<T, ImageError> {
+        let failed = || ImageError::io("locking the names of images");
+        let mut known = self.inner.index.lock();
+        let lock = open_lock(&self.inner.dir, INDEX_LOCK).map_err(failed())?;
+        lock.lock().map_err(failed())?;
+        self.refresh(&mut known)?;
+        let mut next = known.index.clone();
+        let done = work(self, &mut next)?;
+        if next != known.index {
             self.save(&next)?;
-            *index = next;
+            *known = Known { index: next, stamp: stamp(&self.inner.dir.join(INDEX)) };
         }
-        Ok(image)
+        Ok(done)
     }
 
     pub(crate) fn manifest(&self, digest: &Digest) -> Result<Manifest, ImageError> {
@@ -374,7 +409,7 @@ impl ImageStore {
         let stage = self.stage()?;
         let temporary = stage.dir.join(INDEX);
         let write = || -> io::Result<()> {
-            let mut file = fs::File::create(&temporary)?;
+            let mut file = File::create(&temporary)?;
             file.write_all(&serde_json::to_vec_pretty(index)?)?;
             file.sync_all()?;
             fs::rename(&temporary, self.inner.dir.join(INDEX))
@@ -384,6 +419,20 @@ impl ImageStore {
 }
 
 const INDEX: &str = "images.json";
+/// Held while the names change.
+const INDEX_LOCK: &str = "images.lock";
+/// Held shared by work in progress, alone by who removes things.
+const WORK_LOCK: &str = "work.lock";
+
+fn open_lock(dir: &Path, name: &str) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(false).open(dir.join(name))
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::metadata(path).ok()?;
+    Some((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
+}
 
 /// Whatever the umask says.
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), ImageError> {

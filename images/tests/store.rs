@@ -144,6 +144,19 @@ fn removing_names_removes_images_but_shared_layers_stay() {
 }
 
 #[test]
+fn what_one_process_loads_or_removes_the_others_see() {
+    let (dir, agent) = store();
+    let other = ImageStore::open(&dir.path().join("images"), Options::default()).unwrap();
+    other.load(Made::new(&[tar(&[("v", b"1")])]).layout(Some("a:1")).as_slice()).unwrap();
+    let image = agent.get("a:1").expect("loaded by the other");
+    assert_eq!(agent.layers(&image).unwrap(), agent.layer_paths(&image));
+    agent.load(Made::new(&[tar(&[("v", b"2")])]).layout(Some("b:1")).as_slice()).unwrap();
+    other.remove("a:1", &nobody()).unwrap();
+    assert!(agent.get("a:1").is_none());
+    assert!(other.get("b:1").is_some(), "neither overwrites what the other wrote");
+}
+
+#[test]
 fn a_name_that_moves_leaves_its_old_image_to_those_who_use_it() {
     let (_dir, store) = store();
     store.load(Made::new(&[tar(&[("v", b"1")])]).layout(Some("a:1")).as_slice()).unwrap();

@@ -31,7 +31,7 @@ mod shim;
 mod spec;
 pub mod users;
 
-pub use embedded::{Embedded, reset};
+pub use embedded::{Embedded, layers_in_use, reset};
 pub use error::RuntimeError;
 pub use exit::{Exit, ExitReason};
 pub use runtime::{

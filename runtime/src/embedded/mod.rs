@@ -22,7 +22,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use tokio::sync::{Semaphore, broadcast};
 
-pub use recover::reset;
+pub use recover::{layers_in_use, reset};
 
 use crate::cgroup::Cgroups;
 use crate::error::RuntimeError;

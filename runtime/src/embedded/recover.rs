@@ -79,12 +79,18 @@ impl Inner {
     }
 }
 
-/// Kills and removes everything of a state directory, and the directory. One that is not there is fine.
+/// The layers that containers of a state directory are made of, living ones or not: who removes images leaves these.
+pub fn layers_in_use(state_dir: &Path) -> Vec<PathBuf> {
+    let records = entries(&state_dir.join("containers"))
+        .into_iter()
+        .filter_map(|dir| disk::read_json::<Record>(&dir.join(files::RECORD)).ok());
+    records.flat_map(|record| record.spec.layers).collect()
+}
+
+/// Kills and removes everything of a state directory, the directory, and `cgroup_root`: the control group above all that its
+/// sandboxes were given (with the groups above it, as far as they are empty then). What is not there is fine.
 /// Goes on past an error and returns the first one.
-pub fn reset(state_dir: &Path) -> Result<(), RuntimeError> {
-    if !state_dir.exists() {
-        return Ok(());
-    }
+pub fn reset(state_dir: &Path, cgroup_root: &str) -> Result<(), RuntimeError> {
     let cgroups = Cgroups::detect().map_err(RuntimeError::io("control groups"))?;
     let mut result = Ok(());
     let mut note = |outcome: Result<(), RuntimeError>| {
@@ -103,10 +109,7 @@ pub fn reset(state_dir: &Path) -> Result<(), RuntimeError> {
     }
     for dir in entries(&state_dir.join("sandboxes")) {
         match SandboxRecord::load(&dir) {
-            Ok(record) => {
-                note(sandbox::unmake(&dir, &record.spec, &cgroups));
-                cgroups.remove_empty_ancestors(&record.spec.cgroup_parent);
-            }
+            Ok(record) => note(sandbox::unmake(&dir, &record.spec, &cgroups)),
             Err(_) => {
                 for pin in entries(&dir) {
                     sandbox::unmount(&pin);
@@ -115,6 +118,10 @@ pub fn reset(state_dir: &Path) -> Result<(), RuntimeError> {
             }
         }
     }
+    // Whatever the records say: nothing of ours may run on.
+    let emptied = cgroups.kill(cgroup_root).and_then(|()| cgroups.remove(cgroup_root));
+    note(emptied.map_err(RuntimeError::io(format!("cgroup {cgroup_root}"))));
+    cgroups.remove_empty_ancestors(cgroup_root);
     note(sandbox::remove_dir(state_dir).map_err(RuntimeError::io(format!("removing {}", state_dir.display()))));
     result
 }
