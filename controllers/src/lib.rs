@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod clock;
 pub mod context;
 pub mod deployment;
+mod election;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
@@ -39,6 +40,7 @@ pub use key::Key;
 pub use queue::Queue;
 pub use runner::{ActError, Loop, Plan, Writes};
 
+use election::Election;
 use kube::Client;
 use proa_crds::Family;
 use tokio_util::sync::CancellationToken;
@@ -49,7 +51,9 @@ pub struct Options {
     /// Which family's workload kinds to drive. The loops of the cluster itself (namespaces, service accounts, garbage
     /// collection …) run with the standard family alone: another API server has its own.
     pub family: Family,
-    /// The name this process goes by among several.
+    /// The name this process goes by among several: of all that have one, one acts at a time. Two processes must not
+    /// share a name; the next life of the same one should, for it leads again at once. Without one (empty) there is no
+    /// election, and the process acts alone.
     pub identity: String,
     /// Where the time comes from.
     pub clock: Clock,
@@ -71,9 +75,17 @@ pub enum Error {}
 
 /// Runs every loop until `shutdown`.
 pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> Result<(), Error> {
-    let context = Context::new(client, options.family, options.clock.clone(), shutdown);
-    start_loops(&context, &options);
-    context.run().await;
+    let act = async |term: CancellationToken| {
+        let context = Context::new(client.clone(), options.family, options.clock.clone(), term);
+        start_loops(&context, &options);
+        context.run().await;
+    };
+    if options.identity.is_empty() {
+        act(shutdown).await;
+    } else {
+        let election = Election::new(client.clone(), options.family, &options.identity, options.clock.clone());
+        election.lead(shutdown, act).await;
+    }
     Ok(())
 }
 

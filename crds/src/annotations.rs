@@ -29,6 +29,10 @@ pub const APPLIED_FIELDS: &str = "proa.dev/applied-fields";
 pub const REPLICA_SET_ONLY: [&str; 6] =
     [REVISION_OF, HEALTHY, FAILURE, APPLIED_CONFIGURATION, APPLIED_FIELDS, CONFIG_REVISION];
 
+/// The annotations that say how a Deployment is to be treated: of the Deployment, not of a revision. An undo of stock
+/// kubectl replaces them with those of the ReplicaSet; the deployment loop puts them back.
+pub const SETTINGS: [&str; 2] = [ROLLBACK, CONFIG_REVISIONS];
+
 /// What client-side `kubectl apply` remembers.
 pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The cause shown by `kubectl rollout history`.

@@ -45,5 +45,9 @@ pub const ROLLED_BACK: &str = "RolledBack";
 pub const ROLLOUT_REFUSED: &str = "RolloutRefused";
 /// Event: a failed revision is tried again because `proa.dev/retry` changed.
 pub const ROLLOUT_RETRIED: &str = "RolloutRetried";
+/// ConfigRevision: the configuration is too large to be kept with its revision.
+pub const TOO_LARGE: &str = "TooLarge";
+/// Event: the configuration of a revision is too large to be kept with it.
+pub const CONFIGURATION_TOO_LARGE: &str = "ConfigurationTooLarge";
 /// ConfigRevision: the Deployment went back to a revision whose configuration differs from the live one.
 pub const GONE_BACK: &str = "GoneBack";

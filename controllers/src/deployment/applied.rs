@@ -31,6 +31,31 @@ fn template_of(entry: &ManagedFieldsEntry) -> Option<&Value> {
     entry.fields_v1.as_ref()?.0.get("f:spec")?.get("f:template")
 }
 
+/// What client-side apply is to remember after going back: what it remembers now, with the template of `recorded`, and
+/// with the annotations of both. An undo takes the template and annotations back and leaves the rest of the object, so
+/// the rest of the record stays too: a field set since then is still known to be the manifest's. `None` when nothing
+/// changes.
+pub(super) fn follow_client(current: &str, recorded: &str) -> Option<String> {
+    let (Ok(mut now), Ok(then)) = (serde_json::from_str::<Value>(current), serde_json::from_str::<Value>(recorded))
+    else {
+        return (current != recorded).then(|| recorded.to_owned());
+    };
+    let before = now.clone();
+    let template = then.pointer("/spec/template").cloned();
+    if let (Some(spec), Some(template)) = (now.get_mut("spec").and_then(Value::as_object_mut), template) {
+        spec.insert("template".to_owned(), template);
+    }
+    let notes = then.pointer("/metadata/annotations").and_then(Value::as_object);
+    if let (Some(meta), Some(notes)) = (now.get_mut("metadata").and_then(Value::as_object_mut), notes) {
+        let held = meta.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(held) = held.as_object_mut() {
+            held.extend(notes.clone());
+        }
+    }
+    // kubectl ends its record with a line break.
+    (now != before).then(|| format!("{now}\n"))
+}
+
 /// The record of which server-side applier owns which template fields; `None` when there is none.
 pub(super) fn record(managed: &[ManagedFieldsEntry]) -> Option<String> {
     let owned: Vec<Owned> = managed
@@ -155,6 +180,18 @@ mod tests {
         let followed = follow(&second, &recorded).expect("something changes");
         assert_eq!(followed, [entry("kubectl", "Apply", image), second[2].clone()]);
         assert_eq!(follow(&followed, &recorded), None);
+    }
+
+    #[test]
+    fn client_side_apply_remembers_the_template_of_that_revision_and_the_rest_of_the_last_manifest() {
+        let then = json!({"metadata": {"annotations": {"a": "1"}}, "spec": {"replicas": 1, "template": "old"}});
+        let now = json!({"metadata": {"annotations": {"a": "2", "b": "1"}}, "spec": {"template": "new", "minReadySeconds": 5}});
+        let followed = follow_client(&now.to_string(), &then.to_string()).expect("something changes");
+        assert_eq!(
+            serde_json::from_str::<Value>(&followed).expect("JSON"),
+            json!({"metadata": {"annotations": {"a": "1", "b": "1"}}, "spec": {"template": "old", "minReadySeconds": 5}})
+        );
+        assert_eq!(follow_client(&followed, &then.to_string()), None);
     }
 
     #[test]

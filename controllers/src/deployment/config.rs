@@ -8,7 +8,7 @@ use super::revisions::{name, note};
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
-    api::core::v1::{ConfigMap, Container, PodSpec, Secret},
+    api::core::v1::{ConfigMap, Container, KeyToPath, PodSpec, Secret},
 };
 use kube::core::{ApiResource, ObjectMeta};
 use proa_crds::{Deployment, ReplicaSet, annotations};
@@ -24,7 +24,7 @@ use std::{
 pub(super) const SETTLE: Duration = Duration::from_secs(5);
 
 /// A Secret holds at most 1 MiB; what does not fit with room to spare is not kept.
-const SIZE_LIMIT: usize = 1_000_000;
+pub(super) const SIZE_LIMIT: usize = 1_000_000;
 
 /// A ConfigMap or Secret a template refers to. Displays as the key under which it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,8 +51,10 @@ pub struct Live {
     pub config_maps: BTreeMap<String, Arc<ConfigMap>>,
     /// By name; the kept copies among them.
     pub secrets: BTreeMap<String, Arc<Secret>>,
-    /// When the content last changed, for those that changed since this process started.
+    /// When the content last changed, for those that changed a moment ago.
     pub changed: BTreeMap<Reference, Timestamp>,
+    /// Since when changes are seen at all: what differs and was not seen to change may have changed right before.
+    pub since: Timestamp,
 }
 
 /// Every ConfigMap and Secret the pod spec reads, optional ones too.
@@ -111,6 +113,55 @@ pub(super) fn references_of(set: &ReplicaSet) -> BTreeSet<Reference> {
     set.spec.template.as_ref().and_then(|template| template.spec.as_ref()).map(references).unwrap_or_default()
 }
 
+/// A volume of the template that cannot be made because its ConfigMap, its Secret or a key of it is not there, in words.
+/// On Kubernetes the pod's status does not show this; its containers are being created for ever.
+pub(super) fn missing(set: &ReplicaSet, live: &Live) -> Option<String> {
+    let spec = set.spec.template.as_ref()?.spec.as_ref()?;
+    let map = |name: &str, optional: Option<bool>, items: &Option<Vec<KeyToPath>>| {
+        let held = live.config_maps.get(name).map(|map| {
+            let text = map.data.iter().flat_map(BTreeMap::keys);
+            text.chain(map.binary_data.iter().flat_map(BTreeMap::keys)).cloned().collect()
+        });
+        lacks("configmap", name, held, optional, items)
+    };
+    let secret = |name: &str, optional: Option<bool>, items: &Option<Vec<KeyToPath>>| {
+        let held = live.secrets.get(name).map(|secret| secret.data.iter().flat_map(BTreeMap::keys).cloned().collect());
+        lacks("secret", name, held, optional, items)
+    };
+    spec.volumes.iter().flatten().find_map(|volume| {
+        let of_map = volume.config_map.as_ref().and_then(|source| map(&source.name, source.optional, &source.items));
+        let of_secret = volume.secret.as_ref().and_then(|source| {
+            secret(source.secret_name.as_deref().unwrap_or_default(), source.optional, &source.items)
+        });
+        let mut projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        let of_projection = || {
+            projected.find_map(|source| {
+                let of_map = source.config_map.as_ref().and_then(|from| map(&from.name, from.optional, &from.items));
+                let of_secret =
+                    || source.secret.as_ref().and_then(|from| secret(&from.name, from.optional, &from.items));
+                of_map.or_else(of_secret)
+            })
+        };
+        let why = of_map.or(of_secret).or_else(of_projection)?;
+        Some(format!("volume {:?} cannot be mounted: {why}", volume.name))
+    })
+}
+
+fn lacks(
+    kind: &str,
+    name: &str,
+    held: Option<BTreeSet<String>>,
+    optional: Option<bool>,
+    items: &Option<Vec<KeyToPath>>,
+) -> Option<String> {
+    if optional == Some(true) {
+        return None;
+    }
+    let Some(held) = held else { return Some(format!("{kind} {name:?} not found")) };
+    let key = items.iter().flatten().map(|item| &item.key).find(|key| !held.contains(*key))?;
+    Some(format!("{kind} {name:?} has no key {key:?}"))
+}
+
 /// Whether the deployment keeps configuration with its revisions.
 pub(super) fn is_on(deployment: &Deployment) -> bool {
     note(deployment, annotations::CONFIG_REVISIONS) != Some("off")
@@ -146,6 +197,8 @@ fn content(wanted: &BTreeSet<Reference>, live: &Live) -> Content {
 pub(super) enum Keep {
     /// It is as it should be.
     Nothing,
+    /// So many bytes cannot be kept.
+    TooLarge(usize),
     /// The live objects moved a moment ago: look again after this time.
     Wait(Duration),
     /// Write this Secret.
@@ -167,8 +220,9 @@ pub(super) fn keep(set: &ReplicaSet, resource: &ApiResource, live: &Live, now: T
     }) {
         return Keep::Nothing;
     }
-    if content.values().map(|bytes| bytes.0.len()).sum::<usize>() > SIZE_LIMIT {
-        return Keep::Nothing;
+    let size = content.values().map(|bytes| bytes.0.len()).sum::<usize>();
+    if size > SIZE_LIMIT {
+        return Keep::TooLarge(size);
     }
     let nothing = Content::new();
     let before = held.and_then(|held| held.data.as_ref()).unwrap_or(&nothing);
@@ -177,7 +231,7 @@ pub(super) fn keep(set: &ReplicaSet, resource: &ApiResource, live: &Live, now: T
         before.get(&reference.to_string()).is_some_and(|old| content.get(&reference.to_string()) != Some(old))
     });
     if note(set, annotations::HEALTHY).is_some() {
-        let moved = overwrites.filter_map(|reference| live.changed.get(reference)).max();
+        let moved = overwrites.map(|reference| live.changed.get(reference).unwrap_or(&live.since)).max();
         if let Some(moved) = moved {
             let stood = Duration::try_from(now.duration_since(*moved)).unwrap_or_default();
             if stood < SETTLE {

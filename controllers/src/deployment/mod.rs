@@ -65,6 +65,8 @@ pub struct Deployments {
     secrets: Informer<Secret>,
     /// When the content of an object changed; what is older than the settling time is forgotten.
     changed: Arc<Mutex<HashMap<(String, Reference), Timestamp>>>,
+    /// Since when changes of content are seen.
+    since: Timestamp,
 }
 
 impl Deployments {
@@ -80,13 +82,14 @@ impl Deployments {
             namespaces: context.informers.of(),
             config_maps: context.informers.of(),
             secrets: context.informers.of(),
+            since: context.clock.now(),
             context: context.clone(),
             changed: Arc::default(),
         }
     }
 
     fn live(&self, namespace: &str, wanted: BTreeSet<Reference>, sets: &[Arc<ReplicaSet>]) -> Live {
-        let mut live = Live::default();
+        let mut live = Live { since: self.since, ..Live::default() };
         let changed = self.changed.lock();
         for reference in wanted {
             let (Reference::ConfigMap(name) | Reference::Secret(name)) = &reference;

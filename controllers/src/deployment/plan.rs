@@ -206,7 +206,8 @@ impl<'a> Planner<'a> {
             return false;
         }
         let Some(to) = rollback::last_healthy(&self.revisions) else { return false };
-        match rollback::judge(new, &self.seen.pods, self.deployment.status.as_ref(), self.now) {
+        let missing = config::missing(new, &self.seen.live);
+        match rollback::judge(new, &self.seen.pods, self.deployment.status.as_ref(), missing, self.now) {
             Verdict::Fine => false,
             Verdict::Wait(delay) => {
                 self.plan.look_again(delay);
@@ -294,6 +295,18 @@ impl<'a> Planner<'a> {
             let revision = self.revisions.highest_old() + 1;
             let comes_back = number(new) < revision;
             let mut wanted = annotations_for(self.deployment, new.metadata.annotations.as_ref(), revision);
+            let mut unwanted = Map::new();
+            if comes_back && let Some(before) = self.revisions.latest_old() {
+                for (key, value) in lost_settings(self.deployment, before) {
+                    match &value {
+                        Value::String(value) => wanted.insert(key.clone(), value.clone()),
+                        _ => wanted.remove(&key),
+                    };
+                    unwanted.insert(key.clone(), Value::Null);
+                    changes.insert(key, value);
+                }
+            }
+            unwanted.retain(|key, _| !wanted.contains_key(key));
             let retried = rollback::failure_of(new).is_some();
             if comes_back
                 && !retried
@@ -302,17 +315,19 @@ impl<'a> Planner<'a> {
             {
                 wanted.insert(annotations::CONFIG_REVISION.to_owned(), secret.to_owned());
             }
-            let set_changes = annotation_changes(new.metadata.annotations.as_ref(), wanted);
+            let mut set_changes = annotation_changes(new.metadata.annotations.as_ref(), wanted);
+            set_changes.extend(unwanted);
             if !set_changes.is_empty() {
                 self.act(Action::PatchSet {
                     name: name(new).to_owned(),
                     patch: json!({"metadata": {"annotations": set_changes}}),
                 });
             }
-            if let Some(applied) = note(new, annotations::APPLIED_CONFIGURATION)
-                && held.is_some_and(|held| held.get(annotations::LAST_APPLIED).is_some_and(|held| held != applied))
+            if let Some(recorded) = note(new, annotations::APPLIED_CONFIGURATION)
+                && let Some(current) = note(self.deployment, annotations::LAST_APPLIED)
+                && let Some(followed) = applied::follow_client(current, recorded)
             {
-                changes.insert(annotations::LAST_APPLIED.to_owned(), Value::String(applied.to_owned()));
+                changes.insert(annotations::LAST_APPLIED.to_owned(), Value::String(followed));
             }
             let entries = self.deployment.metadata.managed_fields.as_deref().unwrap_or_default();
             managed = note(new, annotations::APPLIED_FIELDS).and_then(|record| applied::follow(entries, record));
@@ -357,6 +372,15 @@ impl<'a> Planner<'a> {
         }
         self.act(Action::Patch(patch));
     }
+}
+
+/// The settings an undo took from the deployment or put back onto it: as they were while `before` was current.
+fn lost_settings(deployment: &Deployment, before: &ReplicaSet) -> Vec<(String, Value)> {
+    annotations::SETTINGS
+        .iter()
+        .filter(|key| note(deployment, key) != note(before, key))
+        .map(|key| ((*key).to_owned(), note(before, key).map_or(Value::Null, |value| Value::String(value.to_owned()))))
+        .collect()
 }
 
 /// The merge patch that takes a deployment to the revision of a replica set, in the way of `kubectl rollout undo`: the

@@ -52,6 +52,11 @@ impl<'a> Revisions<'a> {
         self.old.iter().map(|set| number(set)).max().unwrap_or(0)
     }
 
+    /// The old one that was current last.
+    pub(super) fn latest_old(&self) -> Option<&'a ReplicaSet> {
+        self.old.iter().copied().max_by_key(|set| number(set))
+    }
+
     /// Old replica sets that still want pods.
     pub(super) fn active_old(&self) -> impl Iterator<Item = &'a ReplicaSet> {
         self.old.iter().copied().filter(|set| wanted(set) > 0)

@@ -68,6 +68,12 @@ impl Planner<'_> {
         let mut wanted = annotations_for(self.deployment, held, revision);
         wanted.extend(self.records(name(new)));
         let mut changes = annotation_changes(held, wanted);
+        // After an undo the deployment gets its settings back from here: one taken away must not come back.
+        for key in annotations::SETTINGS {
+            if note(new, key).is_some() && note(self.deployment, key).is_none() {
+                changes.insert(key.to_owned(), Value::Null);
+            }
+        }
         let comes_back = number(new) < revision;
         if (comes_back || !config::is_on(self.deployment)) && note(new, annotations::CONFIG_REVISION).is_some() {
             // A rollout to an earlier template is a rollout: live configuration again.
@@ -338,11 +344,47 @@ impl Planner<'_> {
         }
     }
 
+    /// Says that the current revision's configuration is too large to be kept, or no longer is. In a plan of its own: the
+    /// rest of the status is not to be overwritten.
+    fn too_much_configuration(&mut self, found: Option<(&ReplicaSet, usize)>) {
+        if !self.plan.actions.is_empty() {
+            return;
+        }
+        let mut status = self.deployment.status.clone().unwrap_or_default();
+        match found {
+            Some((set, size)) => {
+                let message = format!(
+                    "the ConfigMaps and Secrets of revision {} hold {size} bytes, more than the {} that can be kept with it: after going back to it, its pods read the live objects",
+                    number(set),
+                    config::SIZE_LIMIT,
+                );
+                let held = status::condition(&status, conditions::CONFIG_REVISION);
+                if held.is_none_or(|held| held.reason.as_deref() != Some(reasons::TOO_LARGE)) {
+                    self.note(Kind::Warning, reasons::CONFIGURATION_TOO_LARGE, message.clone());
+                }
+                status::set(
+                    &mut status,
+                    status::make(conditions::CONFIG_REVISION, "False", reasons::TOO_LARGE, message, self.now),
+                );
+            }
+            None => {
+                let held = status::condition(&status, conditions::CONFIG_REVISION);
+                if held.is_some_and(|held| held.reason.as_deref() == Some(reasons::TOO_LARGE)) {
+                    status::unset(&mut status, conditions::CONFIG_REVISION);
+                }
+            }
+        }
+        if self.deployment.status.as_ref().is_some_and(|held| *held != status) {
+            self.write_status(&status);
+        }
+    }
+
     /// The copy of the current revision's configuration.
     pub(super) fn keep_config(&mut self) {
         let Some(new) = self.revisions.new.filter(|_| config::is_on(self.deployment)) else { return };
         match config::keep(new, &self.seen.family.replica_set(), &self.seen.live, self.now) {
-            config::Keep::Nothing => {}
+            config::Keep::Nothing => self.too_much_configuration(None),
+            config::Keep::TooLarge(size) => self.too_much_configuration(Some((new, size))),
             config::Keep::Wait(delay) => self.plan.look_again(delay.max(Duration::from_millis(1))),
             config::Keep::Write(secret) => self.act(Action::KeepConfig(secret)),
         }

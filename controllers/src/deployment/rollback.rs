@@ -126,8 +126,14 @@ pub(super) enum Verdict {
     Failed(Failure),
 }
 
-/// Judges the new revision by its pods and by the deadline.
-pub(super) fn judge(new: &ReplicaSet, pods: &[Arc<Pod>], status: Option<&DeploymentStatus>, now: Timestamp) -> Verdict {
+/// Judges the new revision by its pods, by the configuration its volumes miss (in words), and by the deadline.
+pub(super) fn judge(
+    new: &ReplicaSet,
+    pods: &[Arc<Pod>],
+    status: Option<&DeploymentStatus>,
+    missing: Option<String>,
+    now: Timestamp,
+) -> Verdict {
     let uid = new.metadata.uid.as_deref().unwrap_or_default();
     let mine: Vec<&Pod> = pods
         .iter()
@@ -142,6 +148,21 @@ pub(super) fn judge(new: &ReplicaSet, pods: &[Arc<Pod>], status: Option<&Deploym
                 Some(Verdict::Wait(left)) => wait = Some(wait.map_or(left, |wait| wait.min(left))),
                 Some(Verdict::Fine) | None => {}
             }
+        }
+    }
+    if let Some(missing) = missing
+        && let Some(pod) = mine.iter().find(|pod| !pods::is_ready(pod))
+    {
+        match after_grace(pod, now) {
+            None => {
+                return Verdict::Failed(Failure {
+                    reason: reasons::CONFIGURATION_ERROR.to_owned(),
+                    message: missing,
+                    pod: pod.metadata.name.clone(),
+                    ..Failure::default()
+                });
+            }
+            Some(left) => wait = Some(wait.map_or(left, |wait| wait.min(left))),
         }
     }
     let looping: Vec<_> = mine.iter().filter_map(|pod| Some((*pod, crash_loop(pod)?))).collect();
@@ -160,10 +181,19 @@ pub(super) fn judge(new: &ReplicaSet, pods: &[Arc<Pod>], status: Option<&Deploym
         let worst = mine
             .iter()
             .filter(|pod| !pods::is_ready(pod))
-            .find_map(|pod| Some((*pod, pods::container_statuses(pod).find(|c| !c.ready)?)));
+            .map(|pod| (*pod, pods::container_statuses(pod).find(|container| !container.ready)))
+            .max_by_key(|(_, container)| container.is_some());
+        let reason = reasons::PROGRESS_DEADLINE_EXCEEDED;
         return Verdict::Failed(match worst {
-            Some((pod, container)) => evidence(reasons::PROGRESS_DEADLINE_EXCEEDED, pod, container, message),
-            None => Failure { reason: reasons::PROGRESS_DEADLINE_EXCEEDED.to_owned(), message, ..Failure::default() },
+            Some((pod, Some(container))) => {
+                evidence(reason, pod, container, format!("{message} {}", held_up(container)))
+            }
+            Some((pod, None)) => {
+                let why = unscheduled(pod).unwrap_or_else(|| "its containers were not started".to_owned());
+                let (message, pod) = (format!("{message} Pod: {why}"), pod.metadata.name.clone());
+                Failure { reason: reason.to_owned(), message, pod, ..Failure::default() }
+            }
+            None => Failure { reason: reason.to_owned(), message, ..Failure::default() },
         });
     }
     wait.map_or(Verdict::Fine, Verdict::Wait)
@@ -193,10 +223,7 @@ fn cannot_start(pod: &Pod, container: &ContainerStatus, now: Timestamp) -> Optio
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let said = waiting.message.as_deref().unwrap_or_default();
     let reason = waiting.reason.as_deref()?;
-    let message = || {
-        let what = if said.is_empty() { reason.to_owned() } else { format!("{reason}: {said}") };
-        format!("container {:?} with image {:?}: {what}", container.name, container.image)
-    };
+    let message = || held_up(container);
     match reason {
         "InvalidImageName" | "ErrImageNeverPull" => {
             Some(Verdict::Failed(evidence(reasons::IMAGE_NOT_FOUND, pod, container, message())))
@@ -213,17 +240,43 @@ fn cannot_start(pod: &Pod, container: &ContainerStatus, now: Timestamp) -> Optio
             let failed = gone || (reason == "ImagePullBackOff" && !may_pass);
             failed.then(|| Verdict::Failed(evidence(reasons::IMAGE_NOT_FOUND, pod, container, message())))
         }
-        "CreateContainerConfigError" => {
-            let since = pod.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
-            let stood = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-            Some(if stood >= CONFIG_GRACE {
-                Verdict::Failed(evidence(reasons::CONFIGURATION_ERROR, pod, container, message()))
-            } else {
-                Verdict::Wait(CONFIG_GRACE - stood)
-            })
-        }
+        "CreateContainerConfigError" => Some(after_grace(pod, now).map_or_else(
+            || Verdict::Failed(evidence(reasons::CONFIGURATION_ERROR, pod, container, message())),
+            Verdict::Wait,
+        )),
         _ => None,
     }
+}
+
+/// What keeps a container from being ready, in words.
+fn held_up(container: &ContainerStatus) -> String {
+    let state = container.state.as_ref();
+    let what = if let Some(waiting) = state.and_then(|state| state.waiting.as_ref()) {
+        let reason = waiting.reason.as_deref().unwrap_or("waiting");
+        match waiting.message.as_deref().filter(|said| !said.is_empty()) {
+            Some(said) => format!("{reason}: {said}"),
+            None => reason.to_owned(),
+        }
+    } else if state.is_some_and(|state| state.running.is_some()) {
+        "runs but does not get ready".to_owned()
+    } else {
+        "has ended".to_owned()
+    };
+    format!("container {:?} with image {:?}: {what}", container.name, container.image)
+}
+
+/// Why the pod has no node, if it has none.
+fn unscheduled(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let found = conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    Some(format!("{}: {}", found.reason.as_deref().unwrap_or_default(), found.message.as_deref().unwrap_or_default()))
+}
+
+/// How long until a configuration error of that pod has stood long enough; `None` when it has.
+fn after_grace(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    let since = pod.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
+    let stood = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    (stood < CONFIG_GRACE).then(|| CONFIG_GRACE - stood)
 }
 
 fn says(message: &str, words: &[&str]) -> bool {
@@ -339,7 +392,7 @@ mod tests {
 
     #[expect(clippy::result_large_err, reason = "the answer of a test, made a few times")]
     fn reason(pods: &[Arc<Pod>]) -> Result<String, Verdict> {
-        match judge(&set(), pods, None, now()) {
+        match judge(&set(), pods, None, None, now()) {
             Verdict::Failed(failure) => Ok(failure.reason),
             other => Err(other),
         }
@@ -369,6 +422,14 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_whose_source_is_missing_is_a_configuration_error_too() {
+        let creating = |age| [pod("p", waiting("ContainerCreating", ""), 0, age)];
+        let judge = |age| judge(&set(), &creating(age), None, Some("configmap \"x\" not found".into()), now());
+        assert_eq!(judge(1), Verdict::Wait(Duration::from_secs(4)));
+        assert!(matches!(judge(5), Verdict::Failed(failure) if failure.reason == "ConfigurationError"));
+    }
+
+    #[test]
     fn only_when_every_new_pod_crashes_again_and_again_is_it_a_crash_loop() {
         let looping = |name, restarts| pod(name, waiting("CrashLoopBackOff", ""), restarts, 60);
         assert_eq!(reason(&[looping("a", 1), looping("b", 3)]), Ok("CrashLoop".into()));
@@ -390,10 +451,12 @@ mod tests {
                 .expect("a status")
         };
         let pods = [pod("p", json!({"running": {}}), 0, 700)];
+        let failed = judge(&set(), &pods, Some(&status("web-2")), None, now());
         assert!(
-            matches!(judge(&set(), &pods, Some(&status("web-2")), now()), Verdict::Failed(failure) if failure.pod.as_deref() == Some("p"))
+            matches!(&failed, Verdict::Failed(failure) if failure.pod.as_deref() == Some("p") && failure.message.contains("i:v2")),
+            "{failed:?}"
         );
-        assert_eq!(judge(&set(), &pods, Some(&status("web-1")), now()), Verdict::Fine);
+        assert_eq!(judge(&set(), &pods, Some(&status("web-1")), None, now()), Verdict::Fine);
     }
 
     #[test]

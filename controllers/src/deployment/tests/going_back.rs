@@ -346,3 +346,64 @@ fn configuration_revisions_can_be_turned_off() {
     assert_eq!(pointers(&sim), [None]);
     assert!(sim.world.list::<k8s_openapi::api::core::v1::Secret>("secrets").is_empty());
 }
+
+#[test]
+fn controllers_that_start_anew_do_not_put_new_configuration_into_the_old_revision() {
+    let mut sim = Sim::new();
+    sim.config_map("conf", "one");
+    sim.roll_out(&with_config("v1"));
+    sim.config_map("conf", "two");
+    sim.restart();
+    sim.settle();
+    assert_eq!(kept(&sim, "v1"), "one");
+    sim.roll_out(&with_config("v2"));
+    assert_eq!((kept(&sim, "v1").as_str(), kept(&sim, "v2").as_str()), ("one", "two"));
+}
+
+#[test]
+fn what_is_too_large_to_be_kept_is_said_and_said_no_more_when_it_shrinks() {
+    let mut sim = Sim::new();
+    sim.config_map("conf", &"x".repeat(1_100_000));
+    sim.roll_out(&with_config("v1"));
+    assert_eq!(
+        sim.condition("ConfigRevision").map(|(status, reason, _)| (status, reason)),
+        Some(("False".into(), "TooLarge".into()))
+    );
+    assert_eq!(sim.events.iter().filter(|event| event.starts_with("ConfigurationTooLarge")).count(), 1);
+    sim.config_map("conf", "small");
+    sim.settle();
+    assert_eq!((sim.condition("ConfigRevision"), kept(&sim, "v1").as_str()), (None, "small"));
+}
+
+#[test]
+fn settings_survive_an_undo_of_stock_kubectl_and_one_taken_away_stays_away() {
+    let mut sim = Sim::new();
+    sim.roll_out(&manifest(2, "v1", json!({})));
+    sim.roll_out(&manifest(2, "v2", json!({})));
+    sim.edit(on_failure());
+    sim.settle();
+    sim.undo(None);
+    sim.settle();
+    assert_eq!(sim.deployment().annotations()[annotations::ROLLBACK], "on-failure");
+    assert_eq!(sim.set_of("v1").expect("it").annotations()[annotations::ROLLBACK], "on-failure");
+    sim.edit(json!({"metadata": {"annotations": {annotations::ROLLBACK: null}}}));
+    sim.settle();
+    // v2 was current while the setting stood: its undo must not bring it back.
+    sim.undo(None);
+    sim.settle();
+    assert_eq!(images(&sim), [("v2".into(), 2)]);
+    assert!(!sim.deployment().annotations().contains_key(annotations::ROLLBACK));
+    assert_clean(&sim);
+}
+
+#[test]
+fn what_a_later_manifest_set_outside_of_the_template_goes_with_the_manifest_after_an_undo() {
+    let mut sim = Sim::new();
+    sim.roll_out(&manifest(2, "v1", json!({})));
+    sim.roll_out(&manifest(2, "v2", json!({"spec": {"minReadySeconds": 0, "progressDeadlineSeconds": 77}})));
+    sim.undo(None);
+    sim.settle();
+    assert_eq!(sim.deployment().spec.progress_deadline_seconds, Some(77), "an undo is of the template");
+    sim.roll_out(&manifest(2, "v3", json!({})));
+    assert_eq!(sim.deployment().spec.progress_deadline_seconds, None);
+}

@@ -22,6 +22,8 @@ pub(super) struct Sim {
     pub(super) namespace_wants_rollback: bool,
     /// When the content of a reference changed.
     changed: BTreeMap<config::Reference, Timestamp>,
+    /// Since when the loop sees such changes: long ago, but for a restart.
+    since: Timestamp,
     /// How many pods were created, by image.
     pub(super) created: BTreeMap<String, usize>,
 }
@@ -52,6 +54,7 @@ impl Sim {
             events: Vec::new(),
             namespace_wants_rollback: false,
             changed: BTreeMap::new(),
+            since: Timestamp::UNIX_EPOCH,
             created: BTreeMap::new(),
         }
     }
@@ -135,6 +138,12 @@ impl Sim {
         }
     }
 
+    /// The controllers start anew: what changed is forgotten.
+    pub(super) fn restart(&mut self) {
+        self.changed.clear();
+        self.since = self.world.now;
+    }
+
     pub(super) fn deployment(&self) -> Arc<Deployment> {
         self.world.get("deployments", &web()).expect("web")
     }
@@ -191,6 +200,7 @@ impl Sim {
                 .map(|secret| (secret.name_any(), secret))
                 .collect(),
             changed: self.changed.clone(),
+            since: self.since,
         };
         Seen {
             family: Family::Standard,
