@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use k8s_openapi::schemars::{JsonSchema, SchemaGenerator};
+use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::{Schema, convert, facts};
