@@ -30,5 +30,6 @@ mod streams;
 mod volumes;
 
 pub use config::{Config, NetworkConfig, Tls};
+pub use pods::cgroup_root;
 pub use reset::{ResetError, reset};
 pub use run::{AgentError, run};

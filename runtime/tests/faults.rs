@@ -119,7 +119,8 @@ async fn reset_ends_everything_and_removes_every_trace() {
     bench.runtime.create("pod", bench.spec("b", &["forever"])).await.unwrap();
     let pid = pid_of(&bench, "a").await;
     let state = bench.dir.path().join("state");
-    tokio::task::spawn_blocking(move || proa_runtime::reset(&state)).await.unwrap().unwrap();
+    let cgroup = bench.cgroup.clone();
+    tokio::task::spawn_blocking(move || proa_runtime::reset(&state, &cgroup)).await.unwrap().unwrap();
     assert!(!is_alive(pid));
     assert!(!bench.dir.path().join("state").exists());
     assert_eq!(bench.traces(), Vec::<String>::new());

@@ -1,6 +1,7 @@
 //! The command line: starting, stopping, starting again, leaving nothing behind.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -88,16 +89,25 @@ fn reset_leaves_the_machine_as_it_was_found() {
         let links = cluster.namespace.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev").expect("links"));
         let routes = cluster.namespace.enter(|| std::fs::read_to_string("/proc/thread-self/net/route").expect("routes"));
         let forward = cluster.namespace.enter(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("sysctl"));
-        (ours, links.lines().count(), routes.lines().count(), forward, cgroups())
+        (ours, links.lines().count(), routes.lines().count(), forward)
     };
     let mut cluster = Cluster::prepared();
     let before = traces(&cluster);
     cluster.start(&["--apply", QUICKSTART]);
     assert_ne!(traces(&cluster), before, "the running platform leaves traces to look for");
+    let uid = cluster.kubectl(&["get", "pods", "-o", "jsonpath={.items[0].metadata.uid}"]);
+    let cgroups = cgroups_above(&uid);
+    assert!(!cgroups.is_empty(), "the pod has control groups");
+    // A pod of another class that has come and gone: its parent group is nobody's any more.
+    cluster.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: gone}\nspec: {terminationGracePeriodSeconds: 0, containers: [{name: main, image: 'example/echo:v1', resources: {requests: {cpu: 10m}}}]}\n");
+    cluster.kubectl(&["wait", "pod/gone", "--for=condition=Ready", "--timeout=30s"]);
+    cluster.kubectl(&["delete", "pod", "gone", "--timeout=30s"]);
     cluster.stop(Signal::SIGKILL);
     let output = cluster.proa(&["reset"]).output().expect("proa runs");
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(traces(&cluster), before);
+    let left: Vec<&PathBuf> = cgroups.iter().filter(|folder| folder.exists()).collect();
+    assert!(left.is_empty(), "control groups are left: {left:?}");
     assert_eq!(std::fs::read_dir(cluster.data()).map(Iterator::count).unwrap_or(0), 0, "the data directory is empty");
     eventually("no process of the platform is left", || {
         let data = cluster.data().to_str().expect("a path").to_owned();
@@ -108,16 +118,21 @@ fn reset_leaves_the_machine_as_it_was_found() {
     });
 }
 
-/// The number of control groups with Proa's name in their path, over all hierarchies.
-fn cgroups() -> usize {
-    fn count(folder: &std::path::Path, depth: usize) -> usize {
-        let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-        entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| usize::from(depth > 0) + if depth < 6 { count(&entry.path(), depth + 1) } else { 0 })
-            .sum()
-    }
-    // Other tests run at the same time: only what this process's cluster made is counted, below "proa".
-    ["/sys/fs/cgroup/memory/proa", "/sys/fs/cgroup/proa"].iter().map(|folder| count(folder.as_ref(), 0)).sum()
+/// Folders of this platform's control groups, over all hierarchies. Other platforms run at the same time: ours is the one
+/// whose group holds the pod.
+fn cgroups_above(pod: &str) -> Vec<PathBuf> {
+    let found = |root: &Path| -> Vec<PathBuf> {
+        folders(&root.join("proa")).into_iter().filter(|instance| holds(instance, pod)).collect()
+    };
+    let root = Path::new("/sys/fs/cgroup");
+    folders(root).into_iter().chain([root.to_owned()]).flat_map(|hierarchy| found(&hierarchy)).collect()
+}
+
+fn holds(folder: &Path, pod: &str) -> bool {
+    folders(folder).iter().any(|child| child.ends_with(format!("pod{pod}")) || holds(child, pod))
+}
+
+fn folders(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }

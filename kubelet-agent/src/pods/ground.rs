@@ -66,13 +66,18 @@ pub(crate) async fn prepare(ctx: &Arc<Context>, pod: &Pod, changed: &Arc<Notify>
     Ok(GroundInfo { pod_ips, netns, refresh_at, warnings })
 }
 
+/// The control group above those of all pods of an installation.
+pub fn cgroup_root(instance: &str) -> String {
+    format!("proa/{instance}")
+}
+
 /// Parent cgroup of a pod, grouped by quality of service as on Kubernetes.
 pub(crate) fn cgroup_parent(instance: &str, pod: &Pod) -> String {
-    let uid = uid(pod);
+    let (root, uid) = (cgroup_root(instance), uid(pod));
     match resources::qos(&pod.spec) {
-        Qos::Guaranteed => format!("proa/{instance}/pod{uid}"),
-        Qos::Burstable => format!("proa/{instance}/burstable/pod{uid}"),
-        Qos::BestEffort => format!("proa/{instance}/besteffort/pod{uid}"),
+        Qos::Guaranteed => format!("{root}/pod{uid}"),
+        Qos::Burstable => format!("{root}/burstable/pod{uid}"),
+        Qos::BestEffort => format!("{root}/besteffort/pod{uid}"),
     }
 }
 

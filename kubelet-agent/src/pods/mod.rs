@@ -18,6 +18,7 @@ pub(crate) mod track;
 pub(crate) mod worker;
 pub(crate) mod writer;
 
+pub use ground::cgroup_root;
 pub(crate) use proa_crds::Pod;
 
 /// Key of a pod in messages and logs: `namespace/name`.

@@ -62,11 +62,10 @@ impl Cgroups {
                 enable_controllers(&dir)?;
             }
             Layout::V1(_) => {
-                // Only hierarchies that carry a limit; libcontainer makes the others when it needs them.
-                for setting in limits::settings(resources, false, self.limits_swap()) {
-                    if let Some(dir) = self.layout.dir(setting.controller, path) {
-                        fs::create_dir_all(dir)?;
-                    }
+                // All hierarchies: libcontainer would make the others below, but could not if `reset` of another
+                // platform took an empty ancestor away at that instant.
+                for dir in self.layout.all_dirs(path) {
+                    make_dirs(&dir)?;
                 }
             }
         }
@@ -202,6 +201,18 @@ fn enable_controllers(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// As `create_dir_all`, again when an ancestor that was there goes away meanwhile.
+fn make_dirs(dir: &Path) -> io::Result<()> {
+    let mut result = fs::create_dir_all(dir);
+    for _ in 0..3 {
+        match &result {
+            Err(error) if error.kind() == ErrorKind::NotFound => result = fs::create_dir_all(dir),
+            _ => break,
+        }
+    }
+    result
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {

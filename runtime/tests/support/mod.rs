@@ -164,7 +164,7 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         // Also after a failed test nothing may be left running.
-        let _ = proa_runtime::reset(&self.dir.path().join("state"));
+        let _ = proa_runtime::reset(&self.dir.path().join("state"), &self.cgroup);
         for hierarchy in std::iter::once(PathBuf::from("/sys/fs/cgroup")).chain(dirs(Path::new("/sys/fs/cgroup"))) {
             let _ = std::fs::remove_dir(hierarchy.join(&self.cgroup));
             let _ = std::fs::remove_dir(hierarchy.join("proa-test"));
