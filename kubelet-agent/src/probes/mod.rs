@@ -136,17 +136,30 @@ fn seconds(value: Option<i32>, default: u64) -> Duration {
     Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default))
 }
 
+/// When the first try that counts is due. The kubelet's clock ticks once a period from before the container runs, so that
+/// its first try comes up to a period after the start; a container that is just starting is not yet unhealthy.
+fn first_regular(probe: &Probe, fresh: bool) -> Duration {
+    let delayed = probe.initial_delay_seconds.is_some_and(|seconds| seconds > 0);
+    if fresh && !delayed { seconds(probe.period_seconds, 10) } else { Duration::ZERO }
+}
+
+/// Until the first success a waiting container is asked more often than its period, so that a pod is ready as soon as
+/// it can be; such early failures neither count nor are told. Commands are costly: they are asked less often.
+fn first_pause(probe: &Probe) -> Duration {
+    Duration::from_millis(if probe.exec.is_some() { 200 } else { 20 })
+}
+
 async fn watch(target: Target, kind: Kind, probe: Probe) {
     let initial = Duration::from_secs(probe.initial_delay_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(0));
     tokio::time::sleep(initial.saturating_sub(target.age)).await;
     let period = seconds(probe.period_seconds, 10);
     let mut counter = Counter::new(&probe);
-    // Until the first success a waiting container is asked more often than its period, so that a pod is ready
-    // as soon as it can be; such early failures do not count. Commands are too costly for that.
-    let mut eager =
-        (kind != Kind::Liveness && probe.exec.is_none() && target.age.is_zero()).then(|| Duration::from_millis(20));
-    let began = tokio::time::Instant::now();
-    let mut next_regular = began;
+    let fresh = target.age.is_zero();
+    let mut eager = (fresh && kind != Kind::Liveness).then(|| first_pause(&probe));
+    let mut next_regular = tokio::time::Instant::now() + first_regular(&probe, fresh);
+    if kind == Kind::Liveness {
+        tokio::time::sleep_until(next_regular).await;
+    }
     loop {
         let regular = tokio::time::Instant::now() >= next_regular;
         let result = once(&target, &probe).await;
@@ -169,7 +182,7 @@ async fn watch(target: Target, kind: Kind, probe: Probe) {
                 }
             }
         }
-        if success {
+        if success || regular && probe.exec.is_some() {
             eager = None;
         }
         let now = tokio::time::Instant::now();
@@ -238,6 +251,15 @@ mod tests {
             .into();
         let (yes, no) = (Some(true), Some(false));
         assert_eq!(verdicts, [None, yes, None, None, None, None, None, None, no, None, None, yes]);
+    }
+
+    #[test]
+    fn a_container_that_just_starts_is_not_yet_unhealthy() {
+        let probe = |json| -> Probe { serde_json::from_value(json).unwrap() };
+        assert_eq!(first_regular(&probe(json!({"periodSeconds": 3})), true), Duration::from_secs(3));
+        assert_eq!(first_regular(&Probe::default(), true), Duration::from_secs(10));
+        assert_eq!(first_regular(&Probe::default(), false), Duration::ZERO);
+        assert_eq!(first_regular(&probe(json!({"initialDelaySeconds": 2})), true), Duration::ZERO);
     }
 
     #[test]
