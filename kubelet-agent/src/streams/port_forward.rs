@@ -118,13 +118,30 @@ async fn forward(error: Stream, data: Stream, dialer: Dialer) {
     error.writer.finish().await;
 }
 
-/// Copies both ways, each until its own end.
+/// How long a client may go on sending to a server that has said its last word.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Copies both ways. A client may half-close and wait for its answer; when the server has ended, so does the connection
+/// soon: kubectl closes the local connection only after the error stream has ended.
 async fn splice(stream: TcpStream, data: Stream) {
     // Small answers are not to wait for more.
     let _ = stream.set_nodelay(true);
     let (read, write) = stream.into_split();
     let Stream { data: input, writer, .. } = data;
-    tokio::join!(pump_out(read, writer), pump_in(input, write));
+    let (ended, server_ended) = tokio::sync::oneshot::channel();
+    let outgoing = async {
+        pump_out(read, writer).await;
+        // The other way may be over already.
+        let _ = ended.send(());
+    };
+    let incoming = async {
+        let patience = async {
+            let _ = server_ended.await;
+            tokio::time::sleep(LINGER).await;
+        };
+        tokio::select! { () = pump_in(input, write) => {}, () = patience => {} }
+    };
+    tokio::join!(outgoing, incoming);
 }
 
 async fn pump_out(mut read: impl AsyncRead + Unpin, writer: Writer) {
