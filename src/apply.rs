@@ -64,7 +64,7 @@ async fn apply_one(client: &Client, document: serde_json::Value, progress: &Prog
         None => Api::all_with(client.clone(), &resource),
     };
     // With kubectl's own record of what was applied, a later `kubectl apply -f` of the same file finds what it expects.
-    object.annotations_mut().insert(LAST_APPLIED.into(), format!("{document}\n"));
+    object.annotations_mut().insert(LAST_APPLIED.into(), record(document, namespace.as_deref()));
     let name = object.name_any();
     let before = api.get_metadata_opt(&name).await?.and_then(|object| object.resource_version());
     let after = api.patch(&name, &PatchParams::apply("proa").force(), &Patch::Apply(&object)).await?;
@@ -76,6 +76,22 @@ async fn apply_one(client: &Client, document: serde_json::Value, progress: &Prog
     let applied = Applied { api_version: types.api_version, kind: types.kind, namespace, name };
     progress.done(verb, applied.to_string());
     Ok(applied)
+}
+
+/// What kubectl writes into the annotation: the document with its namespace and (maybe empty) annotations spelled out, on
+/// a line of its own.
+fn record(mut document: serde_json::Value, namespace: Option<&str>) -> String {
+    if let Some(metadata) = document.get_mut("metadata").and_then(serde_json::Value::as_object_mut) {
+        if let Some(namespace) = namespace {
+            metadata.insert("namespace".into(), namespace.into());
+        }
+        let annotations = metadata.entry("annotations").or_insert_with(|| serde_json::json!({}));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.remove(LAST_APPLIED);
+        }
+    }
+    document.sort_all_objects();
+    format!("{document}\n")
 }
 
 /// Follows a Deployment until its newest revision serves, telling every step.

@@ -44,7 +44,7 @@ fn services_answer_by_address_by_name_and_on_the_node_and_spread_over_their_pods
 
     for url in ["http://web/", "http://web.default/", "http://web.default.svc.cluster.local/", "http://each:8080/"] {
         let answer = eventually(url, || {
-            let output = cluster.try_kubectl(&["exec", "box", "--", "wget", "-q", "-O", "-", "-T", "2", url]);
+            let output = cluster.try_kubectl(&["exec", "box", "--", "timeout", "2", "wget", "-q", "-O", "-", url]);
             output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
         });
         assert!(answer.starts_with("echo v1 pod=web-"), "{url}: {answer}");
@@ -103,7 +103,7 @@ spec:
     );
     cluster.kubectl(&["wait", "pod/self", "pod/host", "--for=condition=Ready", "--timeout=30s"]);
     let hairpin = eventually("a pod reaches itself", || {
-        let output = cluster.try_kubectl(&["exec", "self", "-c", "box", "--", "wget", "-q", "-O", "-", "-T", "2", "http://self/"]);
+        let output = cluster.try_kubectl(&["exec", "self", "-c", "box", "--", "timeout", "2", "wget", "-q", "-O", "-", "http://self.default/"]);
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     });
     assert!(hairpin.contains("pod=self"), "{hairpin}");

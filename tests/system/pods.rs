@@ -78,7 +78,7 @@ spec:
     );
     assert_eq!(
         log_of(&cluster, "env"),
-        "blue blue hunter2 env known 500 blue-env\ncontent\n400\ntier=\"front\"\ndefault\n10.96.0.1\nenv\n1\n"
+        "blue blue hunter2 env echo known 500 blue-env\ncontent\n400\ntier=\"front\"\ndefault\n10.96.0.1\nenv\n1\n"
     );
 }
 
