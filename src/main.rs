@@ -6,6 +6,7 @@
 mod apply;
 mod cli;
 mod echo;
+mod identity;
 mod images;
 mod node;
 mod paths;

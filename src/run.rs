@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli;
 use crate::paths::{DataDir, Part};
 use crate::progress::Progress;
-use crate::{apply, node, preflight, samples};
+use crate::{apply, identity, node, preflight, samples};
 
 /// `proa up`: store, API server, controllers and agent in this process.
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
@@ -28,7 +28,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
 
     parts.spawn("controllers", {
         let (client, shutdown) = (control.client("system:kube-controller-manager")?, parts.shutdown.clone());
-        let options = controller_options(Family::Standard, control.ca());
+        // The lock on the data directory lets one such process live at a time: the next one leads again at once.
+        let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"));
         async move { Ok(proa_controllers::run(client, options, shutdown).await?) }
     });
     let tls = {
@@ -86,7 +87,10 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
     let client = client_from(&args.kubeconfig).await?;
     let parts = Parts::new();
     let shutdown = parts.shutdown.clone();
-    let options = controller_options(args.family.into(), node::certificate_authority(&args.kubeconfig)?);
+    let host = node::host_name()?;
+    let identity = identity::of_this_process(&host);
+    let mut options = controller_options(args.family.into(), node::certificate_authority(&args.kubeconfig)?, identity);
+    options.has_ended = Arc::new(move |holder| identity::has_ended(&host, holder));
     parts.spawn("controllers", async move { Ok(proa_controllers::run(client, options, shutdown).await?) });
     parts.until_stopped(async { Ok(()) }).await
 }
@@ -111,10 +115,10 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     parts.until_stopped(async { Ok(()) }).await
 }
 
-/// The loops of one family; `root_ca` is what pods shall trust the API server by.
-fn controller_options(family: Family, root_ca: String) -> proa_controllers::Options {
+/// The loops of one family; `root_ca` is what pods shall trust the API server by, `identity` the name to lead under.
+fn controller_options(family: Family, root_ca: String, identity: String) -> proa_controllers::Options {
     proa_controllers::Options {
-        identity: format!("proa-{}", std::process::id()),
+        identity,
         root_ca: Some(root_ca),
         ..proa_controllers::Options::new(family)
     }

@@ -4,14 +4,15 @@
 //! is given up when its record has not changed for the lease's time under our own eyes (as client-go does). A leader that
 //! cannot renew stops its loops well before anybody else may start theirs.
 
-use crate::{Clock, patch::MANAGER};
+use crate::{Clock, Options, patch::MANAGER};
+use futures::future::BoxFuture;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{Api, Client, api::PostParams, core::ObjectMeta};
 use proa_crds::Family;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -26,12 +27,17 @@ const RETRY: Duration = Duration::from_secs(2);
 const RELEASE_WITHIN: Duration = Duration::from_millis(300);
 const NAMESPACE: &str = "kube-system";
 
+/// Tells of the holder of a lease, by its name, whether it is known to be no more: then nobody waits for it.
+pub type HasEnded = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// A candidate.
 pub(crate) struct Election {
     leases: Api<Lease>,
     name: String,
     identity: String,
     clock: Clock,
+    /// Whether the holder of that name is known to be no more.
+    has_ended: HasEnded,
     /// The holder's record as seen last, and since when.
     seen: Option<(LeaseSpec, Instant)>,
 }
@@ -48,11 +54,12 @@ enum Step {
     StandBy,
 }
 
-fn step(found: Option<&LeaseSpec>, identity: &str, unchanged: Duration) -> Step {
+fn step(found: Option<&LeaseSpec>, identity: &str, has_ended: &HasEnded, unchanged: Duration) -> Step {
     let Some(spec) = found else { return Step::Create };
     match spec.holder_identity.as_deref().unwrap_or_default() {
         holder if holder == identity => Step::Renew,
         "" => Step::Take,
+        holder if has_ended(holder) => Step::Take,
         _ => {
             let granted =
                 spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).map_or(LEASE, Duration::from_secs);
@@ -62,17 +69,22 @@ fn step(found: Option<&LeaseSpec>, identity: &str, unchanged: Duration) -> Step 
 }
 
 impl Election {
-    pub(crate) fn new(client: Client, family: Family, identity: &str, clock: Clock) -> Self {
-        let name = match family {
+    pub(crate) fn new(client: Client, options: &Options) -> Self {
+        let name = match options.family {
             Family::Standard => "proa-controllers".to_owned(),
             Family::Proa => "proa-controllers-proa.dev".to_owned(),
         };
         let leases = Api::namespaced(client, NAMESPACE);
-        Election { leases, name, identity: identity.to_owned(), clock, seen: None }
+        let Options { identity, clock, has_ended, .. } = options.clone();
+        Election { leases, name, identity, clock, has_ended, seen: None }
     }
 
     /// Runs `act` whenever this process leads, with a token that ends each term, until `shutdown`.
-    pub(crate) async fn lead(mut self, shutdown: CancellationToken, act: impl AsyncFn(CancellationToken)) {
+    pub(crate) async fn lead(
+        mut self,
+        shutdown: CancellationToken,
+        act: impl Fn(CancellationToken) -> BoxFuture<'static, ()>,
+    ) {
         loop {
             tokio::select! {
                 () = self.win() => {}
@@ -80,7 +92,7 @@ impl Election {
             }
             info!(identity = self.identity, "leading");
             let term = shutdown.child_token();
-            let mut acting = std::pin::pin!(act(term.clone()));
+            let mut acting = act(term.clone());
             tokio::select! {
                 () = &mut acting => {}
                 () = self.hold() => {
@@ -138,7 +150,7 @@ impl Election {
             self.seen = Some((spec.clone(), Instant::now()));
         }
         let unchanged = self.seen.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
-        let step = step(spec.as_ref(), &self.identity, unchanged);
+        let step = step(spec.as_ref(), &self.identity, &self.has_ended, unchanged);
         if step == Step::StandBy {
             return Ok(false);
         }
@@ -203,12 +215,14 @@ mod tests {
             lease_duration_seconds: Some(15),
             ..LeaseSpec::default()
         };
-        let seconds = Duration::from_secs;
-        assert_eq!(step(None, "a", seconds(0)), Step::Create);
-        assert_eq!(step(Some(&held("a")), "a", seconds(99)), Step::Renew);
-        assert_eq!(step(Some(&held("")), "a", seconds(0)), Step::Take);
-        assert_eq!(step(Some(&held("b")), "a", seconds(14)), Step::StandBy);
-        assert_eq!(step(Some(&held("b")), "a", seconds(15)), Step::Take);
-        assert_eq!(step(Some(&LeaseSpec::default()), "a", seconds(0)), Step::Take);
+        let gone: HasEnded = Arc::new(|holder| holder == "dead");
+        let step = |found: Option<&LeaseSpec>, seconds| step(found, "a", &gone, Duration::from_secs(seconds));
+        assert_eq!(step(None, 0), Step::Create);
+        assert_eq!(step(Some(&held("a")), 99), Step::Renew);
+        assert_eq!(step(Some(&held("")), 0), Step::Take);
+        assert_eq!(step(Some(&held("dead")), 0), Step::Take);
+        assert_eq!(step(Some(&held("b")), 14), Step::StandBy);
+        assert_eq!(step(Some(&held("b")), 15), Step::Take);
+        assert_eq!(step(Some(&LeaseSpec::default()), 0), Step::Take);
     }
 }

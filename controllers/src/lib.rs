@@ -35,18 +35,20 @@ pub mod taints;
 pub use clock::Clock;
 pub use context::Context;
 pub use deployment::{Outcome, RollbackError, rollback};
+pub use election::HasEnded;
 pub use informer::{Change, Informer, Informers};
 pub use key::Key;
 pub use queue::Queue;
 pub use runner::{ActError, Loop, Plan, Writes};
 
 use election::Election;
+use futures::future::BoxFuture;
 use kube::Client;
 use proa_crds::Family;
 use tokio_util::sync::CancellationToken;
 
 /// How the controllers of one process run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub struct Options {
     /// Which family's workload kinds to drive. The loops of the cluster itself (namespaces, service accounts, garbage
     /// collection …) run with the standard family alone: another API server has its own.
@@ -55,6 +57,8 @@ pub struct Options {
     /// share a name; the next life of the same one should, for it leads again at once. Without one (empty) there is no
     /// election, and the process acts alone.
     pub identity: String,
+    /// Tells of another process, by its name, whether it is known to be no more; its lease need not run out then.
+    pub has_ended: HasEnded,
     /// Where the time comes from.
     pub clock: Clock,
     /// The certificate of the API server's CA, PEM, to be published in every namespace. Without one nothing is
@@ -65,7 +69,13 @@ pub struct Options {
 impl Options {
     /// The family's loops with the machine's clock, and no certificate to publish.
     pub fn new(family: Family) -> Options {
-        Options { family, ..Options::default() }
+        Options {
+            family,
+            identity: String::new(),
+            has_ended: std::sync::Arc::new(|_| false),
+            clock: Clock::default(),
+            root_ca: None,
+        }
     }
 }
 
@@ -75,16 +85,18 @@ pub enum Error {}
 
 /// Runs every loop until `shutdown`.
 pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> Result<(), Error> {
-    let act = async |term: CancellationToken| {
-        let context = Context::new(client.clone(), options.family, options.clock.clone(), term);
-        start_loops(&context, &options);
-        context.run().await;
+    let election = (!options.identity.is_empty()).then(|| Election::new(client.clone(), &options));
+    let act = move |term| -> BoxFuture<'static, ()> {
+        let (client, options) = (client.clone(), options.clone());
+        Box::pin(async move {
+            let context = Context::new(client, options.family, options.clock.clone(), term);
+            start_loops(&context, &options);
+            context.run().await;
+        })
     };
-    if options.identity.is_empty() {
-        act(shutdown).await;
-    } else {
-        let election = Election::new(client.clone(), options.family, &options.identity, options.clock.clone());
-        election.lead(shutdown, act).await;
+    match election {
+        Some(election) => election.lead(shutdown, act).await,
+        None => act(shutdown).await,
     }
     Ok(())
 }
