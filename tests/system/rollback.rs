@@ -28,7 +28,13 @@ spec:
 }
 
 fn condition(cluster: &Cluster, name: &str, field: &str) -> String {
-    cluster.kubectl(&["get", "deployment", "web", "-o", &format!("jsonpath={{.status.conditions[?(@.type==\"{name}\")].{field}}}")])
+    cluster.kubectl(&[
+        "get",
+        "deployment",
+        "web",
+        "-o",
+        &format!("jsonpath={{.status.conditions[?(@.type==\"{name}\")].{field}}}"),
+    ])
 }
 
 fn rolled_out(cluster: &Cluster) {
@@ -41,7 +47,14 @@ fn rolled_back(cluster: &Cluster) {
 }
 
 fn running_images(cluster: &Cluster) -> Vec<String> {
-    let list = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={range .items[?(@.status.phase==\"Running\")]}{.spec.containers[0].image}{\"\\n\"}{end}"]);
+    let list = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-l",
+        "app=web",
+        "-o",
+        "jsonpath={range .items[?(@.status.phase==\"Running\")]}{.spec.containers[0].image}{\"\\n\"}{end}",
+    ]);
     list.lines().map(str::to_owned).collect()
 }
 
@@ -62,7 +75,8 @@ fn a_crash_looping_revision_goes_back_says_why_and_stays_refused_until_it_change
     cluster.apply(&guarded("example/echo:broken"));
     cluster.kubectl(&["wait", "deployment/web", "--for=condition=RolloutRefused", "--timeout=30s"]);
     assert_eq!(running_images(&cluster), ["example/echo:v1", "example/echo:v1"]);
-    let broken = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.containers[0].image}"]);
+    let broken =
+        cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.containers[0].image}"]);
     assert!(!broken.contains("broken"), "{broken}");
 
     // Somebody says so: it is tried once more, and goes back once more.
@@ -86,14 +100,68 @@ fn an_image_that_does_not_exist_and_a_missing_config_map_are_not_waited_for() {
     let cluster = Cluster::up();
     cluster.apply(&guarded("example/echo:v1"));
     rolled_out(&cluster);
-    cluster.apply(&guarded("127.0.0.1:9/no/such:image"));
+    let registry = registry_without_images(&cluster);
+    let image = format!("{registry}/no/such:image");
+    cluster.apply(&guarded(&image));
     rolled_back(&cluster);
-    assert!(condition(&cluster, "RolledBack", "message").contains("127.0.0.1:9/no/such:image"));
-    let missing = guarded("example/echo:v1").replace("        readinessProbe", "        envFrom: [{configMapRef: {name: absent}}]\n        readinessProbe");
+    assert_eq!(condition(&cluster, "RolledBack", "reason"), "ImageNotFound");
+    let why = condition(&cluster, "RolledBack", "message");
+    assert!(why.contains(&image) && why.contains("Pod web-"), "{why}");
+    let missing = guarded("example/echo:v1")
+        .replace("        readinessProbe", "        envFrom: [{configMapRef: {name: absent}}]\n        readinessProbe");
     cluster.apply(&missing);
-    eventually("the message names what is missing", || condition(&cluster, "RolledBack", "message").contains("absent").then_some(()));
+    eventually("the message names what is missing", || {
+        condition(&cluster, "RolledBack", "message").contains("absent").then_some(())
+    });
     rolled_out(&cluster);
     assert_eq!(running_images(&cluster).len(), 2);
+}
+
+#[test]
+fn a_registry_that_does_not_answer_is_waited_for_until_the_deadline() {
+    let cluster = Cluster::up();
+    let impatient = |image: &str| guarded(image).replace("progressDeadlineSeconds: 30", "progressDeadlineSeconds: 4");
+    cluster.apply(&impatient("example/echo:v1"));
+    rolled_out(&cluster);
+    // Nothing listens there.
+    cluster.apply(&impatient("127.0.0.1:9/no/such:image"));
+    rolled_back(&cluster);
+    assert_eq!(condition(&cluster, "RolledBack", "reason"), "ProgressDeadlineExceeded");
+    let why = condition(&cluster, "RolledBack", "message");
+    assert!(
+        why.contains("127.0.0.1:9/no/such:image") && why.contains("ImagePull") && why.contains("Pod web-"),
+        "{why}"
+    );
+    assert_eq!(running_images(&cluster).len(), 2);
+}
+
+/// A registry in the cluster's namespace that holds nothing; its address. It ends with the test process.
+fn registry_without_images(cluster: &Cluster) -> std::net::SocketAddr {
+    let listener = cluster.namespace.enter(|| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            // A client that goes away early has its answer or wants none.
+            let _ = answer_not_found(stream);
+        }
+    });
+    address
+}
+
+fn answer_not_found(mut stream: std::net::TcpStream) -> std::io::Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    let (status, body) = match request.split(' ').nth(1) {
+        Some("/v2/") => ("200 OK", "{}"),
+        _ => ("404 Not Found", r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#),
+    };
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
 }
 
 #[test]
@@ -103,22 +171,50 @@ fn without_the_annotation_nothing_goes_back_by_itself() {
     cluster.apply(&plain("example/echo:v1"));
     rolled_out(&cluster);
     cluster.apply(&plain("example/echo:broken"));
-    cluster.wait_for("pods", ".items[*].status.containerStatuses[*].state.waiting.reason", "CrashLoopBackOff");
+    eventually("a pod crashes again and again", || {
+        let reasons = cluster.kubectl(&[
+            "get",
+            "pods",
+            "-l",
+            "app=web",
+            "-o",
+            "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}",
+        ]);
+        reasons.contains("CrashLoopBackOff").then_some(())
+    });
     assert_eq!(condition(&cluster, "RolledBack", "status"), "");
-    assert_eq!(cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].image}"]), "example/echo:broken");
+    assert_eq!(
+        cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].image}"]),
+        "example/echo:broken"
+    );
 }
 
 #[test]
 fn undo_restores_the_config_that_revision_ran_with_and_the_next_rollout_reads_live_again() {
     let cluster = Cluster::up();
-    let config = |value: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{GREETING: {value}}}\n");
+    let config = |value: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{GREETING: {value}}}\n")
+    };
     let with_config = |image: &str| {
-        guarded(image).replace("        readinessProbe", "        envFrom: [{configMapRef: {name: settings}}]\n        readinessProbe")
+        guarded(image).replace(
+            "        readinessProbe",
+            "        envFrom: [{configMapRef: {name: settings}}]\n        readinessProbe",
+        )
     };
     let greetings = || {
-        let ips = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={range .items[?(@.status.phase==\"Running\")]}{.status.podIP}{\"\\n\"}{end}"]);
-        let mut greetings: Vec<String> =
-            ips.lines().filter_map(|ip| cluster.get(format!("{ip}:8080").parse().ok()?, "/env/GREETING").ok()).map(|(_, body)| body).collect();
+        let ips = cluster.kubectl(&[
+            "get",
+            "pods",
+            "-l",
+            "app=web",
+            "-o",
+            "jsonpath={range .items[?(@.status.phase==\"Running\")]}{.status.podIP}{\"\\n\"}{end}",
+        ]);
+        let mut greetings: Vec<String> = ips
+            .lines()
+            .filter_map(|ip| cluster.get(format!("{ip}:8080").parse().ok()?, "/env/GREETING").ok())
+            .map(|(_, body)| body)
+            .collect();
         greetings.dedup();
         greetings
     };
@@ -135,7 +231,11 @@ fn undo_restores_the_config_that_revision_ran_with_and_the_next_rollout_reads_li
     rolled_out(&cluster);
     eventually("the old revision reads what it ran with", || (greetings() == ["hello\n"]).then_some(()));
     assert_eq!(condition(&cluster, "ConfigRevision", "status"), "True");
-    assert_eq!(cluster.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data.GREETING}"]), "goodbye", "the named object is nobody's to change");
+    assert_eq!(
+        cluster.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data.GREETING}"]),
+        "goodbye",
+        "the named object is nobody's to change"
+    );
 
     // The next apply: exactly what the manifest says, live configuration again.
     let manifest = with_config("example/echo:v2").replace("  replicas: 2", "  replicas: 2\n  minReadySeconds: 0");
@@ -148,7 +248,9 @@ fn undo_restores_the_config_that_revision_ran_with_and_the_next_rollout_reads_li
 #[test]
 fn undo_does_not_poison_the_next_apply() {
     let cluster = Cluster::up();
-    let with_env = |image: &str, env: &str| guarded(image).replace("        readinessProbe", &format!("        env: [{env}]\n        readinessProbe"));
+    let with_env = |image: &str, env: &str| {
+        guarded(image).replace("        readinessProbe", &format!("        env: [{env}]\n        readinessProbe"))
+    };
     cluster.apply(&with_env("example/echo:v1", "{name: ONLY_IN_V1, value: a}"));
     rolled_out(&cluster);
     cluster.apply(&with_env("example/echo:v2", "{name: ONLY_IN_V2, value: b}"));
@@ -157,8 +259,143 @@ fn undo_does_not_poison_the_next_apply() {
     rolled_out(&cluster);
     // On Kubernetes ONLY_IN_V1 would stay for ever: the record of the last apply does not know it.
     let last_applied = "jsonpath={.metadata.annotations.kubectl\\.kubernetes\\.io/last-applied-configuration}";
-    eventually("the record follows", || cluster.kubectl(&["get", "deployment", "web", "-o", last_applied]).contains("ONLY_IN_V1").then_some(()));
+    eventually("the record follows", || {
+        cluster.kubectl(&["get", "deployment", "web", "-o", last_applied]).contains("ONLY_IN_V1").then_some(())
+    });
     cluster.apply(&with_env("example/echo:v2", "{name: ONLY_IN_V3, value: c}"));
-    let names = cluster.kubectl(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].env[*].name}"]);
+    let names = cluster.kubectl(&[
+        "get",
+        "deployment",
+        "web",
+        "-o",
+        "jsonpath={.spec.template.spec.containers[0].env[*].name}",
+    ]);
     assert_eq!(names, "ONLY_IN_V3");
+}
+
+#[test]
+fn a_volume_without_its_secret_goes_back_and_files_come_back_with_the_revision() {
+    let cluster = Cluster::up();
+    cluster.load_busybox();
+    let files = |version: &str, secret: &str| {
+        format!(
+            "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web, annotations: {{proa.dev/rollback: on-failure}}}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: shell
+        image: test/busybox:1
+        command: [sleep, '1000']
+        env: [{{name: VERSION, value: {version}}}]
+        volumeMounts: [{{name: plain, mountPath: /plain}}, {{name: secret, mountPath: /secret}}]
+      volumes:
+      - {{name: plain, configMap: {{name: settings}}}}
+      - {{name: secret, projected: {{sources: [{{secret: {{name: {secret}}}}}]}}}}
+"
+        )
+    };
+    let config = |value: &str| {
+        let map =
+            format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{key: map-{value}}}\n");
+        format!(
+            "{map}---\napiVersion: v1\nkind: Secret\nmetadata: {{name: credentials}}\nstringData: {{key: secret-{value}}}\n"
+        )
+    };
+    // The one pod that is not on its way out.
+    let read = || {
+        let pod = cluster.kubectl(&[
+            "get",
+            "pods",
+            "-l",
+            "app=web",
+            "-o",
+            "jsonpath={range .items[*]}{.metadata.name} {.metadata.deletionTimestamp}{\"\\n\"}{end}",
+        ]);
+        let pod = pod.lines().find_map(|line| line.strip_suffix(' '))?.to_owned();
+        let output = cluster.try_kubectl(&["exec", &pod, "--", "cat", "/plain/key", "/secret/key"]);
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let reads = |value: &str| {
+        let wanted = format!("map-{value}secret-{value}");
+        eventually(&format!("the files say {value}"), || (read()? == wanted).then_some(()));
+    };
+    cluster.apply(&config("one"));
+    cluster.apply(&files("v1", "credentials"));
+    rolled_out(&cluster);
+    reads("one");
+    cluster.apply(&config("two"));
+    cluster.apply(&files("v2", "credentials"));
+    rolled_out(&cluster);
+    reads("two");
+    cluster.kubectl(&["rollout", "undo", "deployment/web"]);
+    rolled_out(&cluster);
+    reads("one");
+    // The undo of the undo is live again: nothing else was kept with v2.
+    cluster.kubectl(&["rollout", "undo", "deployment/web"]);
+    rolled_out(&cluster);
+    reads("two");
+
+    cluster.apply(&files("v3", "absent"));
+    rolled_back(&cluster);
+    assert_eq!(condition(&cluster, "RolledBack", "reason"), "ConfigurationError");
+    let why = condition(&cluster, "RolledBack", "message");
+    assert!(why.contains("secret \"absent\" not found"), "{why}");
+    reads("two");
+}
+
+#[test]
+fn the_setting_survives_an_undo_and_a_namespace_can_ask_for_all() {
+    let cluster = Cluster::up();
+    let plain = |image: &str| guarded(image).replace("  annotations: {proa.dev/rollback: on-failure}\n", "");
+    cluster.apply(&plain("example/echo:v1"));
+    rolled_out(&cluster);
+    cluster.apply(&plain("example/echo:v2"));
+    rolled_out(&cluster);
+    cluster.kubectl(&["annotate", "deployment/web", "proa.dev/rollback=on-failure"]);
+    eventually("the revision knows", || {
+        let sets = cluster.kubectl(&[
+            "get",
+            "replicasets",
+            "-o",
+            "jsonpath={.items[*].metadata.annotations.proa\\.dev/rollback}",
+        ]);
+        (sets == "on-failure").then_some(())
+    });
+    cluster.kubectl(&["rollout", "undo", "deployment/web"]);
+    rolled_out(&cluster);
+    eventually("the setting is back", || {
+        let setting = cluster.kubectl(&[
+            "get",
+            "deployment",
+            "web",
+            "-o",
+            "jsonpath={.metadata.annotations.proa\\.dev/rollback}",
+        ]);
+        (setting == "on-failure").then_some(())
+    });
+    cluster.kubectl(&["annotate", "deployment/web", "proa.dev/rollback-"]);
+    cluster.kubectl(&["annotate", "namespace/default", "proa.dev/rollback=on-failure"]);
+    cluster.kubectl(&["set", "image", "deployment/web", "echo=example/echo:broken"]);
+    rolled_back(&cluster);
+    assert_eq!(running_images(&cluster), ["example/echo:v1", "example/echo:v1"]);
+
+    // As a newcomer reads it.
+    let described = cluster.kubectl(&["describe", "deployment/web"]);
+    for wanted in [
+        "RolledBack     True    CrashLoop",
+        "Warning  RolledBack",
+        "revision 4 failed",
+        "went back to revision 3",
+        "broken on purpose",
+    ] {
+        assert!(described.contains(wanted), "{wanted} is not in:\n{described}");
+    }
 }

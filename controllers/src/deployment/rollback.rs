@@ -308,7 +308,12 @@ fn crash_loop(pod: &Pod) -> Option<&ContainerStatus> {
 
 fn crash_message(container: &ContainerStatus) -> String {
     let ended = last_ended(container);
-    let mut message = format!("container {:?} crashed {} times", container.name, container.restart_count + 1);
+    let mut message = format!(
+        "container {:?} with image {:?} crashed {} times",
+        container.name,
+        container.image,
+        container.restart_count + 1
+    );
     if let Some(ended) = ended {
         message.push_str(&format!(", the last time with exit code {}", ended.exit_code));
         if let Some(reason) = ended.reason.as_deref().filter(|reason| !reason.is_empty() && *reason != "Error") {
@@ -333,7 +338,9 @@ pub(super) fn going_back(
     let (from, back) = (number(failed), number(to));
     let why = format!("{}: {}", failure.reason, failure.message);
     let mut message = if started {
-        format!("revision {from} failed ({why}); went back to revision {back}")
+        // As every undo, this one gives the template the next number.
+        let next = revisions.all.iter().map(|set| number(set)).max().unwrap_or(0) + 1;
+        format!("revision {from} failed ({why}); went back to revision {back}, which is now revision {next}")
     } else {
         format!(
             "revision {from} is known to fail ({why}); revision {back} stays. Change the template, or set the annotation {} to a new value to try it again",
