@@ -264,6 +264,8 @@ fn special(name: &str, object: Map<String, Value>) -> Value {
 fn inline(message: &str, field: &Field) -> bool {
     match field.name {
         "volumeSource" | "persistentVolumeSource" | "ephemeralContainerCommon" => true,
+        "ingressRuleValue" | "deviceConfiguration" | "ruleWithOperations" => true,
+        "rule" => message.ends_with(".RuleWithOperations"),
         "handler" => message == "core.v1.Probe",
         "localObjectReference" => message.starts_with("core.v1."),
         _ => false,
@@ -273,7 +275,13 @@ fn inline(message: &str, field: &Field) -> bool {
 /// The field's name in JSON, where it is not the same.
 fn json_name(message: &str, field: &Field) -> String {
     match (message, field.name) {
-        ("meta.v1.FieldsV1", name) => name.to_owned(),
+        ("meta.v1.FieldsV1" | "core.v1.DaemonEndpoint", name) => name.to_owned(),
+        (_, "uID") => "uid".to_owned(),
+        (_, "aPIGroup") => "apiGroup".to_owned(),
+        // Go's own names, where the authors wrote none for protobuf.
+        (_, name) if name.starts_with(|first: char| first.is_ascii_uppercase()) => {
+            name.chars().enumerate().map(|(at, c)| if at == 0 { c.to_ascii_lowercase() } else { c }).collect()
+        }
         (_, name) => name.strip_prefix('_').unwrap_or(name).to_owned(),
     }
 }
@@ -348,6 +356,31 @@ mod tests {
             object,
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}, "data": {"a": "b"}})
         );
+    }
+
+    /// The schema of a message; nothing for those that are no objects in JSON.
+    fn schema_of(name: &str) -> Option<&'static proa_apimachinery::schema::Schema> {
+        let definition = match name.strip_prefix("meta.") {
+            Some(name) => format!("io.k8s.apimachinery.pkg.apis.meta.{name}"),
+            None => format!("io.k8s.api.{name}"),
+        };
+        let schema = proa_apimachinery::schema::definition(&definition)?.resolved();
+        (!schema.properties.is_empty()).then_some(schema)
+    }
+
+    #[test]
+    fn every_field_has_the_name_it_has_in_json() {
+        let mut wrong = Vec::new();
+        for (name, fields) in messages() {
+            let Some(schema) = schema_of(name) else { continue };
+            for field in fields.values().filter(|field| !inline(name, field)) {
+                if schema.property(&json_name(name, field)).is_none() {
+                    wrong.push(format!("{name}.{}", field.name));
+                }
+            }
+        }
+        wrong.sort();
+        assert_eq!(wrong, Vec::<String>::new());
     }
 
     #[test]
