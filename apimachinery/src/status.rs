@@ -36,6 +36,8 @@ pub struct Details {
     pub causes: Vec<StatusCause>,
     /// Seconds after which to try again; 0 is unset.
     pub retry_after_seconds: i32,
+    /// With an expired page of a list: where an inconsistent list can go on (`metadata.continue`).
+    pub go_on: String,
 }
 
 /// One single cause of a Status.
@@ -278,6 +280,9 @@ impl ApiError {
         });
         if let Some(details) = &self.details {
             status["details"] = details.to_value();
+            if !details.go_on.is_empty() {
+                status["metadata"]["continue"] = details.go_on.as_str().into();
+            }
         }
         status["code"] = self.code.into();
         status

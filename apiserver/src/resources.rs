@@ -9,10 +9,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use proa_apimachinery::object::Object;
 use proa_apimachinery::status::GroupResource;
 
 use crate::cache::{Cache, Caches};
 use crate::kinds::{Kind, Scope, Subresource};
+use crate::registry::codec;
 
 /// One served version of one resource.
 pub struct Resource {
@@ -22,6 +24,8 @@ pub struct Resource {
     pub cache: Arc<Cache>,
     /// For a custom resource: the definition's name and the revision it was read at.
     pub custom: Option<Custom>,
+    /// A custom resource's schema fills in fields: objects stored before it did get them when they are read.
+    defaulted: bool,
 }
 
 /// Where a custom resource comes from.
@@ -63,18 +67,34 @@ impl Resource {
         self.kind.scope == Scope::Namespaced
     }
 
-    /// Whether the bytes in the store are what clients of this version get.
+    /// Whether the bytes in the store are what clients of this version get, for every object.
     pub fn stored_as_served(&self) -> bool {
-        self.kind.storage.convert.is_none()
+        self.kind.storage.convert.is_none() && !self.defaulted
+    }
+
+    /// Whether these bytes, stored at `revision`, are what clients of this version get.
+    pub fn serves_as_stored(&self, revision: u64) -> bool {
+        // Whatever was written after the definition has been through its defaults.
+        let complete = || self.custom.as_ref().is_some_and(|custom| revision > custom.revision);
+        self.kind.storage.convert.is_none() && (!self.defaulted || complete())
+    }
+
+    /// An object as clients of this version get it, from the one in the store.
+    pub fn to_served(&self, stored: Object) -> Object {
+        let mut object = self.kind.from_storage(stored);
+        if self.defaulted {
+            self.kind.strategy.default(&mut object);
+        }
+        object
     }
 
     /// The bytes clients of this version get, from those in the store.
     pub fn served(&self, stored: &Bytes) -> Bytes {
-        if self.stored_as_served() {
+        if self.stored_as_served() || self.serves_as_stored(codec::revision(stored)) {
             return stored.clone();
         }
         match serde_json::from_slice(stored) {
-            Ok(object) => crate::registry::codec::plain(&self.kind.from_storage(object)),
+            Ok(object) => codec::plain(&self.to_served(object)),
             Err(_) => stored.clone(),
         }
     }
@@ -224,7 +244,8 @@ impl Resources {
 
 fn resource(caches: &Caches, kind: Kind, custom: Option<Custom>) -> Resource {
     let cache = caches.resource(&storage_name(&kind));
-    Resource { kind, cache, custom }
+    let defaulted = custom.is_some() && kind.schema.has_defaults();
+    Resource { kind, cache, custom, defaulted }
 }
 
 /// The stored resource of a kind: `pods`, `deployments.apps`.

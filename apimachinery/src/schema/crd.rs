@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Reference, Schema, convert, structural};
+use super::{Additional, Reference, Schema, convert, structural};
 use crate::field::FieldErrors;
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
@@ -17,6 +17,7 @@ pub fn from_openapi_v3(value: &Value) -> Result<Schema, FieldErrors> {
         return Err(errors);
     }
     let mut schema = convert::custom(value);
+    embedded(&mut schema);
     for field in ["apiVersion", "kind"] {
         let text = Schema { kind: super::Type::String, ..Schema::blank() };
         schema.properties.entry(field.into()).or_insert(text);
@@ -30,4 +31,17 @@ pub fn from_openapi_v3(value: &Value) -> Result<Schema, FieldErrors> {
     schema.metadata_rules = rules.map(Box::new);
     schema.source = Some(Arc::new(value.clone()));
     Ok(schema)
+}
+
+/// Objects within the object have metadata too, known as every object's is, unless the author says more.
+fn embedded(schema: &mut Schema) {
+    if schema.embedded_resource {
+        let metadata = || Schema { reference: Some(Reference::new(OBJECT_META)), ..Schema::blank() };
+        schema.properties.entry("metadata".into()).or_insert_with(metadata);
+    }
+    schema.properties.values_mut().for_each(embedded);
+    schema.items.as_deref_mut().into_iter().for_each(embedded);
+    if let Additional::Schema(below) = &mut schema.additional {
+        embedded(below);
+    }
 }

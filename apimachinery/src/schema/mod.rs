@@ -203,6 +203,22 @@ impl Schema {
         }
     }
 
+    /// Whether filling in defaults can change a value anywhere below.
+    pub fn has_defaults(&self) -> bool {
+        // Built-in definitions may contain themselves; what defaults they have is their strategy's to apply.
+        if self.reference.is_some() {
+            return false;
+        }
+        let additional = match &self.additional {
+            Additional::Schema(below) => below.has_defaults(),
+            Additional::Nothing | Additional::Anything => false,
+        };
+        self.default.is_some()
+            || additional
+            || self.items.as_deref().is_some_and(Schema::has_defaults)
+            || self.properties.values().any(Schema::has_defaults)
+    }
+
     /// A named property.
     pub fn property(&self, name: &str) -> Option<&Schema> {
         self.resolved().properties.get(name)

@@ -131,6 +131,16 @@ pub fn encode(object: &Object) -> Stored {
     Stored { bytes: Bytes::from(out), revision_at: Some(at) }
 }
 
+/// The resource version of stored bytes: it comes first in their metadata ([`encode`]). 0 when it does not.
+pub fn revision(stored: &[u8]) -> u64 {
+    const BEFORE: &[u8] = b"\"resourceVersion\":\"";
+    // Kind and version are short: further in it is somebody else's.
+    let head = &stored[..stored.len().min(512)];
+    let Some(at) = head.windows(BEFORE.len()).position(|window| window == BEFORE) else { return 0 };
+    let digits = stored[at + BEFORE.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |value: u64, byte| value.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')))
+}
+
 fn field(out: &mut Vec<u8>, key: &str, value: &Value) {
     out.push(b',');
     write(out, &Value::from(key));
@@ -183,5 +193,7 @@ mod tests {
             "metadata": {"name": "a\"b", "resourceVersion": "42", "labels": {"x": "y"}},
         });
         assert_eq!(back, expected);
+        assert_eq!(revision(&bytes), 42);
+        assert_eq!(revision(b"{}"), 0);
     }
 }

@@ -22,7 +22,7 @@ use crate::http::{Body, Response, respond};
 /// Where a paged list goes on. Opaque to clients.
 #[derive(Serialize, Deserialize)]
 struct Token {
-    /// The revision all pages are read at.
+    /// The revision all pages are read at; 0 where the list goes on though that one is gone.
     rv: u64,
     /// The last key of the page before, without the resource's prefix.
     start: String,
@@ -117,7 +117,9 @@ pub async fn page(call: &Call<'_>, selection: &Selection) -> Result<Page, ApiErr
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .ok_or_else(|| ApiError::bad_request("continue key is not valid"))?;
         let after = format!("{}{}", call.resource.cache.prefix(""), token.start);
-        return from_store(call, selection, limit, token.rv, Some(after)).await;
+        let at = if token.rv == 0 { call.core.log.revision().0 } else { token.rv };
+        let page = from_store(call, selection, limit, at, Some(after)).await;
+        return page.map_err(|error| go_on(error, token));
     }
     match (version, matching) {
         (None, Some(_)) => {
@@ -213,13 +215,25 @@ async fn from_store(
 
 fn token(call: &Call<'_>, revision: u64, last: Option<&str>) -> Option<String> {
     let start = last?.strip_prefix(&call.resource.cache.prefix(""))?.to_owned();
-    Some(URL_SAFE_NO_PAD.encode(serde_json::to_vec(&Token { rv: revision, start }).ok()?))
+    encoded(&Token { rv: revision, start })
+}
+
+fn encoded(token: &Token) -> Option<String> {
+    Some(URL_SAFE_NO_PAD.encode(serde_json::to_vec(token).ok()?))
+}
+
+/// A list whose revision is gone may go on at a newer one, if its reader can do with that.
+fn go_on(mut error: ApiError, token: Token) -> ApiError {
+    if error.code == 410 {
+        error.details.get_or_insert_default().go_on = encoded(&Token { rv: 0, ..token }).unwrap_or_default();
+    }
+    error
 }
 
 fn range_error(error: RangeError) -> ApiError {
     match error {
         RangeError::Compacted { .. } => ApiError::expired(
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to read on in a newer, inconsistent one.",
         ),
         RangeError::FutureRevision { requested, current } => {
             ApiError::timeout(format!("Too large resource version: {requested}, current: {current}"), 1)

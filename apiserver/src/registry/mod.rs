@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use proa_apimachinery::status::ApiError;
 
 use crate::core::Core;
+use crate::http::negotiate::{Shape, choose};
 use crate::http::{Request, Response, warn};
 use crate::resources::Resource;
 use crate::user::User;
@@ -99,7 +100,14 @@ pub async fn dispatch(core: &Arc<Core>, request: &Request) -> Result<Response, A
 async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
     let info = &call.request.info;
     if let Some(review) = crate::reviews::find(&call.resource) {
-        return if info.verb == "create" && info.name.is_empty() { review(call).await } else { Err(not_allowed(call)) };
+        if info.verb != "create" || !info.name.is_empty() {
+            return Err(not_allowed(call));
+        }
+        // What is answered and never stored has neither metadata to show nor a table.
+        if choose(&call.request.headers)?.shape != Shape::Object {
+            return Err(ApiError::not_acceptable(&["application/json"]));
+        }
+        return review(call).await;
     }
     match info.subresource.as_str() {
         "" => {}

@@ -25,7 +25,7 @@ impl Selection {
     /// Reads the selectors of a request.
     pub fn read(resource: &Resource, query: &Query, namespace: &str) -> Result<Selection, ApiError> {
         let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())
-            .map_err(|error| ApiError::bad_request(format!("unable to parse requirement: {error}")))?;
+            .map_err(|error| ApiError::bad_request(error.to_string()))?;
         let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
             .map_err(|error| ApiError::bad_request(error.to_string()))?;
         let selectable: Vec<String> =
@@ -75,10 +75,10 @@ impl Selection {
         }
         // A converted version has other field names than the cached ones: they are read anew.
         let own;
-        let meta = if resource.stored_as_served() {
+        let meta = if resource.serves_as_stored(item.revision) {
             item.meta(&|object| fields_of(resource, object))
         } else {
-            own = Meta::of(&resource.kind.from_storage(item.object()), &|object| fields_of(resource, object));
+            own = Meta::of(&resource.to_served(item.object()), &|object| fields_of(resource, object));
             &own
         };
         if !self.labels.matches(|key| meta.label(key)) {

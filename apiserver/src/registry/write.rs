@@ -249,7 +249,7 @@ pub struct Current {
 pub async fn current(call: &Call<'_>, name: &str) -> Result<Option<Current>, ApiError> {
     call.core.caches.consistent().await?;
     Ok(call.resource.cache.get(call.namespace(), name).map(|item| {
-        let object = call.resource.kind.from_storage(item.object());
+        let object = call.resource.to_served(item.object());
         Current { item, object }
     }))
 }

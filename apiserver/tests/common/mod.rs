@@ -19,6 +19,7 @@ use tower::Service;
 pub struct World {
     pub server: Server,
     pub dir: TempDir,
+    pub log: Arc<dyn Log>,
     stop: CancellationToken,
 }
 
@@ -32,8 +33,8 @@ impl Drop for World {
 pub async fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
     let log: Arc<dyn Log> = Arc::new(Embedded::open(&dir.path().join("store"), Options::default()).await.unwrap());
-    let server = Server::open(Config::new(dir.path()), log).await.unwrap();
-    let world = World { server, dir, stop: CancellationToken::new() };
+    let server = Server::open(Config::new(dir.path()), Arc::clone(&log)).await.unwrap();
+    let world = World { server, dir, log, stop: CancellationToken::new() };
     // What a controller makes on a whole platform.
     let account = serde_json::json!({"metadata": {"name": "default"}});
     world.ok("POST", "/api/v1/namespaces/default/serviceaccounts", &account).await;
