@@ -171,19 +171,39 @@ where
         .get(http::header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > BODY_LIMIT) {
-        return Err(ApiError::too_large(BODY_LIMIT));
-    }
     let mut read = BytesMut::new();
     let mut body = std::pin::pin!(body);
+    if announced.is_some_and(|length| length > BODY_LIMIT) {
+        spill(body).await;
+        return Err(ApiError::too_large(BODY_LIMIT));
+    }
     while let Some(chunk) = body.next().await {
         let mut chunk = chunk.map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))?;
         if read.len() + chunk.remaining() > BODY_LIMIT {
+            drop(read);
+            spill(body).await;
             return Err(ApiError::too_large(BODY_LIMIT));
         }
         read.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
     }
     Ok(read.freeze())
+}
+
+/// How much of a body that is too long is read to its end and forgotten, and for how long.
+const SPILL: usize = 64 * 1024 * 1024;
+const SPILL_TIME: Duration = Duration::from_secs(5);
+
+/// Reads on without keeping anything: most clients look at the answer only after they have sent all (an HTTP/2
+/// stream that is closed before that is an error to them, RFC 9113 §8.1 notwithstanding).
+async fn spill<B: bytes::Buf>(mut body: std::pin::Pin<&mut impl futures::Stream<Item = Result<B, warp::Error>>>) {
+    let all = async {
+        let mut read = 0;
+        while let (true, Some(Ok(chunk))) = (read < SPILL, body.next().await) {
+            read += chunk.remaining();
+        }
+    };
+    // Whoever is slower than this gets the answer at once, read or not.
+    let _ = tokio::time::timeout(SPILL_TIME, all).await;
 }
 
 /// Our response as warp's: bytes as they are, streams frame by frame.
