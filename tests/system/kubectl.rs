@@ -63,6 +63,7 @@ fn get_prints_what_a_user_knows() {
     with_each_kubectl(|cluster, kubectl| {
         cluster.kubectl_stdin(&["-n", &namespace_of(kubectl), "apply", "-f", "-"], DEPLOYMENT);
         kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+        kubectl(&["expose", "deployment", "web", "--port=80", "--target-port=8080"]);
         let table = kubectl(&["get", "deployments,replicasets,pods,services", "-o", "wide"]);
         for column in ["UP-TO-DATE", "DESIRED", "RESTARTS", "NOMINATED NODE", "CLUSTER-IP", "SELECTOR"] {
             assert!(table.contains(column), "{column} is missing in\n{table}");
@@ -158,7 +159,11 @@ fn a_custom_resource_is_served_printed_validated_and_scaled() {
     let cluster = Cluster::up();
     cluster.apply(CRONTAB_CRD);
     cluster.kubectl(&["wait", "crd/crontabs.example.com", "--for=condition=Established", "--timeout=10s"]);
-    cluster.apply("apiVersion: example.com/v1\nkind: CronTab\nmetadata: {name: nightly}\nspec: {cron: '0 3 * * *', unknown: dropped}\n");
+    // Unknown fields are pruned when kubectl lets them through, refused when it asks for strict validation (its default).
+    let nightly = "apiVersion: example.com/v1\nkind: CronTab\nmetadata: {name: nightly}\nspec: {cron: '0 3 * * *', unknown: dropped}\n";
+    let strict = cluster.try_kubectl_stdin(&["apply", "-f", "-"], nightly);
+    assert!(!strict.status.success() && text(&strict).contains("unknown field \"spec.unknown\""), "{}", text(&strict));
+    cluster.kubectl_stdin(&["apply", "--validate=ignore", "-f", "-"], nightly);
     let table = cluster.kubectl(&["get", "ct"]);
     assert!(table.contains("SPEC") && table.contains("0 3 * * *"), "{table}");
     assert_eq!(cluster.kubectl(&["get", "crontab", "nightly", "-o", "jsonpath={.spec}"]), r#"{"cron":"0 3 * * *","replicas":1}"#);
@@ -167,6 +172,8 @@ fn a_custom_resource_is_served_printed_validated_and_scaled() {
         "apiVersion: example.com/v1\nkind: CronTab\nmetadata: {name: wrong}\nspec: {cron: x, replicas: 11}\n",
     );
     assert!(text(&refused).contains("spec.replicas: Invalid value: 11"), "{}", text(&refused));
+    cluster.apply("apiVersion: example.com/v1\nkind: CronTab\nmetadata: {name: nightly}\nspec: {cron: '0 4 * * *'}\n");
+    assert_eq!(cluster.kubectl(&["get", "crontab", "nightly", "-o", "jsonpath={.spec.cron}"]), "0 4 * * *");
     cluster.kubectl(&["scale", "crontab/nightly", "--replicas=3"]);
     assert_eq!(cluster.kubectl(&["get", "crontab", "nightly", "-o", "jsonpath={.spec.replicas}"]), "3");
     cluster.kubectl(&["delete", "crd", "crontabs.example.com", "--timeout=30s"]);

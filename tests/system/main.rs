@@ -7,6 +7,7 @@ mod faults;
 mod harness;
 mod kubectl;
 mod network;
+mod parts;
 mod pods;
 mod rollback;
 mod rollout;
