@@ -287,3 +287,168 @@ spec:
     let follow = cluster.kubectl_command(&["logs", "-f", "talks"]).stdout(Stdio::piped()).output().expect("kubectl runs");
     assert_eq!(String::from_utf8_lossy(&follow.stdout), "1\n2\n3\n4\n5\n");
 }
+
+#[test]
+fn probes_over_http_and_tcp_pass_and_early_failures_are_not_told() {
+    let cluster = busybox();
+    cluster.apply(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {name: slow}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: test/busybox:1
+    command: [sh, -c, 'echo hello > /tmp/index.html; sleep 0.5; exec httpd -f -p 8080 -h /tmp']
+    ports: [{name: http, containerPort: 8080}]
+    startupProbe: {tcpSocket: {port: http}, periodSeconds: 5}
+    livenessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 1}
+    readinessProbe: {httpGet: {path: /ready, port: 8080, httpHeaders: [{name: X-Why, value: probe}]}, periodSeconds: 1}
+",
+    );
+    cluster.wait_for("pod/slow", ".status.containerStatuses[0].started", "true");
+    let events = cluster.kubectl(&["get", "events", "--field-selector=involvedObject.name=slow"]);
+    assert!(!events.contains("Startup probe failed"), "a container that is just starting is not unhealthy:\n{events}");
+    cluster.kubectl(&["exec", "slow", "--", "touch", "/tmp/ready"]);
+    cluster.kubectl(&["wait", "pod/slow", "--for=condition=Ready", "--timeout=30s"]);
+    cluster.kubectl(&["exec", "slow", "--", "rm", "/tmp/ready"]);
+    cluster.kubectl(&["wait", "pod/slow", "--for=condition=Ready=false", "--timeout=30s"]);
+    assert!(cluster.kubectl(&["describe", "pod", "slow"]).contains("Readiness probe failed: HTTP probe failed with statuscode: 404"));
+    assert_eq!(cluster.kubectl(&["get", "pod", "slow", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]), "0");
+}
+
+#[test]
+fn a_program_in_a_pod_speaks_to_the_api_as_its_service_account() {
+    let cluster = busybox();
+    let kubectl = kubectls().pop().expect("a kubectl").display().to_string();
+    cluster.kubectl(&["create", "rolebinding", "view", "--clusterrole=view", "--serviceaccount=default:default"]);
+    cluster.apply(
+        &"
+apiVersion: v1
+kind: Pod
+metadata: {name: client}
+spec:
+  restartPolicy: Never
+  volumes: [{name: kubectl, hostPath: {path: KUBECTL, type: File}}]
+  containers:
+  - name: main
+    image: test/busybox:1
+    command: [sh, -c, 'kubectl auth whoami -o jsonpath={.status.userInfo.username}; echo; kubectl get pods -o name; kubectl delete pod client 2>&1 | cut -d: -f1']
+    volumeMounts: [{name: kubectl, mountPath: /bin/kubectl, readOnly: true}]
+"
+        .replace("KUBECTL", &kubectl),
+    );
+    assert_eq!(log_of(&cluster, "client"), "system:serviceaccount:default:default\npod/client\nError from server (Forbidden)\n");
+}
+
+#[test]
+fn privileges_are_what_was_asked_for() {
+    let cluster = busybox();
+    cluster.apply(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {name: caps}
+spec:
+  restartPolicy: Never
+  containers:
+  - {name: plain, image: 'test/busybox:1', command: [sh, -c, 'grep CapEff /proc/self/status; mount -t tmpfs x /tmp 2>/dev/null || echo refused']}
+  - {name: added, image: 'test/busybox:1', command: [sh, -c, 'grep CapEff /proc/self/status'], securityContext: {capabilities: {add: [NET_ADMIN], drop: [CHOWN]}}}
+  - {name: privileged, image: 'test/busybox:1', command: [sh, -c, 'mount -t tmpfs x /tmp && echo mounted'], securityContext: {privileged: true}}
+",
+    );
+    cluster.wait_for("pod/caps", ".status.phase", "Succeeded");
+    let log = |container: &str| cluster.kubectl(&["logs", "caps", "-c", container]);
+    assert_eq!(log("plain"), "CapEff:\t00000000a80425fb\nrefused\n");
+    assert_eq!(log("added"), "CapEff:\t00000000a80435fa\n");
+    assert_eq!(log("privileged"), "mounted\n");
+}
+
+#[test]
+fn a_terminal_follows_its_window_and_attach_and_port_forward_reach_what_runs() {
+    let cluster = busybox();
+    cluster.apply(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {name: box, labels: {app: box}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: 'test/busybox:1', command: [sh, -c, 'while read line; do echo got $line; done'], stdin: true}
+  - {name: web, image: 'example/echo:v1'}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: box}
+spec: {selector: {app: box}, ports: [{name: http, port: 80, targetPort: 8080}]}
+",
+    );
+    cluster.kubectl(&["wait", "pod/box", "--for=condition=Ready", "--timeout=30s"]);
+
+    let mut terminal = Terminal::new(24, 80);
+    // The first size comes a moment after the program: until then there is none.
+    let command = "until stty size 2>/dev/null | grep '30 100'; do stty size 2>/dev/null; sleep 0.1; done; exit 3";
+    let mut shell = terminal.run(cluster.kubectl_command(&["exec", "-it", "box", "-c", "main", "--", "sh", "-c", command]));
+    terminal.read_until("24 80");
+    terminal.resize(30, 100);
+    // The signal goes to those who have the terminal; kubectl here has it only as its input.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shell.id().try_into().expect("a pid")), nix::sys::signal::Signal::SIGWINCH).expect("kubectl runs");
+    terminal.read_until("30 100");
+    assert_eq!(shell.wait().expect("kubectl ends").code(), Some(3));
+
+    let mut attached = cluster.kubectl_command(&["attach", "-i", "box", "-c", "main"]).stdin(Stdio::piped()).spawn().expect("kubectl runs");
+    attached.stdin.as_mut().expect("stdin").write_all(b"hello\n").expect("kubectl reads");
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(attached.stdout.as_mut().expect("stdout")), &mut line).expect("kubectl says");
+    assert_eq!(line, "got hello\n");
+    attached.kill().expect("kubectl runs");
+    attached.wait().expect("kubectl ends");
+    assert_eq!(cluster.kubectl(&["logs", "box", "-c", "main", "--since=1m"]), "got hello\n");
+    let later = cluster.kubectl(&["logs", "box", "-c", "main", "--since-time=2100-01-01T00:00:00Z"]);
+    assert_eq!(later, "");
+
+    let mut forward = cluster.kubectl_command(&["port-forward", "service/box", "18081:http"]).spawn().expect("kubectl runs");
+    let address = "127.0.0.1:18081".parse().expect("an address");
+    let (_, body) = eventually("the service answers", || cluster.get(address, "/").ok());
+    assert!(body.contains("pod=box"), "{body}");
+    forward.kill().expect("kubectl runs");
+    forward.wait().expect("kubectl ends");
+}
+
+/// A pseudo terminal, and what was read from it.
+struct Terminal {
+    ours: std::fs::File,
+    theirs: std::os::fd::OwnedFd,
+    said: String,
+}
+
+impl Terminal {
+    fn new(rows: u16, columns: u16) -> Terminal {
+        let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = nix::pty::openpty(&size, None).expect("a pseudo terminal");
+        Terminal { ours: pair.master.into(), theirs: pair.slave, said: String::new() }
+    }
+
+    fn run(&self, mut command: std::process::Command) -> std::process::Child {
+        let end = || Stdio::from(self.theirs.try_clone().expect("a descriptor"));
+        command.stdin(end()).stdout(end()).stderr(end()).spawn().expect("kubectl runs")
+    }
+
+    fn read_until(&mut self, text: &str) {
+        let mut buffer = [0; 1024];
+        while !self.said.contains(text) {
+            let read = self.ours.read(&mut buffer).expect("the terminal");
+            self.said.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+    }
+
+    fn resize(&self, rows: u16, columns: u16) {
+        use std::os::fd::AsRawFd;
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the ioctl reads one winsize, which lives until it returns.
+        assert_eq!(unsafe { libc::ioctl(self.ours.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
+    }
+}
