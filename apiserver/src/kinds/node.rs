@@ -11,6 +11,8 @@ use super::{Op, Rules, meta};
 pub(super) const NODE: Rules = Rules {
     status: true,
     status_on_create: true,
+    // Kubernetes always shows a spec, and typed clients count on it.
+    default: |object| or_set(&mut object.0, "spec", serde_json::json!({})),
     validate: |_, new, old, errors| {
         let spec = At::of(new, "spec");
         let mut seen = Vec::new();

@@ -68,6 +68,7 @@ fn a_binding_keeps_its_role() {
 #[test]
 fn a_node_brings_its_status_others_do_not() {
     let node = created("{apiVersion: v1, kind: Node, metadata: {name: n1}, status: {capacity: {cpu: 2}}}");
+    assert_eq!(node.get(&["spec"]), Some(&json!({})), "a typed client wants one");
     assert_eq!(node.0["status"], json!({"capacity": {"cpu": 2}}));
     let volume =
         created("{apiVersion: v1, kind: PersistentVolume, metadata: {name: v}, spec: {}, status: {phase: Bound}}");
