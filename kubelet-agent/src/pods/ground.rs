@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use proa_runtime::{Resources, SandboxSpec, SandboxState};
@@ -115,9 +116,24 @@ fn sandbox_spec(ctx: &Context, pod: &Pod, netns: Option<PathBuf>) -> SandboxSpec
     }
 }
 
+/// Takes a pod's interface and address back, beside everything else: the kernel needs some 30 ms for an interface, and
+/// nobody who waits for the pod's end waits for that. The address is not given out again before, and what a crash leaves
+/// the next start sweeps away.
+fn release_network(ctx: &Arc<Context>, uid: &str) {
+    let (network, uid) = (ctx.network.clone(), uid.to_owned());
+    tokio::spawn(async move {
+        let mut pause = Duration::from_secs(1);
+        while let Err(error) = network.teardown(&uid).await {
+            tracing::warn!(uid, error, "the network of a pod that is gone stays behind; trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(60));
+        }
+    });
+}
+
 /// Takes sandbox, containers, network and volumes away; the logs stay until the pod itself is gone. Goes on past
 /// errors and reports them all; calling it again is fine.
-pub(crate) async fn teardown(ctx: &Context, uid: &str) -> Result<(), String> {
+pub(crate) async fn teardown(ctx: &Arc<Context>, uid: &str) -> Result<(), String> {
     let mut errors = Vec::new();
     if let Err(error) = ctx.runtime.stop_sandbox(uid).await {
         errors.push(format!("stopping the sandbox: {error}"));
@@ -125,8 +141,8 @@ pub(crate) async fn teardown(ctx: &Context, uid: &str) -> Result<(), String> {
     if let Err(error) = ctx.runtime.remove_sandbox(uid).await {
         errors.push(format!("removing the sandbox: {error}"));
     }
-    if let Err(error) = ctx.network.teardown(uid).await {
-        errors.push(format!("removing the network: {error}"));
+    if errors.is_empty() {
+        release_network(ctx, uid);
     }
     if let Err(error) = volumes::teardown(&ctx.layout, uid).await {
         errors.push(format!("removing volumes: {error}"));
