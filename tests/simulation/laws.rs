@@ -1,0 +1,384 @@
+//! The laws every run must keep, whatever goes wrong.
+//!
+//! Owns: the record of commits that laws are judged on as they happen, and the judgement of a world at rest.
+
+use crate::world::{Machines, Observed};
+use proa_store::{Committed, Op, Txn};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+const PODS: &str = "/registry/pods/";
+const SETS: &str = "/registry/replicasets.apps/";
+const DEPLOYMENTS: &str = "/registry/deployments.apps/";
+
+/// What was committed, as far as laws need it.
+#[derive(Default)]
+pub(crate) struct Records {
+    pods: BTreeMap<String, Value>,
+    sets: BTreeMap<String, Value>,
+    deployments: BTreeMap<String, Value>,
+    sizes: BTreeMap<String, Size>,
+    /// Every change of a pod: what a watcher must see, no more and no less.
+    pub(crate) pod_events: Vec<(u64, String, &'static str)>,
+    /// Something other than the rollout takes pods away or hides them: bounds on availability do not hold.
+    pub(crate) disrupted: bool,
+    /// Laws that were broken, in words.
+    pub(crate) broken: Vec<String>,
+}
+
+/// How large a deployment has been asked to be since the last rest, and how far a rollout may go.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    least: i64,
+    most: i64,
+    unavailable: i64,
+    surge: i64,
+}
+
+impl Records {
+    pub(crate) fn committed(&mut self, txn: &Txn, committed: &Committed) {
+        let mut entries = committed.entries.iter();
+        for op in &txn.ops {
+            match op {
+                Op::Put { key, .. } => {
+                    let Some(entry) = entries.next() else { continue };
+                    if [PODS, SETS, DEPLOYMENTS].iter().any(|prefix| key.starts_with(prefix)) {
+                        let object = serde_json::from_slice(&entry.bytes).expect("objects are stored as JSON");
+                        self.put(key, object, committed.revision.0);
+                    }
+                }
+                Op::Delete { key, .. } => {
+                    if self.pods.remove(&**key).is_some() {
+                        self.pod_events.push((committed.revision.0, key.to_string(), "DELETED"));
+                    }
+                    self.sets.remove(&**key);
+                    self.deployments.remove(&**key);
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, key: &str, object: Value, revision: u64) {
+        if key.starts_with(SETS) {
+            self.sets.insert(key.to_owned(), object);
+        } else if key.starts_with(DEPLOYMENTS) {
+            let held = self.sizes.get(uid(&object)).copied();
+            let now = Size::of(&object);
+            let size = held.map_or(now, |held| Size {
+                least: held.least.min(now.least),
+                most: held.most.max(now.most),
+                unavailable: held.unavailable.max(now.unavailable),
+                surge: held.surge.max(now.surge),
+            });
+            self.sizes.insert(uid(&object).to_owned(), size);
+            self.deployments.insert(key.to_owned(), object);
+        } else {
+            let before = self.pods.insert(key.to_owned(), object);
+            let after = &self.pods[key];
+            self.pod_events.push((revision, key.to_owned(), if before.is_some() { "MODIFIED" } else { "ADDED" }));
+            let node = |pod: &Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+            if let Some(before) = &before
+                && !node(before).is_empty()
+                && node(before) != node(after)
+            {
+                self.broken.push(format!("{key} was bound twice: to {}, then to {}", node(before), node(after)));
+            }
+            if before.is_none() {
+                let set = owner(after);
+                self.judge_surge(key, &set);
+            }
+        }
+    }
+
+    /// The deployment a replica set belongs to.
+    fn deployment_of(&self, set: &str) -> Option<&Value> {
+        let set = self.sets.values().find(|held| uid(held) == set)?;
+        let deployment = owner(set);
+        self.deployments.values().find(|held| uid(held) == deployment)
+    }
+
+    fn sets_of(&self, deployment: &str) -> BTreeSet<String> {
+        self.sets.values().filter(|set| owner(set) == deployment).map(|set| uid(set).to_owned()).collect()
+    }
+
+    fn judge_surge(&mut self, key: &str, set: &str) {
+        let Some(deployment) = self.deployment_of(set) else { return };
+        let Some(size) = self.sizes.get(uid(deployment)).copied() else { return };
+        let sets = self.sets_of(uid(deployment));
+        let alive = self.pods.values().filter(|pod| sets.contains(&owner(pod)) && is_alive(pod)).count() as i64;
+        if alive > size.most + size.surge {
+            self.broken.push(format!("{key} makes {alive} pods where {} + {} are allowed", size.most, size.surge));
+        }
+    }
+
+    /// A controller has just deleted the pod of that path: enough others must answer.
+    pub(crate) fn judge_deletion(&mut self, path: &str, machines: &Machines) {
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let ["api", "v1", "namespaces", namespace, "pods", name] = parts[..] else { return };
+        let Some(victim) = self.pods.get(&format!("{PODS}{namespace}/{name}")) else { return };
+        let answers = |pod: &Value| machines.containers.get(uid(pod)).and_then(|container| container.ready);
+        let Some(deployment) = self.deployment_of(&owner(victim)) else { return };
+        if self.disrupted || answers(victim).is_none() || is_leaving(deployment) {
+            return;
+        }
+        let Some(size) = self.sizes.get(uid(deployment)) else { return };
+        // Times in the API are whole seconds: a pod may count up to one second early.
+        let least = deployment["spec"]["minReadySeconds"].as_u64().unwrap_or(0).saturating_sub(1);
+        let sets = self.sets_of(uid(deployment));
+        let left = self.pods.values().filter(|pod| sets.contains(&owner(pod)) && is_alive(pod));
+        let left = left.filter(|pod| answers(pod).is_some_and(|since| since.elapsed() >= Duration::from_secs(least)));
+        let left = left.count() as i64;
+        if left < size.least - size.unavailable {
+            let (least, may) = (size.least, size.unavailable);
+            self.broken.push(format!("deleting {path} leaves {left} available of {least}, of which {may} may be missing"));
+        }
+    }
+
+    /// The world is at rest: bounds are counted anew from what is wanted now.
+    pub(crate) fn rested(&mut self) {
+        self.sizes = self.deployments.values().map(|object| (uid(object).to_owned(), Size::of(object))).collect();
+        self.disrupted = false;
+    }
+}
+
+impl Size {
+    fn of(deployment: &Value) -> Size {
+        let replicas = deployment["spec"]["replicas"].as_i64().unwrap_or(1);
+        let strategy = &deployment["spec"]["strategy"];
+        if strategy["type"] == "Recreate" {
+            return Size { least: replicas, most: replicas, unavailable: replicas, surge: 0 };
+        }
+        let part = |value: &Value, up: bool| match value.as_str().and_then(|text| text.strip_suffix('%')) {
+            None => value.as_i64().unwrap_or(1),
+            Some(percent) => {
+                let whole = replicas * percent.parse::<i64>().unwrap_or(25);
+                if up { (whole + 99) / 100 } else { whole / 100 }
+            }
+        };
+        let rolling = &strategy["rollingUpdate"];
+        let (surge, unavailable) = (part(&rolling["maxSurge"], true), part(&rolling["maxUnavailable"], false));
+        let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable.min(replicas) };
+        Size { least: replicas, most: replicas, unavailable, surge }
+    }
+}
+
+/// What the scenario asked for last.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) replicas: i64,
+    /// The image asked for last.
+    pub(crate) image: String,
+    /// Every image that works and was ever asked for.
+    pub(crate) good: BTreeSet<String>,
+    /// Whether a failed rollout goes back by itself.
+    pub(crate) guarded: bool,
+}
+
+impl Wanted {
+    pub(crate) fn is_bad(&self) -> bool {
+        is_bad(&self.image)
+    }
+}
+
+/// An image no container of which ever answers.
+pub(crate) fn is_bad(image: &str) -> bool {
+    image.starts_with("broken") || image.starts_with("missing")
+}
+
+/// Whether the world has come to rest as wanted; what is still missing, if not.
+pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted]) -> Result<(), String> {
+    let objects: Vec<(String, Value)> = store
+        .entries("/registry/")
+        .into_iter()
+        .filter(|entry| !entry.key.starts_with("/registry/events/") && !entry.key.contains("roles.rbac"))
+        .map(|entry| (entry.key.to_string(), serde_json::from_slice(&entry.bytes).expect("JSON")))
+        .collect();
+    let uids: BTreeSet<&str> = objects.iter().map(|(_, object)| uid(object)).collect();
+    for (key, object) in &objects {
+        if is_leaving(object) {
+            return Err(format!("{key} is still being deleted"));
+        }
+        for owner in object["metadata"]["ownerReferences"].as_array().into_iter().flatten() {
+            if !uids.contains(owner["uid"].as_str().unwrap_or_default()) {
+                return Err(format!("{key} is owned by {} that is no more", owner["name"]));
+            }
+        }
+    }
+    let of = |prefix: &str| {
+        let prefix = prefix.to_owned();
+        objects.iter().filter(move |(key, _)| key.starts_with(&prefix)).map(|(_, object)| object).collect::<Vec<_>>()
+    };
+    let (deployments, sets, pods) = (of(DEPLOYMENTS), of(SETS), of(PODS));
+    if deployments.len() != wanted.len() {
+        return Err(format!("{} deployments where {} are wanted", deployments.len(), wanted.len()));
+    }
+    for wanted in wanted {
+        let name = format!("{}/{}", wanted.namespace, wanted.name);
+        let deployment = deployments.iter().find(|object| is_named(object, &wanted.namespace, &wanted.name));
+        let deployment = deployment.ok_or_else(|| format!("no deployment {name}"))?;
+        deployment_at_rest(wanted, deployment, &sets, &pods, machines).map_err(|why| format!("{name}: {why}"))?;
+        let (slices, legacy) = (of("/registry/endpointslices.discovery.k8s.io/"), of("/registry/endpoints/"));
+        endpoints_at_rest(wanted, &slices, &legacy, &pods).map_err(|why| format!("{name}: {why}"))?;
+    }
+    let running: BTreeSet<&str> = pods.iter().map(|pod| uid(pod)).collect();
+    match machines.containers.iter().find(|(uid, _)| !running.contains(uid.as_str())) {
+        Some((uid, container)) => Err(format!("{} still runs a container of {uid}, which is gone", container.node)),
+        None => Ok(()),
+    }
+}
+
+fn deployment_at_rest(
+    wanted: &Wanted,
+    deployment: &Value,
+    sets: &[&Value],
+    pods: &[&Value],
+    machines: &Machines,
+) -> Result<(), String> {
+    let (replicas, status) = (wanted.replicas, &deployment["status"]);
+    if status["observedGeneration"] != deployment["metadata"]["generation"] {
+        return Err("its generation has not been observed".to_owned());
+    }
+    if deployment["spec"]["replicas"].as_i64() != Some(replicas) {
+        return Err(format!("asks for {}, {replicas} were asked for", deployment["spec"]["replicas"]));
+    }
+    let image = image_of(deployment);
+    let sets: Vec<&&Value> = sets.iter().filter(|set| owner(set) == uid(deployment)).collect();
+    let is_current = |set: &Value| image_of(set) == image;
+    let current: Vec<_> = sets.iter().filter(|set| is_current(set)).collect();
+    let [current] = current[..] else { return Err(format!("{} replica sets of {image}", current.len())) };
+    let answers = |pod: &Value| machines.containers.get(uid(pod)).is_some_and(|container| container.ready.is_some());
+    let of_set = |set: &Value| {
+        let set = uid(set).to_owned();
+        pods.iter().filter(move |pod| owner(pod) == set && is_alive(pod)).copied().collect::<Vec<_>>()
+    };
+    if wanted.is_bad() && !wanted.guarded {
+        // It hangs where it may: what ran before still answers, as far as the bound says.
+        if image != wanted.image {
+            return Err(format!("runs {image}, not {}", wanted.image));
+        }
+        let size = Size::of(deployment);
+        let all: Vec<_> = sets.iter().flat_map(|set| of_set(set)).collect();
+        let left = all.iter().filter(|pod| answers(pod)).count() as i64;
+        let over = all.len() as i64 > replicas + size.surge;
+        if left < replicas - size.unavailable || over {
+            return Err(format!("hangs with {left} of {replicas} available, {} pods in all", all.len()));
+        }
+        return Ok(());
+    }
+    if wanted.is_bad() || wanted.guarded {
+        // A rollout that failed went back to a revision that works.
+        if !wanted.good.contains(&image) {
+            return Err(format!("runs {image}; wanted one of {:?}", wanted.good));
+        }
+    }
+    if !wanted.is_bad() && image != wanted.image {
+        return Err(format!("runs {image}, not {}", wanted.image));
+    }
+    for set in &sets {
+        let (alive, mine) = (of_set(set), uid(set) == uid(current));
+        let want = if mine { replicas } else { 0 };
+        let name = set["metadata"]["name"].as_str().unwrap_or_default();
+        if set["spec"]["replicas"].as_i64() != Some(want) || alive.len() as i64 != want {
+            return Err(format!("{name} has {} pods, asks for {}; {want} wanted", alive.len(), set["spec"]["replicas"]));
+        }
+        if let Some(pod) = alive.iter().find(|pod| !answers(pod) || !is_ready(pod)) {
+            return Err(format!("{} is not ready", pod["metadata"]["name"]));
+        }
+    }
+    for field in ["replicas", "readyReplicas", "availableReplicas", "updatedReplicas"] {
+        if status[field].as_i64().unwrap_or(0) != replicas {
+            return Err(format!("status.{field} is {}, not {replicas}", status[field]));
+        }
+    }
+    if sets.len() > 11 {
+        return Err(format!("{} replica sets are kept", sets.len()));
+    }
+    Ok(())
+}
+
+fn endpoints_at_rest(wanted: &Wanted, slices: &[&Value], legacy: &[&Value], pods: &[&Value]) -> Result<(), String> {
+    let mine = |object: &Value| object["metadata"]["namespace"] == *wanted.namespace;
+    let selected = |pod: &Value| mine(pod) && pod["metadata"]["labels"]["app"] == *wanted.name;
+    let address = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let ready = pods.iter().filter(|pod| selected(pod) && is_ready(pod) && is_alive(pod));
+    let ready: BTreeSet<String> = ready.map(|pod| address(&pod["status"]["podIP"])).collect();
+    let of_service = |slice: &&&Value| mine(slice) && slice["metadata"]["labels"]["kubernetes.io/service-name"] == *wanted.name;
+    let endpoints = slices.iter().filter(of_service).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+    let listed: Vec<String> =
+        endpoints.filter(|e| e["conditions"]["ready"] == true).map(|e| address(&e["addresses"][0])).collect();
+    if listed.iter().cloned().collect::<BTreeSet<_>>() != ready || listed.len() != ready.len() {
+        return Err(format!("endpoint slices say {listed:?}, ready are {ready:?}"));
+    }
+    let named = legacy.iter().filter(|object| is_named(object, &wanted.namespace, &wanted.name));
+    let subsets = named.flat_map(|object| object["subsets"].as_array().into_iter().flatten());
+    let old: BTreeSet<String> =
+        subsets.flat_map(|s| s["addresses"].as_array().into_iter().flatten()).map(|a| address(&a["ip"])).collect();
+    if old != ready {
+        return Err(format!("endpoints say {old:?}, ready are {ready:?}"));
+    }
+    Ok(())
+}
+
+fn uid(object: &Value) -> &str {
+    object["metadata"]["uid"].as_str().unwrap_or_default()
+}
+
+/// The uid of the controller, or nothing.
+fn owner(object: &Value) -> String {
+    let owners = object["metadata"]["ownerReferences"].as_array();
+    let controller = owners.into_iter().flatten().find(|owner| owner["controller"] == true);
+    controller.and_then(|owner| owner["uid"].as_str()).unwrap_or_default().to_owned()
+}
+
+fn is_named(object: &Value, namespace: &str, name: &str) -> bool {
+    object["metadata"]["namespace"] == *namespace && object["metadata"]["name"] == *name
+}
+
+fn is_leaving(object: &Value) -> bool {
+    object["metadata"]["deletionTimestamp"].is_string()
+}
+
+fn is_alive(pod: &Value) -> bool {
+    !is_leaving(pod) && !matches!(pod["status"]["phase"].as_str(), Some("Failed" | "Succeeded"))
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// The image of a template.
+fn image_of(object: &Value) -> String {
+    object["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned()
+}
+
+/// What a trace says of an object.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    let Ok(object) = serde_json::from_slice::<Value>(bytes) else { return String::new() };
+    let (spec, status) = (&object["spec"], &object["status"]);
+    let mut said = String::new();
+    let mut say = |name: &str, value: &Value| {
+        if !value.is_null() {
+            said.push_str(&format!(" {name}={value}"));
+        }
+    };
+    say("replicas", &spec["replicas"]);
+    say("node", &spec["nodeName"]);
+    say("phase", &status["phase"]);
+    if is_ready(&object) {
+        say("ready", &Value::Bool(true));
+    }
+    say("has", &status["replicas"]);
+    say("available", &status["availableReplicas"]);
+    say("updated", &status["updatedReplicas"]);
+    say("deleted", &object["metadata"]["deletionTimestamp"]);
+    say("reason", &object["reason"]);
+    say("message", &object["message"]);
+    if spec["template"].is_object() {
+        say("image", &Value::String(image_of(&object)));
+    }
+    said
+}

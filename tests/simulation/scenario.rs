@@ -1,0 +1,414 @@
+//! What happens in one run: users who change their minds, and the weather.
+//!
+//! Owns: the drawing of a story from a seed, and playing it on a whole control plane in one thread of virtual time.
+
+use crate::auditor::Auditor;
+use crate::faults::{Rates, Weather};
+use crate::hollow::Hollow;
+use crate::laws::{Wanted, at_rest};
+use crate::world::{Machines, Observed, now_from};
+use http_body_util::{BodyExt, Full};
+use kube::Client;
+use parking_lot::Mutex;
+use proa_apiserver::{Config, Entropy, Server, User};
+use proa_store::{Log, Memory};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long the world may take to come to rest when nothing disturbs it any more: a silent watch is noticed after five
+/// minutes, a pod of a silent node is given up after six, a crash loop pauses for five.
+const PATIENCE: Duration = Duration::from_secs(1_200);
+/// How long it must then stay at rest.
+const STANDSTILL: Duration = Duration::from_secs(15);
+
+/// How many events the store remembers: more than any story has.
+const HISTORY: usize = 1_000_000;
+
+/// What one run left behind.
+#[derive(Default, Deserialize, Serialize)]
+pub(crate) struct Story {
+    /// What went wrong.
+    pub(crate) broken: Vec<String>,
+    /// Hash and words of each commit.
+    pub(crate) trace: Vec<(u64, String)>,
+    /// What was done, in words.
+    pub(crate) told: Vec<String>,
+}
+
+/// What every run starts from: a server's first objects, and its keys.
+pub(crate) struct Prepared {
+    memory: Memory,
+    keys: tempfile::TempDir,
+}
+
+impl Prepared {
+    pub(crate) fn new() -> Prepared {
+        let keys = tempfile::tempdir().expect("a temporary directory");
+        let memory = virtual_time(async {
+            let observed = Arc::new(Observed::new(Memory::new(HISTORY)));
+            let server = open(&observed, keys.path(), 0).await;
+            server.close();
+            drop(server);
+            observed.fork()
+        });
+        Prepared { memory, keys }
+    }
+}
+
+/// Runs something on this thread, in a time that jumps to the next thing that happens.
+pub(crate) fn virtual_time<T>(what: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    runtime.expect("a runtime").block_on(what)
+}
+
+async fn open(log: &Arc<Observed>, keys: &Path, seed: u64) -> Server {
+    let now = now_from(Instant::now());
+    let config =
+        Config { clock: proa_apiserver::Clock::new(now), entropy: Entropy::seeded(seed), ..Config::new(keys) };
+    Server::open(config, log.clone() as Arc<dyn Log>).await.expect("the server opens")
+}
+
+/// Plays the story of a seed.
+pub(crate) fn play(prepared: &Prepared, seed: u64) -> Story {
+    virtual_time(async {
+        let mut play = Play::start(prepared, seed).await;
+        let outcome = play.acts().await;
+        play.end(outcome)
+    })
+}
+
+struct Play {
+    chance: StdRng,
+    seed: u64,
+    store: Arc<Observed>,
+    server: Server,
+    machines: Arc<Mutex<Machines>>,
+    controllers: Weather,
+    nodes: Weather,
+    alive: BTreeMap<String, CancellationToken>,
+    loops: CancellationToken,
+    auditor: Auditor,
+    wanted: Vec<Wanted>,
+    told: Vec<String>,
+    origin: Instant,
+    clock: proa_controllers::Clock,
+    incarnations: u64,
+}
+
+impl Play {
+    async fn start(prepared: &Prepared, seed: u64) -> Play {
+        let origin = Instant::now();
+        let store = Arc::new(Observed::new(prepared.memory.fork(HISTORY)));
+        let server = open(&store, prepared.keys.path(), seed).await;
+        let machines: Arc<Mutex<Machines>> = Arc::default();
+        let witness = {
+            let (store, machines) = (store.clone(), machines.clone());
+            Arc::new(move |method: &http::Method, path: &str| {
+                if method == http::Method::DELETE {
+                    store.records.lock().judge_deletion(path, &machines.lock());
+                }
+            })
+        };
+        let auditor = Auditor::start(server.local(User::new("auditor", &["system:masters"])), store.revision().0, seed);
+        let mut play = Play {
+            chance: StdRng::seed_from_u64(seed),
+            seed,
+            controllers: Weather::new(seed ^ 0xC0, Some(witness)),
+            nodes: Weather::new(seed ^ 0x90DE, None),
+            alive: BTreeMap::new(),
+            loops: CancellationToken::new(),
+            auditor,
+            wanted: Vec::new(),
+            told: Vec::new(),
+            origin,
+            clock: proa_controllers::Clock::simulated(crate::world::START.parse().expect("a time")),
+            incarnations: 0,
+            store,
+            server,
+            machines,
+        };
+        play.start_controllers();
+        for node in 0..play.chance.random_range(2..=3) {
+            play.start_node(&format!("node-{node}"));
+        }
+        play
+    }
+
+    fn tell(&mut self, what: String) {
+        let line = format!("{:>9.3} {what}", self.origin.elapsed().as_secs_f64());
+        if std::env::var_os("PROA_TRACE").is_some() {
+            eprintln!("== {line}");
+        }
+        self.told.push(line);
+    }
+
+    fn start_controllers(&mut self) {
+        let user = User::new("controllers", &["system:masters"]);
+        let client = Client::new(self.controllers.line(self.server.local(user)), "default");
+        let family = proa_crds::Family::Standard;
+        let options = proa_controllers::Options { clock: self.clock.clone(), ..proa_controllers::Options::new(family) };
+        self.loops = CancellationToken::new();
+        let loops = self.loops.clone();
+        tokio::spawn(async move {
+            let Ok(()) = proa_controllers::run(client, options, loops).await;
+        });
+    }
+
+    /// As if the process had been killed and started again: what it had in hand is lost.
+    fn restart_controllers(&mut self) {
+        self.tell("the controllers die, and are started again".into());
+        self.controllers.kill();
+        self.loops.cancel();
+        self.start_controllers();
+    }
+
+    fn start_node(&mut self, name: &str) {
+        self.incarnations += 1;
+        let user = User::new(&format!("system:node:{name}"), &["system:masters"]);
+        let hollow = Hollow {
+            name: name.to_owned(),
+            client: Client::new(self.nodes.line(self.server.local(user)), "default"),
+            clock: proa_apiserver::Clock::new(now_from(self.origin)),
+            machines: self.machines.clone(),
+            seed: self.seed.wrapping_mul(31).wrapping_add(self.incarnations),
+        };
+        let stop = CancellationToken::new();
+        self.alive.insert(name.to_owned(), stop.clone());
+        tokio::spawn(hollow.run(stop));
+    }
+
+    async fn call(&self, method: &str, path: &str, content_type: &str, body: &Value) -> (u16, Value) {
+        let mut server = self.server.local(User::new("alice", &["system:masters"]));
+        let request = http::Request::builder().method(method).uri(path).header("content-type", content_type);
+        let request = request.body(Full::new(bytes::Bytes::from(body.to_string()))).expect("a request");
+        let Ok(response) = tower::Service::call(&mut server, request).await;
+        let code = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        (code, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    async fn must(&self, method: &str, path: &str, content_type: &str, body: &Value) -> Result<Value, String> {
+        match self.call(method, path, content_type, body).await {
+            (200..=299, answer) => Ok(answer),
+            (code, answer) => Err(format!("{method} {path}: {code} {}", answer["message"])),
+        }
+    }
+
+    async fn acts(&mut self) -> Result<(), String> {
+        self.must("POST", "/api/v1/namespaces", JSON, &json!({"metadata": {"name": "shop"}})).await?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for name in ["web", "api"].iter().take(self.chance.random_range(1..=2)) {
+            self.deploy(name).await?;
+        }
+        self.rest("the start").await?;
+        for act in 1..=self.chance.random_range(1..=2) {
+            self.storm(act).await?;
+            self.rest(&format!("act {act}")).await?;
+        }
+        self.leave().await
+    }
+
+    async fn deploy(&mut self, name: &str) -> Result<(), String> {
+        let replicas = self.chance.random_range(1..=4);
+        let guarded = self.chance.random_bool(0.5);
+        let part = |chance: &mut StdRng, zero: bool| match chance.random_range(0..4) {
+            0 => json!("25%"),
+            1 => json!("50%"),
+            2 => json!(1),
+            _ => json!(if zero { 0 } else { 2 }),
+        };
+        let (surge, unavailable) = (part(&mut self.chance, false), part(&mut self.chance, true));
+        let strategy = if self.chance.random_bool(0.15) {
+            json!({"type": "Recreate"})
+        } else {
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}})
+        };
+        let notes = if guarded { json!({"proa.dev/rollback": "on-failure"}) } else { json!({}) };
+        let ready = if self.chance.random_bool(0.3) { 3 } else { 0 };
+        let labels = json!({"app": name});
+        let deployment = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "annotations": notes},
+            "spec": {"replicas": replicas, "minReadySeconds": ready, "selector": {"matchLabels": labels}, "strategy": strategy,
+                "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": "v1"}]}}},
+        });
+        self.tell(format!("deploy {name}: {replicas} × v1, guarded {guarded}, {strategy}, {ready} s"));
+        self.must("POST", &deployments(""), JSON, &deployment).await?;
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"selector": labels, "ports": [{"port": 80}]}});
+        self.must("POST", "/api/v1/namespaces/shop/services", JSON, &service).await?;
+        let good = BTreeSet::from(["v1".to_owned()]);
+        let wanted = Wanted { namespace: "shop".into(), name: name.into(), replicas, image: "v1".into(), good, guarded };
+        self.wanted.push(wanted);
+        Ok(())
+    }
+
+    /// Bad weather, and a few things that happen in it.
+    async fn storm(&mut self, act: u32) -> Result<(), String> {
+        let calm = self.chance.random_bool(0.2);
+        let silent = !calm && self.chance.random_bool(0.15);
+        let mut rate = |most: f64| if calm { 0.0 } else { self.chance.random_range(0.0..most) };
+        let rates = Rates { before: rate(0.1), after: rate(0.1), late: rate(0.3), cut: rate(0.7), silent: if silent { 0.2 } else { 0.0 } };
+        self.tell(format!("act {act}: {rates:?}"));
+        self.controllers.set(rates);
+        self.nodes.set(Rates { silent: 0.0, ..rates });
+        // With a silent watch even dead nodes are a matter of belief.
+        self.store.records.lock().disrupted = silent;
+        let mut down: Vec<String> = Vec::new();
+        for _ in 0..self.chance.random_range(2..=6) {
+            self.happen(&mut down).await?;
+            let longest = if self.chance.random_bool(0.5) { 1_500 } else { 15_000 };
+            let pause = self.chance.random_range(0..longest);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        self.controllers.set(Rates::default());
+        self.nodes.set(Rates::default());
+        for node in down {
+            self.tell(format!("{node} comes back"));
+            self.start_node(&node);
+        }
+        Ok(())
+    }
+
+    async fn happen(&mut self, down: &mut Vec<String>) -> Result<(), String> {
+        let at = self.chance.random_range(0..self.wanted.len());
+        let name = self.wanted[at].name.clone();
+        match self.chance.random_range(0..20) {
+            0..=6 => {
+                let images = ["v1", "v2", "v3", "v4", "broken1", "missing1"];
+                let image = images[self.chance.random_range(0..images.len())];
+                self.tell(format!("{name} becomes {image}"));
+                self.wanted[at].image = image.to_owned();
+                if !self.wanted[at].is_bad() {
+                    self.wanted[at].good.insert(image.to_owned());
+                }
+                self.patch(&name, json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "image": image}]}}}})).await
+            }
+            7..=9 => {
+                let replicas = self.chance.random_range(0..=5);
+                self.tell(format!("{name} is scaled to {replicas}"));
+                self.wanted[at].replicas = replicas;
+                self.patch(&name, json!({"spec": {"replicas": replicas}})).await
+            }
+            10..=12 => {
+                let pods = self.must("GET", "/api/v1/namespaces/shop/pods", JSON, &Value::Null).await?;
+                let pods = pods["items"].as_array().cloned().unwrap_or_default();
+                if !pods.is_empty() {
+                    let pod = pods[self.chance.random_range(0..pods.len())]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                    self.tell(format!("somebody deletes {pod}"));
+                    self.store.records.lock().disrupted = true;
+                    self.call("DELETE", &format!("/api/v1/namespaces/shop/pods/{pod}"), JSON, &json!({})).await;
+                }
+                Ok(())
+            }
+            13..=16 => {
+                self.restart_controllers();
+                Ok(())
+            }
+            17 => {
+                self.tell(format!("{name} is paused for a while"));
+                self.patch(&name, json!({"spec": {"paused": true}})).await?;
+                tokio::time::sleep(Duration::from_secs(self.chance.random_range(1..8))).await;
+                self.patch(&name, json!({"spec": {"paused": null}})).await
+            }
+            _ => {
+                let node = format!("node-{}", self.chance.random_range(0..2));
+                if let Some(token) = self.alive.remove(&node) {
+                    self.tell(format!("{node} vanishes"));
+                    self.store.records.lock().disrupted = true;
+                    token.cancel();
+                    if self.chance.random_bool(0.3) {
+                        self.tell(format!("{node} is taken out of the cluster"));
+                        self.call("DELETE", &format!("/api/v1/nodes/{node}"), JSON, &json!({})).await;
+                    }
+                    if self.chance.random_bool(0.3) {
+                        tokio::time::sleep(Duration::from_secs(self.chance.random_range(1..500))).await;
+                    }
+                    down.push(node);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn patch(&self, name: &str, patch: Value) -> Result<(), String> {
+        self.must("PATCH", &deployments(&format!("/{name}")), STRATEGIC, &patch).await.map(drop)
+    }
+
+    /// Waits until everything is as wanted, and sees that it stays so.
+    async fn rest(&mut self, after: &str) -> Result<(), String> {
+        self.come_to_rest(after).await?;
+        self.tell(format!("at rest after {after}"));
+        // Where a rollout went back, what was asked for last is no longer what is wanted.
+        for at in 0..self.wanted.len() {
+            if self.wanted[at].guarded && self.wanted[at].is_bad() {
+                let path = deployments(&format!("/{}", self.wanted[at].name));
+                let now = self.must("GET", &path, JSON, &Value::Null).await?;
+                let image = &now["spec"]["template"]["spec"]["containers"][0]["image"];
+                self.wanted[at].image = image.as_str().unwrap_or_default().to_owned();
+            }
+        }
+        self.store.records.lock().rested();
+        Ok(())
+    }
+
+    async fn come_to_rest(&self, after: &str) -> Result<(), String> {
+        let (deadline, mut since) = (Instant::now() + PATIENCE, None::<Instant>);
+        loop {
+            if let Some(broken) = self.store.records.lock().broken.first() {
+                return Err(format!("during {after}: {broken}"));
+            }
+            let found = at_rest(&self.store, &self.machines.lock(), &self.wanted);
+            match found {
+                Ok(()) if since.is_some_and(|since| since.elapsed() >= STANDSTILL) => return Ok(()),
+                Ok(()) => _ = since.get_or_insert_with(Instant::now),
+                Err(why) if Instant::now() > deadline => return Err(format!("no rest after {after}: {why}")),
+                Err(_) => since = None,
+            }
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+    }
+
+    /// Everything is taken away, one way or another, and nothing may be left.
+    async fn leave(&mut self) -> Result<(), String> {
+        self.store.records.lock().disrupted = true;
+        if self.chance.random_bool(0.6) {
+            let gone = self.wanted.remove(0);
+            let how = ["Foreground", "Background"][self.chance.random_range(0..2)];
+            self.tell(format!("{} is deleted, {how}", gone.name));
+            let body = json!({"propagationPolicy": how});
+            self.must("DELETE", &deployments(&format!("/{}", gone.name)), JSON, &body).await?;
+            self.rest("a deletion").await?;
+        }
+        self.tell("the namespace is deleted".into());
+        self.must("DELETE", "/api/v1/namespaces/shop", JSON, &json!({})).await?;
+        self.wanted.clear();
+        self.rest("the end").await?;
+        let left = self.store.entries("/registry/").into_iter().find(|entry| entry.key.contains("/shop"));
+        match left {
+            Some(entry) => Err(format!("{} outlives its namespace", entry.key)),
+            None => Ok(()),
+        }
+    }
+
+    fn end(self, outcome: Result<(), String>) -> Story {
+        let mut broken: Vec<String> = outcome.err().into_iter().collect();
+        broken.extend(self.auditor.judge(&self.store.records.lock().pod_events));
+        self.loops.cancel();
+        self.server.close();
+        Story { broken, trace: self.store.trace(), told: self.told }
+    }
+}
+
+const JSON: &str = "application/json";
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+
+fn deployments(rest: &str) -> String {
+    format!("/apis/apps/v1/namespaces/shop/deployments{rest}")
+}
