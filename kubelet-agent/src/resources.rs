@@ -59,6 +59,29 @@ pub(crate) fn limits(resources: Option<&ResourceRequirements>) -> Limits {
     }
 }
 
+/// Why a pod can never run on a node with this much to give away: reason and message, in the kubelet's words. Whether it
+/// fits beside the others is the scheduler's business; a pod may come here without having met one.
+pub(crate) fn too_big(spec: &PodSpec, allocatable: &List) -> Option<(&'static str, String)> {
+    [("cpu", "OutOfcpu"), ("memory", "OutOfmemory"), ("ephemeral-storage", "OutOfephemeral-storage")]
+        .into_iter()
+        .find_map(|(name, reason)| {
+            let request = |c: &Container| {
+                let r = c.resources.as_ref()?;
+                named(r.requests.as_ref(), name).or(named(r.limits.as_ref(), name)).map(milli)
+            };
+            let together: i128 = spec.containers.iter().filter_map(request).sum();
+            let alone = spec.init_containers.iter().flatten().filter_map(request).max().unwrap_or(0);
+            let (requested, capacity) = (together.max(alone), milli(allocatable.get(name)?));
+            // The kubelet counts CPUs in thousandths, the rest in bytes.
+            let unit = if name == "cpu" { 1 } else { 1000 };
+            (requested > capacity).then(|| {
+                let (requested, capacity) = (requested / unit, capacity / unit);
+                let facts = format!("{name}, requested: {requested}, used: 0, capacity: {capacity}");
+                (reason, format!("Pod was rejected: Node didn't have enough resource: {facts}"))
+            })
+        })
+}
+
 /// The limits of a whole pod: the sum over its containers, a limit only when each of them has one.
 pub(crate) fn pod_limits(spec: &PodSpec) -> Limits {
     let long_running: Vec<&Container> = spec
@@ -167,6 +190,26 @@ pub(crate) fn field(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_never_fit_is_named_and_the_rest_passes() {
+        let spec = |cpu: &str, init: &str| -> PodSpec {
+            serde_json::from_value(serde_json::json!({
+                "containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}, {"name": "b", "resources": {"requests": {"cpu": "500m"}}}],
+                "initContainers": [{"name": "i", "resources": {"requests": {"memory": init}}}],
+            }))
+            .unwrap()
+        };
+        let node: List = [("cpu", "2"), ("memory", "1Gi")].map(|(n, q)| (n.to_owned(), Quantity(q.to_owned()))).into();
+        assert_eq!(too_big(&spec("1500m", "1Gi"), &node), None);
+        let (reason, message) = too_big(&spec("1501m", "1Gi"), &node).unwrap();
+        assert_eq!(reason, "OutOfcpu");
+        assert_eq!(
+            message,
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 2001, used: 0, capacity: 2000"
+        );
+        assert_eq!(too_big(&spec("1", "2Gi"), &node).unwrap().0, "OutOfmemory");
+    }
     use serde_json::json;
 
     fn container(resources: serde_json::Value) -> Container {

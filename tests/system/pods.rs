@@ -344,6 +344,23 @@ spec:
 }
 
 #[test]
+fn a_pod_that_can_never_fit_on_its_node_fails_and_says_why() {
+    let cluster = Cluster::up();
+    cluster.apply(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {name: giant}
+spec: {nodeName: node-1, containers: [{name: main, image: 'example/echo:v1', resources: {requests: {cpu: 4096}}}]}
+",
+    );
+    cluster.wait_for("pod/giant", ".status.phase", "Failed");
+    let status = cluster.kubectl(&["get", "pod", "giant", "-o", "jsonpath={.status.reason} {.status.message}"]);
+    assert!(status.starts_with("OutOfcpu Pod was rejected: Node didn't have enough resource: cpu, requested: 4096000,"), "{status}");
+    cluster.kubectl(&["delete", "pod", "giant", "--timeout=30s"]);
+}
+
+#[test]
 fn privileges_are_what_was_asked_for() {
     let cluster = busybox();
     cluster.apply(

@@ -29,7 +29,7 @@ use super::writer::StatusWriter;
 use super::{Pod, adopt, host_network, uid};
 use crate::events::Severity;
 use crate::probes::{self, Prober, Verdict};
-use crate::{last_words, volumes};
+use crate::{last_words, resources, volumes};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -148,8 +148,12 @@ impl Worker {
             (Some(phase), Some(reason)) if phase == "Failed" && reason == "DeadlineExceeded" => {
                 Some(("DeadlineExceeded", status.message.clone().unwrap_or_default()))
             }
+            _ if found.is_empty() && !over => resources::too_big(&pod.spec, &ctx.allocatable),
             _ => None,
         };
+        if let Some((reason, message)) = failure.as_ref().filter(|_| !over) {
+            ctx.recorder.pod(&pod, None, Severity::Warning, reason, message.clone());
+        }
         let mut worker = Self {
             list: containers(&pod.spec),
             ground: if ground.is_some() { Ground::Ready } else { Ground::Missing },
