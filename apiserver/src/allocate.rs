@@ -128,9 +128,13 @@ impl Allocators {
         for release in releases {
             match release {
                 Allocation::ReleaseClusterIp(address) => {
-                    drop(self.offset(&address).map(|offset| taken.addresses.remove(&offset)))
+                    if let Some(offset) = self.offset(&address) {
+                        taken.addresses.remove(&offset);
+                    }
                 }
-                Allocation::ReleaseNodePort(port) => drop(taken.ports.remove(&port)),
+                Allocation::ReleaseNodePort(port) => {
+                    taken.ports.remove(&port);
+                }
                 Allocation::ClusterIp { .. } | Allocation::NodePort { .. } | Allocation::HealthCheckNodePort { .. } => {
                 }
             }

@@ -20,7 +20,7 @@ pub struct Item {
 }
 
 /// Names and values.
-pub type Pairs = Vec<(Box<str>, Box<str>)>;
+pub(super) type Pairs = Vec<(Box<str>, Box<str>)>;
 
 /// What selectors look at.
 #[derive(Default)]

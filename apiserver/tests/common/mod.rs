@@ -16,10 +16,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-pub struct World {
-    pub server: Server,
-    pub dir: TempDir,
-    pub log: Arc<dyn Log>,
+pub(crate) struct World {
+    pub(crate) server: Server,
+    pub(crate) dir: TempDir,
+    pub(crate) log: Arc<dyn Log>,
     stop: CancellationToken,
 }
 
@@ -30,7 +30,7 @@ impl Drop for World {
     }
 }
 
-pub async fn world() -> World {
+pub(crate) async fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
     let log: Arc<dyn Log> = Arc::new(Embedded::open(&dir.path().join("store"), Options::default()).await.unwrap());
     let server = Server::open(Config::new(dir.path()), Arc::clone(&log)).await.unwrap();
@@ -43,11 +43,11 @@ pub async fn world() -> World {
 
 impl World {
     /// A request as the administrator: status and JSON body.
-    pub async fn call(&self, method: &str, uri: &str, body: &Value) -> (u16, Value) {
+    pub(crate) async fn call(&self, method: &str, uri: &str, body: &Value) -> (u16, Value) {
         self.call_as(User::new("admin", &["system:masters"]), method, uri, &[], body.to_string().into_bytes()).await
     }
 
-    pub async fn call_as(
+    pub(crate) async fn call_as(
         &self,
         user: User,
         method: &str,
@@ -63,7 +63,7 @@ impl World {
         (status, value)
     }
 
-    pub async fn raw(
+    pub(crate) async fn raw(
         &self,
         user: User,
         method: &str,
@@ -87,18 +87,18 @@ impl World {
         response
     }
 
-    pub async fn ok(&self, method: &str, uri: &str, body: &Value) -> Value {
+    pub(crate) async fn ok(&self, method: &str, uri: &str, body: &Value) -> Value {
         let (status, value) = self.call(method, uri, body).await;
         assert!((200..300).contains(&status), "{method} {uri}: {status} {value}");
         value
     }
 
-    pub async fn get(&self, uri: &str) -> Value {
+    pub(crate) async fn get(&self, uri: &str) -> Value {
         self.ok("GET", uri, &Value::Null).await
     }
 
     /// Waits until an object looks right; fails with its last state after ten seconds.
-    pub async fn until(&self, uri: &str, good: impl Fn(u16, &Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, uri: &str, good: impl Fn(u16, &Value) -> bool) -> Value {
         let mut last = (0, Value::Null);
         for _ in 0..500 {
             last = self.call("GET", uri, &Value::Null).await;
@@ -111,14 +111,14 @@ impl World {
     }
 
     /// A watch: its events one by one.
-    pub async fn watch(&self, uri: &str) -> Events {
+    pub(crate) async fn watch(&self, uri: &str) -> Events {
         let response = self.raw(User::new("admin", &["system:masters"]), "GET", uri, &[], Vec::new()).await;
         assert_eq!(response.status(), 200);
         Events { body: response.into_body(), buffer: Vec::new() }
     }
 
     /// Serves TLS on a loopback port; the path of an administrator's kubeconfig.
-    pub async fn serve(&self) -> String {
+    pub(crate) async fn serve(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let path = self.dir.path().join("admin.kubeconfig");
@@ -129,13 +129,13 @@ impl World {
     }
 }
 
-pub struct Events {
+pub(crate) struct Events {
     body: Body,
     buffer: Vec<u8>,
 }
 
 impl Events {
-    pub async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(at) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=at).collect();
@@ -148,7 +148,7 @@ impl Events {
     }
 
     /// The type and name of the next event.
-    pub async fn what(&mut self) -> (String, String) {
+    pub(crate) async fn what(&mut self) -> (String, String) {
         let event = self.next().await.expect("an event");
         (
             event["type"].as_str().unwrap().into(),
@@ -159,7 +159,7 @@ impl Events {
 
 /// A kubectl of some version.
 #[derive(Clone)]
-pub struct Kubectl {
+pub(crate) struct Kubectl {
     program: String,
     kubeconfig: String,
     home: String,
@@ -167,7 +167,7 @@ pub struct Kubectl {
 
 impl Kubectl {
     /// The oldest and the newest kubectl of this machine; one from the path where those are not installed.
-    pub fn all(kubeconfig: &str, home: &std::path::Path) -> Vec<Kubectl> {
+    pub(crate) fn all(kubeconfig: &str, home: &std::path::Path) -> Vec<Kubectl> {
         let known = ["/usr/lib/google-cloud-sdk/bin/kubectl.1.27", "/usr/lib/google-cloud-sdk/bin/kubectl.1.33"];
         let mut programs: Vec<&str> = known.into_iter().filter(|path| std::path::Path::new(path).exists()).collect();
         if programs.is_empty() {
@@ -180,7 +180,7 @@ impl Kubectl {
             .collect()
     }
 
-    pub fn run(&self, args: &[&str], stdin: &str) -> Output {
+    pub(crate) fn run(&self, args: &[&str], stdin: &str) -> Output {
         let mut child = Command::new(&self.program)
             .args(args)
             .env("KUBECONFIG", &self.kubeconfig)
@@ -195,7 +195,7 @@ impl Kubectl {
     }
 
     /// Must work; what it printed.
-    pub fn ok(&self, args: &[&str], stdin: &str) -> String {
+    pub(crate) fn ok(&self, args: &[&str], stdin: &str) -> String {
         let output = self.run(args, stdin);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
@@ -208,7 +208,7 @@ impl Kubectl {
     }
 
     /// Must fail; what it said.
-    pub fn fails(&self, args: &[&str], stdin: &str) -> String {
+    pub(crate) fn fails(&self, args: &[&str], stdin: &str) -> String {
         let output = self.run(args, stdin);
         assert!(
             !output.status.success(),

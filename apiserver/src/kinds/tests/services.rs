@@ -75,7 +75,7 @@ fn asked(op: Op, new: &Object, old: Option<&Object>) -> Vec<Allocation> {
 #[test]
 fn addresses_and_ports_are_asked_for_and_given_back() {
     let any = Allocation::ClusterIp { index: 0, requested: None, ipv6: false };
-    assert_eq!(asked(Op::Create, &created(SERVICE), None), [any.clone()]);
+    assert_eq!(asked(Op::Create, &created(SERVICE), None), std::slice::from_ref(&any));
     let mut headless = with(SERVICE, &[("spec.clusterIP", "None")]);
     let strategy = kind_of(&headless).strategy;
     strategy.default(&mut headless);
