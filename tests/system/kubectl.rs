@@ -177,6 +177,8 @@ fn a_custom_resource_is_served_printed_validated_and_scaled() {
     cluster.kubectl(&["scale", "crontab/nightly", "--replicas=3"]);
     assert_eq!(cluster.kubectl(&["get", "crontab", "nightly", "-o", "jsonpath={.spec.replicas}"]), "3");
     cluster.kubectl(&["delete", "crd", "crontabs.example.com", "--timeout=30s"]);
+    // kubectl keeps what it discovered for hours; api-resources asks anew.
+    assert!(!cluster.kubectl(&["api-resources"]).contains("crontabs"));
     assert!(cluster.kubectl_fails(&["get", "crontabs"]).contains("the server doesn't have a resource type"));
 }
 

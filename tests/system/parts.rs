@@ -19,7 +19,10 @@ impl Drop for Part {
     fn drop(&mut self) {
         // Killed already is as good: SIGTERM then finds nobody, and `wait` knows the status.
         if self.0.try_wait().ok().flatten().is_none() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::Signal::SIGTERM);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(self.0.id() as i32),
+                nix::sys::signal::Signal::SIGTERM,
+            );
         }
         let _ = self.0.wait();
     }
@@ -64,11 +67,21 @@ fn three_processes_run_a_deployment_and_losing_the_controllers_loses_nothing() {
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
 
     // The agent signed its own certificate: the API server knows it by what the Node says.
-    let pin = cluster.kubectl(&["get", "node", "node-1", "-o", "jsonpath={.metadata.annotations.proa\\.dev/serving-certificate}"]);
+    let pin = cluster.kubectl(&[
+        "get",
+        "node",
+        "node-1",
+        "-o",
+        "jsonpath={.metadata.annotations.proa\\.dev/serving-certificate}",
+    ]);
     assert_eq!(pin.len(), 64, "{pin}");
-    assert_eq!(cluster.kubectl(&["exec", "deployment/web", "--", "/proa", "--version"]).split(' ').next(), Some("proa"));
+    assert_eq!(
+        cluster.kubectl(&["exec", "deployment/web", "--", "/proa", "--version"]).split(' ').next(),
+        Some("proa")
+    );
     let address = cluster.kubectl(&["get", "pods", "-o", "jsonpath={.items[0].status.podIP}"]);
-    let (status, _) = cluster.get(format!("{address}:8080").parse().expect("an address"), "/").expect("the pod answers");
+    let (status, _) =
+        cluster.get(format!("{address}:8080").parse().expect("an address"), "/").expect("the pod answers");
     assert_eq!(status, 200);
     let pod = cluster.kubectl(&["get", "pods", "-o", "jsonpath={.items[0].metadata.name}"]);
     eventually("the log says something", || (!cluster.kubectl(&["logs", &pod]).is_empty()).then_some(()));
@@ -81,7 +94,13 @@ fn three_processes_run_a_deployment_and_losing_the_controllers_loses_nothing() {
     assert_eq!(cluster.kubectl(&["get", "pods", "-o", "name"]).lines().count(), before.lines().count() - 1);
     let _second = controllers(&cluster);
     cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
-    let images = cluster.kubectl(&["get", "pods", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].spec.containers[0].image}"]);
+    let images = cluster.kubectl(&[
+        "get",
+        "pods",
+        "--field-selector=status.phase=Running",
+        "-o",
+        "jsonpath={.items[*].spec.containers[0].image}",
+    ]);
     assert!(images.split(' ').filter(|image| *image == "example/echo:v2").count() == 2, "{images}");
     let history = cluster.try_kubectl(&["rollout", "history", "deployment/web"]);
     assert!(text(&history).lines().filter(|line| line.starts_with(['1', '2'])).count() == 2, "{}", text(&history));
