@@ -80,7 +80,8 @@ impl Hollow {
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": "kube-node-lease"},
             "spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": micro(&now)},
         });
-        let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
+        let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+            Api::namespaced(self.client.clone(), "kube-node-lease");
         leases.patch(name, &params, &Patch::Apply(&lease)).await?;
         let nodes: Api<Node> = Api::all(self.client.clone());
         let node = match nodes.get_opt(name).await? {
@@ -140,7 +141,12 @@ impl Hollow {
                 () = due => {}
             }
             let now = Instant::now();
-            for uid in workers.iter().filter(|(_, w)| w.due.is_some_and(|due| due <= now)).map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
+            for uid in workers
+                .iter()
+                .filter(|(_, w)| w.due.is_some_and(|due| due <= now))
+                .map(|(uid, _)| uid.clone())
+                .collect::<Vec<_>>()
+            {
                 let Some(worker) = workers.get_mut(&uid) else { continue };
                 self.step(&uid, worker).await;
                 if worker.stage == Stage::Stopped && worker.due.is_none() {
@@ -163,7 +169,8 @@ impl Hollow {
         let Some(worker) = workers.get_mut(&uid) else {
             let address = self.machines.lock().start(&uid, &self.name);
             let stage = if leaving { Stage::Stopping } else { Stage::Starting };
-            workers.insert(uid, Worker { pod, stage, due: soon(2_500), restarts: 0, address, dirty: true, failures: 0 });
+            workers
+                .insert(uid, Worker { pod, stage, due: soon(2_500), restarts: 0, address, dirty: true, failures: 0 });
             return;
         };
         worker.pod = pod;
@@ -180,7 +187,8 @@ impl Hollow {
     async fn step(&self, uid: &str, worker: &mut Worker) {
         let now = Instant::now();
         if !worker.dirty || matches!(worker.stage, Stage::Starting | Stage::Stopping) {
-            let image = worker.pod.spec.as_ref().and_then(|spec| spec.containers.first()?.image.clone()).unwrap_or_default();
+            let image =
+                worker.pod.spec.as_ref().and_then(|spec| spec.containers.first()?.image.clone()).unwrap_or_default();
             let mut machines = self.machines.lock();
             worker.stage = match worker.stage {
                 Stage::Starting if image.starts_with("missing") => Stage::CannotPull,
@@ -205,7 +213,8 @@ impl Hollow {
         }
         let written = if worker.stage == Stage::Stopped { self.end(worker).await } else { self.report(worker).await };
         match written {
-            Ok(()) | Err(kube::Error::Api(_)) if !matches!(&written, Err(kube::Error::Api(status)) if status.code >= 429) => {
+            Ok(()) | Err(kube::Error::Api(_)) if !matches!(&written, Err(kube::Error::Api(status)) if status.code >= 429) =>
+            {
                 (worker.dirty, worker.failures) = (false, 0);
                 let again = 10u64 << worker.restarts.min(5);
                 worker.due = (worker.stage == Stage::Crashing).then(|| Instant::now() + Duration::from_secs(again));
@@ -220,7 +229,8 @@ impl Hollow {
     async fn report(&self, worker: &Worker) -> Result<(), kube::Error> {
         let now = second(&self.clock.now().to_string());
         let ready = worker.stage == Stage::Answering;
-        let image = worker.pod.spec.as_ref().and_then(|spec| spec.containers.first()?.image.clone()).unwrap_or_default();
+        let image =
+            worker.pod.spec.as_ref().and_then(|spec| spec.containers.first()?.image.clone()).unwrap_or_default();
         let waiting = |reason: &str| json!({"waiting": {"reason": reason, "message": "as its name says"}});
         let (phase, state) = match worker.stage {
             Stage::Answering => ("Running", json!({"running": {"startedAt": now}})),
@@ -230,7 +240,9 @@ impl Hollow {
         let said = if ready { "True" } else { "False" };
         let old = worker.pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let since: BTreeMap<&str, (&str, String)> = old
-            .filter_map(|c| Some((c.type_.as_str(), (c.status.as_str(), c.last_transition_time.as_ref()?.0.to_string()))))
+            .filter_map(|c| {
+                Some((c.type_.as_str(), (c.status.as_str(), c.last_transition_time.as_ref()?.0.to_string())))
+            })
             .collect();
         let condition = |type_: &str, status: &str| {
             let held = since.get(type_).filter(|held| held.0 == status).map(|held| second(&held.1));

@@ -131,7 +131,8 @@ impl Records {
         let left = left.count() as i64;
         if left < size.least - size.unavailable {
             let (least, may) = (size.least, size.unavailable);
-            self.broken.push(format!("deleting {path} leaves {left} available of {least}, of which {may} may be missing"));
+            self.broken
+                .push(format!("deleting {path} leaves {left} available of {least}, of which {may} may be missing"));
         }
     }
 
@@ -282,7 +283,11 @@ fn deployment_at_rest(
         let want = if mine { replicas } else { 0 };
         let name = set["metadata"]["name"].as_str().unwrap_or_default();
         if set["spec"]["replicas"].as_i64() != Some(want) || alive.len() as i64 != want {
-            return Err(format!("{name} has {} pods, asks for {}; {want} wanted", alive.len(), set["spec"]["replicas"]));
+            return Err(format!(
+                "{name} has {} pods, asks for {}; {want} wanted",
+                alive.len(),
+                set["spec"]["replicas"]
+            ));
         }
         if let Some(pod) = alive.iter().find(|pod| !answers(pod) || !is_ready(pod)) {
             return Err(format!("{} is not ready", pod["metadata"]["name"]));
@@ -305,8 +310,10 @@ fn endpoints_at_rest(wanted: &Wanted, slices: &[&Value], legacy: &[&Value], pods
     let address = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let ready = pods.iter().filter(|pod| selected(pod) && is_ready(pod) && is_alive(pod));
     let ready: BTreeSet<String> = ready.map(|pod| address(&pod["status"]["podIP"])).collect();
-    let of_service = |slice: &&&Value| mine(slice) && slice["metadata"]["labels"]["kubernetes.io/service-name"] == *wanted.name;
-    let endpoints = slices.iter().filter(of_service).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+    let of_service =
+        |slice: &&&Value| mine(slice) && slice["metadata"]["labels"]["kubernetes.io/service-name"] == *wanted.name;
+    let endpoints =
+        slices.iter().filter(of_service).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
     let listed: Vec<String> =
         endpoints.filter(|e| e["conditions"]["ready"] == true).map(|e| address(&e["addresses"][0])).collect();
     if listed.iter().cloned().collect::<BTreeSet<_>>() != ready || listed.len() != ready.len() {

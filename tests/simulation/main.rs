@@ -63,7 +63,13 @@ fn whatever_goes_wrong_the_world_comes_to_rest_as_wanted_and_no_law_is_broken() 
         }
         eprintln!("again: PROA_SEED={seed} cargo test --test simulation");
     }
-    assert!(failed.is_empty(), "{} of {} seeds broke a law: {:?}", failed.len(), seeds.len(), failed.iter().map(|f| f.0).collect::<Vec<_>>());
+    assert!(
+        failed.is_empty(),
+        "{} of {} seeds broke a law: {:?}",
+        failed.len(),
+        seeds.len(),
+        failed.iter().map(|f| f.0).collect::<Vec<_>>()
+    );
 }
 
 #[test]

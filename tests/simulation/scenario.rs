@@ -70,8 +70,7 @@ pub(crate) fn virtual_time<T>(what: impl Future<Output = T>) -> T {
 
 async fn open(log: &Arc<Observed>, keys: &Path, seed: u64) -> Server {
     let now = now_from(Instant::now());
-    let config =
-        Config { clock: proa_apiserver::Clock::new(now), entropy: Entropy::seeded(seed), ..Config::new(keys) };
+    let config = Config { clock: proa_apiserver::Clock::new(now), entropy: Entropy::seeded(seed), ..Config::new(keys) };
     Server::open(config, log.clone() as Arc<dyn Log>).await.expect("the server opens")
 }
 
@@ -244,7 +243,8 @@ impl Play {
             "spec": {"selector": labels, "ports": [{"port": 80}]}});
         self.must("POST", "/api/v1/namespaces/shop/services", JSON, &service).await?;
         let good = BTreeSet::from(["v1".to_owned()]);
-        let wanted = Wanted { namespace: "shop".into(), name: name.into(), replicas, image: "v1".into(), good, guarded };
+        let wanted =
+            Wanted { namespace: "shop".into(), name: name.into(), replicas, image: "v1".into(), good, guarded };
         self.wanted.push(wanted);
         Ok(())
     }
@@ -254,7 +254,13 @@ impl Play {
         let calm = self.chance.random_bool(0.2);
         let silent = !calm && self.chance.random_bool(0.15);
         let mut rate = |most: f64| if calm { 0.0 } else { self.chance.random_range(0.0..most) };
-        let rates = Rates { before: rate(0.1), after: rate(0.1), late: rate(0.3), cut: rate(0.7), silent: if silent { 0.2 } else { 0.0 } };
+        let rates = Rates {
+            before: rate(0.1),
+            after: rate(0.1),
+            late: rate(0.3),
+            cut: rate(0.7),
+            silent: if silent { 0.2 } else { 0.0 },
+        };
         self.tell(format!("act {act}: {rates:?}"));
         self.controllers.set(rates);
         self.nodes.set(Rates { silent: 0.0, ..rates });
@@ -288,10 +294,15 @@ impl Play {
                 if !self.wanted[at].is_bad() {
                     self.wanted[at].good.insert(image.to_owned());
                 }
-                self.patch(&name, json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "image": image}]}}}})).await
+                self.patch(
+                    &name,
+                    json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "image": image}]}}}}),
+                )
+                .await
             }
             7..=9 => {
-                let replicas = self.chance.random_range(0..=5);
+                // Not to nothing: where no pod runs a bad image is as healthy as any.
+                let replicas = self.chance.random_range(1..=5);
                 self.tell(format!("{name} is scaled to {replicas}"));
                 self.wanted[at].replicas = replicas;
                 self.patch(&name, json!({"spec": {"replicas": replicas}})).await
@@ -300,7 +311,10 @@ impl Play {
                 let pods = self.must("GET", "/api/v1/namespaces/shop/pods", JSON, &Value::Null).await?;
                 let pods = pods["items"].as_array().cloned().unwrap_or_default();
                 if !pods.is_empty() {
-                    let pod = pods[self.chance.random_range(0..pods.len())]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                    let pod = pods[self.chance.random_range(0..pods.len())]["metadata"]["name"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned();
                     self.tell(format!("somebody deletes {pod}"));
                     self.store.records.lock().disrupted = true;
                     self.call("DELETE", &format!("/api/v1/namespaces/shop/pods/{pod}"), JSON, &json!({})).await;

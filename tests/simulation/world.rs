@@ -9,9 +9,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use proa_store::{
-    Chunk, CommitError, Committed, Entry, Event, Log, Memory, Op, RangeError, Revision, Txn, WatchError,
-};
+use proa_store::{Chunk, CommitError, Committed, Entry, Event, Log, Memory, Op, RangeError, Revision, Txn, WatchError};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;

@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::ReplicaSetStatus, api::core::v1::PodTemplateSpec};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, Patch, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, Patch, PostParams, Preconditions},
     core::{ObjectMeta, TypeMeta},
 };
 use proa_crds::{Pod, ReplicaSet, annotations, reasons};
@@ -85,6 +85,9 @@ impl ReplicaSets {
                 }
             }
             if let Some(error) = failure {
+                if matches!(error, ActError::Failed(_)) {
+                    self.find_out(set, writes).await;
+                }
                 if !matches!(error, ActError::Gone(_)) {
                     self.note(set, Kind::Warning, reasons::FAILED_CREATE, format!("Error creating: {error}"));
                 }
@@ -94,6 +97,18 @@ impl ReplicaSets {
             batch *= 2;
         }
         Ok(())
+    }
+
+    /// An answer that got lost may have been a yes: what the server really holds must be in view before the next
+    /// count, or the same pods are made twice.
+    async fn find_out(&self, set: &ReplicaSet, writes: &Writes) {
+        let api = self.pods.api(&set.namespace().unwrap_or_default());
+        let Ok(selected) = kube::core::Selector::try_from(set.spec.selector.clone()) else { return };
+        if let Ok(pods) = api.list(&ListParams::default().labels_from(&selected)).await {
+            let uid = set.metadata.uid.as_deref().unwrap_or_default();
+            let mine = pods.items.iter().filter(|pod| owners::is_controlled_by(&pod.metadata, uid));
+            mine.for_each(|pod| writes.wrote(&self.pods, pod));
+        }
     }
 
     async fn delete(&self, set: &ReplicaSet, victims: Vec<Arc<Pod>>, writes: &Writes) -> Result<(), ActError> {
