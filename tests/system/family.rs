@@ -10,7 +10,8 @@ struct Part(Child);
 impl Drop for Part {
     fn drop(&mut self) {
         // SIGTERM first, as a user would: the agent leaves its containers to `reset`.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::Signal::SIGTERM);
+        let _ =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::Signal::SIGTERM);
         let _ = self.0.wait();
     }
 }
@@ -24,16 +25,33 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     });
     let crds = cluster.namespace.command(crate::harness::PROA).arg("crds").output().expect("proa crds runs");
     cluster.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &String::from_utf8_lossy(&crds.stdout));
-    cluster.kubectl(&["wait", "crd/deployments.proa.dev", "crd/pods.proa.dev", "--for=condition=Established", "--timeout=10s"]);
+    cluster.kubectl(&[
+        "wait",
+        "crd/deployments.proa.dev",
+        "crd/pods.proa.dev",
+        "--for=condition=Established",
+        "--timeout=10s",
+    ]);
 
     let kubeconfig = cluster.kubeconfig();
     let kubeconfig = kubeconfig.to_str().expect("a path");
-    let mut controllers = cluster.namespace.command(crate::harness::PROA);
-    controllers.args(["controllers", "--family", "proa.dev", "--kubeconfig", kubeconfig]);
-    let _controllers = Part(controllers.spawn().expect("proa controllers starts"));
-    let mut agent = cluster.proa(&["agent", "--family", "proa.dev", "--node-name", "machine", "--kubeconfig", kubeconfig]);
+    let controllers = || {
+        let mut controllers = cluster.namespace.command(crate::harness::PROA);
+        controllers.args(["controllers", "--family", "proa.dev", "--kubeconfig", kubeconfig]);
+        Part(controllers.spawn().expect("proa controllers starts"))
+    };
+    let mut leader = controllers();
+    let lease =
+        ["-n", "kube-system", "get", "lease", "proa-controllers-proa.dev", "-o", "jsonpath={.spec.holderIdentity}"];
+    eventually("somebody leads", || cluster.try_kubectl(&lease).status.success().then_some(()));
+    let holder = cluster.kubectl(&lease);
+    let _standby = controllers();
+    let mut agent =
+        cluster.proa(&["agent", "--family", "proa.dev", "--node-name", "machine", "--kubeconfig", kubeconfig]);
     let _agent = Part(agent.spawn().expect("proa agent starts"));
-    eventually("the machine registers", || cluster.try_kubectl(&["get", "nodes.proa.dev", "machine"]).status.success().then_some(()));
+    eventually("the machine registers", || {
+        cluster.try_kubectl(&["get", "nodes.proa.dev", "machine"]).status.success().then_some(())
+    });
 
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/custom-family.yaml");
     cluster.kubectl(&["apply", "-f", manifest]);
@@ -47,10 +65,22 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     eventually("v2 runs", || (images() == "example/echo:v2 example/echo:v2").then_some(()));
     available();
 
-    let mut rollback = cluster.namespace.command(crate::harness::PROA);
-    let output = rollback.args(["rollback", "deployment/web", "--to", "1", "--kubeconfig", kubeconfig]).output().expect("proa rollback runs");
-    assert!(output.status.success(), "{}", text(&output));
+    // The leader dies; whoever stood by goes on.
+    assert_eq!(cluster.kubectl(&lease), holder);
+    leader.0.kill().expect("the leader runs");
+    leader.0.wait().expect("its end");
+    let rollback = |arguments: &[&str]| {
+        let mut rollback = cluster.namespace.command(crate::harness::PROA);
+        let rollback = rollback.args(["rollback", "deployment/web", "--kubeconfig", kubeconfig]).args(arguments);
+        let output = rollback.output().expect("proa rollback runs");
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    assert_eq!(rollback(&["--to", "1"]), "deployment/web goes back from revision 2 to revision 1\n");
     eventually("v1 runs again", || (images() == "example/echo:v1 example/echo:v1").then_some(()));
     available();
+    assert_ne!(cluster.kubectl(&lease), holder);
+    assert_eq!(rollback(&[]), "deployment/web goes back from revision 3 to revision 2\n");
+    eventually("v2 runs again", || (images() == "example/echo:v2 example/echo:v2").then_some(()));
     assert_eq!(cluster.kubectl(&["get", "pods", "-o", "name"]), "", "no standard pod was made");
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::harness::{Cluster, eventually, get};
+use crate::harness::{Cluster, eventually, get, text};
 
 const ROLLING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/rolling-update.yaml");
 
@@ -34,6 +34,20 @@ fn history_undo_pause_resume_and_restart_are_what_kubectl_users_know() {
     assert_eq!(rows[..2], [vec!["2", "second", "release"], vec!["3", "first", "release"]], "{history}");
     status(&["undo", "--to-revision=2"]);
     status(&["status", "--timeout=60s"]);
+    assert_eq!(image(&cluster), "example/echo:v2");
+
+    // Ours does the same.
+    let rollback = |arguments: &[&str]| {
+        let mut rollback = cluster.namespace.command(crate::harness::PROA);
+        rollback.args(["rollback", "deployment/rolling"]).args(arguments).arg("--kubeconfig").arg(cluster.kubeconfig());
+        let output = rollback.output().expect("proa rollback runs");
+        assert!(output.status.success(), "{}", text(&output));
+        status(&["status", "--timeout=60s"]);
+        text(&output)
+    };
+    assert_eq!(rollback(&["--to", "3"]), "deployment/rolling goes back from revision 4 to revision 3\n");
+    assert_eq!(image(&cluster), "example/echo:v1");
+    assert_eq!(rollback(&[]), "deployment/rolling goes back from revision 5 to revision 4\n");
     assert_eq!(image(&cluster), "example/echo:v2");
 
     // The undo of an undo, while somebody watches.

@@ -6,7 +6,7 @@ mod table;
 mod variables;
 mod zone;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use kube::Api;
+use kube::core::ObjectMeta;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use parking_lot::RwLock;
 use proa_crds::{EndpointSlice, Family, Service};
@@ -23,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 /// A burst of changes within this time is one sync.
 const COALESCE: Duration = Duration::from_millis(3);
-/// The longest a termination waits for the proxies.
-const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// The longest a termination waits for the proxies: long enough for controllers that are busy, not for ever for controllers
+/// that are away.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// A slow sync behind the events, in case the kernel's table was touched.
 const RESYNC: Duration = Duration::from_secs(300);
 
@@ -62,8 +64,8 @@ struct Inner {
     settings: Settings,
     seen: RwLock<Seen>,
     dirty: Notify,
-    /// addresses that take new connections, as far as the kernel has been told
-    serving: watch::Sender<Arc<HashSet<IpAddr>>>,
+    /// what the kernel has been told
+    told: watch::Sender<Arc<table::Told>>,
     /// both informers have listed
     listed: watch::Sender<[bool; 2]>,
     zone: watch::Sender<Arc<Zone>>,
@@ -83,7 +85,7 @@ impl Services {
                 settings,
                 seen: RwLock::default(),
                 dirty: Notify::new(),
-                serving: watch::Sender::new(Arc::default()),
+                told: watch::Sender::new(Arc::default()),
                 listed: watch::Sender::new([false; 2]),
                 zone,
             }),
@@ -169,13 +171,13 @@ impl Services {
         self.listed().await;
         let mut failures = 0_u32;
         loop {
-            let (table, zone, serving) = {
+            let (table, zone, told) = {
                 let seen = self.inner.seen.read();
                 let mut table = table::build(&seen.services, &seen.slices, &self.inner.settings.node_name);
                 table.host_ports = seen.host_ports.values().flatten().cloned().collect();
                 table.answered_here.clone_from(&self.inner.settings.answered_here);
                 let zone = zone::build(&seen.services, &seen.slices, &self.inner.settings.domain);
-                (table, zone, table::serving(&seen.slices))
+                (table, zone, table::told(&seen.slices))
             };
             self.inner.zone.send_if_modified(|now| {
                 let different = **now != zone;
@@ -187,7 +189,7 @@ impl Services {
             match proxy.sync(table).await {
                 Ok(()) => {
                     failures = 0;
-                    self.inner.serving.send_replace(Arc::new(serving));
+                    self.inner.told.send_replace(Arc::new(told));
                 }
                 Err(error) => {
                     failures += 1;
@@ -222,16 +224,40 @@ impl Services {
         }
     }
 
-    /// Resolves when no proxy of this node sends new connections to these addresses, or after a second: an
-    /// endpoint that nobody takes out must not keep its pod alive.
-    pub(crate) fn drained(&self, ips: Vec<IpAddr>) -> impl Future<Output = ()> + Send + 'static {
-        let mut serving = self.inner.serving.subscribe();
+    /// Resolves when no proxy of this node sends new connections to the pod's addresses, nor will: an endpoint that is
+    /// not there may be on its way, of a pod deleted in the moment it became ready. So the endpoint of a pod that is
+    /// deleted and that some Service selects must be seen ending. It waits no longer than `at_most`, and than five
+    /// seconds: an endpoint that nobody takes out must not keep its pod alive.
+    pub(crate) fn drained(
+        &self,
+        pod: &ObjectMeta,
+        ips: Vec<IpAddr>,
+        at_most: Duration,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let mut told = self.inner.told.subscribe();
+        let uid = pod.uid.clone().filter(|_| pod.deletion_timestamp.is_some() && self.is_selected(pod));
         async move {
-            let left = serving.wait_for(|serving| !ips.iter().any(|ip| serving.contains(ip)));
-            if tokio::time::timeout(DRAIN_LIMIT, left).await.is_err() {
-                tracing::debug!(?ips, "the endpoint is still there; stopping the pod anyway");
+            let left = told.wait_for(|told| {
+                !ips.iter().any(|ip| told.serving.contains(ip))
+                    && uid.as_ref().is_none_or(|uid| told.ending.contains(uid))
+            });
+            if tokio::time::timeout(DRAIN_LIMIT.min(at_most), left).await.is_err() {
+                tracing::debug!(?ips, "the endpoint was not seen to leave; stopping the pod anyway");
             }
         }
+    }
+
+    /// Whether a Service selects the pod.
+    fn is_selected(&self, pod: &ObjectMeta) -> bool {
+        let namespace = pod.namespace.as_deref().unwrap_or_default();
+        let seen = self.inner.seen.read();
+        seen.services.iter().filter(|((of, _), _)| of == namespace).any(|(_, service)| {
+            let selector = service.spec.selector.as_ref().filter(|selector| !selector.is_empty());
+            let labels = pod.labels.as_ref();
+            selector.is_some_and(|selector| {
+                selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+            })
+        })
     }
 }
 
@@ -249,24 +275,60 @@ fn spawn_until(shutdown: &CancellationToken, work: impl Future<Output = ()> + Se
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_pod_is_drained_when_the_kernel_knows_or_after_a_second() {
-        let services = Services::new(Settings {
+    fn services() -> Services {
+        Services::new(Settings {
             node_name: "n".into(),
             domain: "cluster.local".into(),
             answered_here: vec![],
             api_address: ("127.0.0.1".into(), 6443),
-        });
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_drained_when_the_kernel_knows_or_after_a_while() {
+        let (services, pod) = (services(), ObjectMeta::default());
         let ip: IpAddr = "10.1.0.2".parse().unwrap();
-        services.drained(vec![ip]).await;
-        services.inner.serving.send_replace(Arc::new([ip].into()));
+        let drained = || services.drained(&pod, vec![ip], Duration::MAX);
+        drained().await;
+        services.inner.told.send_replace(Arc::new(table::Told { serving: [ip].into(), ..Default::default() }));
         let began = tokio::time::Instant::now();
-        services.drained(vec![ip]).await;
+        drained().await;
         assert_eq!(began.elapsed(), DRAIN_LIMIT);
-        let waiting = tokio::spawn(services.drained(vec![ip]));
+        let waiting = tokio::spawn(drained());
         tokio::task::yield_now().await;
-        services.inner.serving.send_replace(Arc::default());
+        services.inner.told.send_replace(Arc::default());
         waiting.await.unwrap();
         assert_eq!(began.elapsed(), DRAIN_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deleted_pod_of_a_service_is_drained_when_its_endpoint_is_seen_ending_and_not_before_it_comes() {
+        let services = services();
+        let service =
+            serde_json::json!({"metadata": {"name": "s", "namespace": "ns"}, "spec": {"selector": {"app": "web"}}});
+        let service: Service = serde_json::from_value(service).unwrap();
+        services.inner.seen.write().services.insert(("ns".into(), "s".into()), Arc::new(service));
+        let pod = |app: &str| -> ObjectMeta {
+            serde_json::from_value(serde_json::json!({
+                "namespace": "ns", "uid": "u", "labels": {"app": app}, "deletionTimestamp": "2026-11-21T10:00:00Z",
+            }))
+            .unwrap()
+        };
+        let ip: IpAddr = "10.1.0.2".parse().unwrap();
+        let began = tokio::time::Instant::now();
+        services.drained(&pod("other"), vec![ip], Duration::MAX).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let waiting = tokio::spawn(services.drained(&pod("web"), vec![ip], Duration::MAX));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished(), "its endpoint may still be on its way");
+        services
+            .inner
+            .told
+            .send_replace(Arc::new(table::Told { ending: ["u".to_owned()].into(), ..Default::default() }));
+        waiting.await.unwrap();
+        assert_eq!(began.elapsed(), Duration::from_secs(1));
+        services.inner.told.send_replace(Arc::default());
+        services.drained(&pod("web"), vec![ip], Duration::from_secs(2)).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(3));
     }
 }

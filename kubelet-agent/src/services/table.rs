@@ -43,17 +43,25 @@ fn serving_while_terminating(endpoint: &Endpoint) -> bool {
     endpoint.conditions.as_ref().is_some_and(|c| c.terminating == Some(true) && c.serving == Some(true))
 }
 
-/// Addresses that stand in any slice as taking new connections and not ending.
-pub(super) fn serving(slices: &Slices) -> HashSet<IpAddr> {
-    slices
-        .values()
-        .flat_map(|s| s.endpoints.iter().flatten())
-        .filter(|e| {
-            let terminating = e.conditions.as_ref().and_then(|c| c.terminating) == Some(true);
-            ready(e) && !terminating
-        })
-        .flat_map(|e| e.addresses.iter().filter_map(|a| a.parse().ok()))
-        .collect()
+/// What a table says of single pods.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// addresses that stand in any slice as taking new connections and not ending
+    pub(super) serving: HashSet<IpAddr>,
+    /// uids of pods that stand in any slice as ending
+    pub(super) ending: HashSet<String>,
+}
+
+pub(super) fn told(slices: &Slices) -> Told {
+    let mut told = Told::default();
+    for endpoint in slices.values().flat_map(|slice| slice.endpoints.iter().flatten()) {
+        if endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) == Some(true) {
+            told.ending.extend(endpoint.target_ref.as_ref().and_then(|target| target.uid.clone()));
+        } else if ready(endpoint) {
+            told.serving.extend(endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()));
+        }
+    }
+    told
 }
 
 /// Addresses of a service's list field, `None` and empty ones left out.
@@ -270,6 +278,6 @@ pub(super) mod tests {
             // publishNotReadyAddresses keeps ready true while ending
             {"addresses": ["10.1.0.4"], "conditions": {"ready": true, "serving": true, "terminating": true}}
         ]))]);
-        assert_eq!(serving(&list), ["10.1.0.2".parse().unwrap()].into());
+        assert_eq!(told(&list).serving, ["10.1.0.2".parse().unwrap()].into());
     }
 }

@@ -35,7 +35,7 @@ impl Worker {
             self.stage = Stage::Terminating { drained: true };
             return;
         }
-        let drained = self.ctx.services.drained(ips);
+        let drained = self.ctx.services.drained(&self.pod.metadata, ips, self.grace().max(Duration::from_secs(2)) / 2);
         let mailbox = self.mailbox.clone();
         tokio::spawn(async move {
             drained.await;
