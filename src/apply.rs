@@ -25,7 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// When the file cannot be read, an object is refused, or a rollout fails or takes longer than two minutes.
 pub(crate) async fn apply(client: &Client, file: &Path, progress: &Progress) -> anyhow::Result<Vec<Applied>> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let documents = proa_apimachinery::yaml::from_yaml(&text).with_context(|| format!("{} is no manifest", file.display()))?;
+    let documents =
+        proa_apimachinery::yaml::from_yaml(&text).with_context(|| format!("{} is no manifest", file.display()))?;
     let mut applied = Vec::new();
     for document in documents {
         applied.push(apply_one(client, document, progress).await.with_context(|| format!("in {}", file.display()))?);
@@ -53,12 +54,15 @@ impl std::fmt::Display for Applied {
 }
 
 async fn apply_one(client: &Client, document: serde_json::Value, progress: &Progress) -> anyhow::Result<Applied> {
-    let mut object: DynamicObject = serde_json::from_value(document.clone()).context("a document is no Kubernetes object")?;
+    let mut object: DynamicObject =
+        serde_json::from_value(document.clone()).context("a document is no Kubernetes object")?;
     let types = object.types.clone().context("a document has no apiVersion and kind")?;
     let gvk = GroupVersionKind::try_from(&types)?;
-    let (resource, capabilities) =
-        discovery::pinned_kind(client, &gvk).await.with_context(|| format!("no kind {} in {}", types.kind, types.api_version))?;
-    let namespace = (capabilities.scope == Scope::Namespaced).then(|| object.namespace().unwrap_or_else(|| "default".into()));
+    let (resource, capabilities) = discovery::pinned_kind(client, &gvk)
+        .await
+        .with_context(|| format!("no kind {} in {}", types.kind, types.api_version))?;
+    let namespace =
+        (capabilities.scope == Scope::Namespaced).then(|| object.namespace().unwrap_or_else(|| "default".into()));
     let api: Api<DynamicObject> = match &namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
@@ -98,7 +102,8 @@ fn record(mut document: serde_json::Value, namespace: Option<&str>) -> String {
 async fn rolled_out(client: &Client, object: &Applied, progress: &Progress) -> anyhow::Result<()> {
     let namespace = object.namespace.as_deref().unwrap_or("default");
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let told = tokio::spawn(tell_events(Api::namespaced(client.clone(), namespace), object.name.clone(), progress.clone()));
+    let told =
+        tokio::spawn(tell_events(Api::namespaced(client.clone(), namespace), object.name.clone(), progress.clone()));
     let _told = scopeguard(told);
     let selector = format!("metadata.name={}", object.name);
     loop {
@@ -130,7 +135,8 @@ fn settled(deployment: &Deployment, object: &Applied, progress: &Progress) -> an
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let status = deployment.status.clone().unwrap_or_default();
     if let Some(failed) = status.conditions.iter().flatten().find(|condition| {
-        (condition.type_ == "Progressing" && condition.status == "False") || (condition.type_ == "RolledBack" && condition.status == "True")
+        (condition.type_ == "Progressing" && condition.status == "False")
+            || (condition.type_ == "RolledBack" && condition.status == "True")
     }) {
         bail!("{object}: {}", failed.message.as_deref().unwrap_or("the rollout failed"));
     }
@@ -157,7 +163,9 @@ async fn tell_events(events: Api<Event>, workload: String, progress: Progress) -
         if about.starts_with(&prefix) && told.insert((reason.clone(), message.clone()), ()).is_none() {
             match event.type_.as_deref() {
                 Some("Warning") => progress.warn(&reason.to_lowercase(), format!("{about}: {message}")),
-                _ if matches!(reason.as_str(), "Pulling" | "Pulled" | "Started") => progress.doing(&reason.to_lowercase(), message),
+                _ if matches!(reason.as_str(), "Pulling" | "Pulled" | "Started") => {
+                    progress.doing(&reason.to_lowercase(), message)
+                }
                 _ => {}
             }
         }

@@ -12,7 +12,9 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
     match command {
         cli::Image::Load { file, data } => {
             let archive = File::open(&file).with_context(|| format!("cannot open {}", file.display()))?;
-            for reference in open(&data, Vec::new())?.load(archive).with_context(|| format!("cannot load {}", file.display()))? {
+            for reference in
+                open(&data, Vec::new())?.load(archive).with_context(|| format!("cannot load {}", file.display()))?
+            {
                 println!("Loaded image: {reference}");
             }
             Ok(())
@@ -31,7 +33,8 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
         }
         cli::Image::Pull { reference, insecure_registry, data } => {
             let images = open(&data, insecure_registry)?;
-            let image = images.pull(&reference, None, |_| {}).await.with_context(|| format!("cannot pull {reference}"))?;
+            let image =
+                images.pull(&reference, None, |_| {}).await.with_context(|| format!("cannot pull {reference}"))?;
             println!("{}", image.id);
             Ok(())
         }
@@ -40,7 +43,8 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
 
 fn open(data: &cli::DataDir, plain_http: Vec<String>) -> anyhow::Result<ImageStore> {
     let directory = DataDir::new(&data.data_dir)?.images();
-    ImageStore::open(&directory, Options { plain_http }).with_context(|| format!("cannot open the images in {}", directory.display()))
+    ImageStore::open(&directory, Options { plain_http })
+        .with_context(|| format!("cannot open the images in {}", directory.display()))
 }
 
 fn list(images: &ImageStore) -> anyhow::Result<()> {
@@ -49,7 +53,11 @@ fn list(images: &ImageStore) -> anyhow::Result<()> {
         let id = image.id.to_string();
         let id = id.trim_start_matches("sha256:");
         for reference in &image.references {
-            println!("{reference:<50} {:<14} {:>10}", &id[..12.min(id.len())], indicatif::HumanBytes(image.size).to_string());
+            println!(
+                "{reference:<50} {:<14} {:>10}",
+                &id[..12.min(id.len())],
+                indicatif::HumanBytes(image.size).to_string()
+            );
         }
     }
     Ok(())

@@ -28,16 +28,15 @@ fn main() -> std::process::ExitCode {
     }
     let cli = Cli::parse();
     init_tracing();
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| {
-            let outcome = runtime.block_on(dispatch(cli.command));
-            // Blocking helpers (a log follower, a DNS look-up) must not hold the exit up.
-            runtime.shutdown_timeout(std::time::Duration::from_millis(200));
-            outcome
-        });
+    let outcome =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
+            |runtime| {
+                let outcome = runtime.block_on(dispatch(cli.command));
+                // Blocking helpers (a log follower, a DNS look-up) must not hold the exit up.
+                runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+                outcome
+            },
+        );
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {

@@ -32,8 +32,10 @@ pub(crate) async fn config(
     api: SocketAddr,
 ) -> anyhow::Result<Config> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let runtime = proa_runtime::Embedded::open(&data.runtime(), program).await.context("cannot open the container runtime")?;
-    let images = proa_images::ImageStore::open(&data.images(), proa_images::Options::default()).context("cannot open the image store")?;
+    let runtime =
+        proa_runtime::Embedded::open(&data.runtime(), program).await.context("cannot open the container runtime")?;
+    let images = proa_images::ImageStore::open(&data.images(), proa_images::Options::default())
+        .context("cannot open the image store")?;
     let node_ip = node_ip();
     Ok(Config {
         client,
@@ -83,18 +85,23 @@ pub(crate) fn certificate_authority(kubeconfig: &Path) -> anyhow::Result<String>
     let cluster = file.clusters.into_iter().find_map(|named| named.cluster).unwrap_or_default();
     if let Some(data) = cluster.certificate_authority_data {
         use base64::Engine;
-        let pem = base64::engine::general_purpose::STANDARD.decode(data).context("certificate-authority-data is no base64")?;
+        let pem = base64::engine::general_purpose::STANDARD
+            .decode(data)
+            .context("certificate-authority-data is no base64")?;
         return String::from_utf8(pem).context("certificate-authority-data is no PEM text");
     }
     match cluster.certificate_authority {
         Some(path) => std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}")),
-        None => bail!("{} names no certificate authority: the agent would not know whom to let in", kubeconfig.display()),
+        None => {
+            bail!("{} names no certificate authority: the agent would not know whom to let in", kubeconfig.display())
+        }
     }
 }
 
 /// The node's name when none is given: the host's.
 pub(crate) fn host_name() -> anyhow::Result<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name: give one with --node-name")?;
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .context("cannot read the host name: give one with --node-name")?;
     let name = name.trim().to_lowercase();
     if proa_apimachinery::names::is_dns1123_subdomain(&name).is_empty() {
         Ok(name)

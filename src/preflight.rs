@@ -15,11 +15,17 @@ pub(crate) fn check_machine() -> anyhow::Result<()> {
     let filesystems = std::fs::read_to_string("/proc/filesystems").context("cannot read /proc/filesystems")?;
     for (name, module) in [("overlay", "overlay"), ("cgroup", "cgroup (or cgroup2)")] {
         if !filesystems.lines().any(|line| line.split_whitespace().last().is_some_and(|fs| fs.starts_with(name))) {
-            bail!("this kernel has no {name} support, which containers need: load the module {module} or use another kernel");
+            bail!(
+                "this kernel has no {name} support, which containers need: load the module {module} or use another kernel"
+            );
         }
     }
-    if !Path::new("/sys/fs/cgroup").exists() || std::fs::read_dir("/sys/fs/cgroup").is_ok_and(|mut dir| dir.next().is_none()) {
-        bail!("no cgroup file system is mounted at /sys/fs/cgroup: mount it (`mount -t cgroup2 none /sys/fs/cgroup`) and try again");
+    if !Path::new("/sys/fs/cgroup").exists()
+        || std::fs::read_dir("/sys/fs/cgroup").is_ok_and(|mut dir| dir.next().is_none())
+    {
+        bail!(
+            "no cgroup file system is mounted at /sys/fs/cgroup: mount it (`mount -t cgroup2 none /sys/fs/cgroup`) and try again"
+        );
     }
     Ok(())
 }

@@ -16,7 +16,8 @@ impl Progress {
     pub(crate) fn new() -> Progress {
         // Hidden by indicatif itself when stderr is no terminal.
         let spinner = ProgressBar::new_spinner();
-        let style = ProgressStyle::with_template("  {spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let style =
+            ProgressStyle::with_template("  {spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         spinner.set_style(style);
         Progress { begun: Instant::now(), spinner }
     }

@@ -19,7 +19,11 @@ pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
     let _server = data.lock(Part::Server)?;
     let _agent = data.lock(Part::Agent)?;
     let steps = [
-        ("containers", proa_runtime::reset(&data.runtime(), &proa_kubelet_agent::cgroup_root(&data.instance())).map_err(anyhow::Error::from)),
+        (
+            "containers",
+            proa_runtime::reset(&data.runtime(), &proa_kubelet_agent::cgroup_root(&data.instance()))
+                .map_err(anyhow::Error::from),
+        ),
         ("network", proa_network::reset(&data.network()).map_err(anyhow::Error::from)),
         ("volumes", proa_kubelet_agent::reset(&data.agent()).map_err(anyhow::Error::from)),
     ];

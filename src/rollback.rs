@@ -12,7 +12,10 @@ pub(crate) async fn run(args: cli::Rollback) -> anyhow::Result<()> {
     let Some((kind, name)) = args.target.split_once('/') else {
         bail!("{:?} is not KIND/NAME, such as deployment/web", args.target);
     };
-    if !matches!(kind, "deployment" | "deployments" | "deploy" | "deployment.apps" | "deployments.apps" | "deployments.proa.dev") {
+    if !matches!(
+        kind,
+        "deployment" | "deployments" | "deploy" | "deployment.apps" | "deployments.apps" | "deployments.proa.dev"
+    ) {
         bail!("cannot roll back a {kind}: only Deployments have revisions to go back to yet");
     }
     let client = client(args.kubeconfig).await?;

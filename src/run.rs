@@ -34,7 +34,11 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     });
     let tls = {
         let ip = node::node_ip();
-        let identity = control.server.pki().server(&format!("system:node:{node_name}"), std::slice::from_ref(&node_name), &[ip])?;
+        let identity = control.server.pki().server(
+            &format!("system:node:{node_name}"),
+            std::slice::from_ref(&node_name),
+            &[ip],
+        )?;
         proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
     };
     let agent = node::config(
@@ -117,11 +121,7 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
 
 /// The loops of one family; `root_ca` is what pods shall trust the API server by, `identity` the name to lead under.
 fn controller_options(family: Family, root_ca: String, identity: String) -> proa_controllers::Options {
-    proa_controllers::Options {
-        identity,
-        root_ca: Some(root_ca),
-        ..proa_controllers::Options::new(family)
-    }
+    proa_controllers::Options { identity, root_ca: Some(root_ca), ..proa_controllers::Options::new(family) }
 }
 
 /// Tasks that make up this process; when one ends by itself, the process ends with its error.
@@ -201,7 +201,8 @@ impl ControlPlane {
             .await
             .with_context(|| format!("cannot open the store in {}", data.store().display()))?;
         let config = proa_apiserver::Config { listen: Some(listen), ..proa_apiserver::Config::new(data.root()) };
-        let server = proa_apiserver::Server::open(config, Arc::new(store)).await.context("cannot start the API server")?;
+        let server =
+            proa_apiserver::Server::open(config, Arc::new(store)).await.context("cannot start the API server")?;
         let url = format!("https://{listen}");
         let kubeconfig = server.kubeconfig(&url, "kubernetes-admin", &["system:masters"])?;
         write_private(&data.admin_kubeconfig(), &kubeconfig)?;
@@ -252,10 +253,12 @@ fn announce(progress: &Progress, control: &ControlPlane, addresses: &[String]) {
 fn api_address(kubeconfig: &Path) -> anyhow::Result<SocketAddr> {
     use std::net::ToSocketAddrs;
     let file = kube::config::Kubeconfig::read_from(kubeconfig)?;
-    let server = file.clusters.into_iter().find_map(|named| named.cluster?.server).context("the kubeconfig names no server")?;
+    let server =
+        file.clusters.into_iter().find_map(|named| named.cluster?.server).context("the kubeconfig names no server")?;
     let url: warp::http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    let found = (host, url.port_u16().unwrap_or(443)).to_socket_addrs().with_context(|| format!("cannot find {host}"))?.next();
+    let found =
+        (host, url.port_u16().unwrap_or(443)).to_socket_addrs().with_context(|| format!("cannot find {host}"))?.next();
     found.with_context(|| format!("{host} has no address"))
 }
 
@@ -270,7 +273,9 @@ async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
                 .any(|condition| condition.type_ == "Ready" && condition.status == "True")
         }
     }
-    await_condition(kube::Api::<Node>::all(client.clone()), name, ready()).await.context("the node did not become ready")?;
+    await_condition(kube::Api::<Node>::all(client.clone()), name, ready())
+        .await
+        .context("the node did not become ready")?;
     Ok(())
 }
 

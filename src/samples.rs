@@ -25,7 +25,9 @@ pub(crate) fn ensure(images: &ImageStore) -> anyhow::Result<()> {
         };
         let files = [BuildFile { path: PathBuf::from(PROGRAM), source: program.clone(), mode: 0o755 }];
         let reference = format!("example/echo:{version}");
-        images.build_from_files(&reference, &files, config).with_context(|| format!("cannot make the sample image {reference}"))?;
+        images
+            .build_from_files(&reference, &files, config)
+            .with_context(|| format!("cannot make the sample image {reference}"))?;
     }
     Ok(())
 }

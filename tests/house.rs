@@ -30,7 +30,8 @@ fn crates_depend_downwards_only() {
     for (name, allowed) in ARROWS {
         let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).expect("the crate's manifest");
         let dependencies = manifest.split("[dev-dependencies]").next().unwrap_or_default();
-        let used: Vec<&str> = dependencies.lines().filter_map(|line| line.strip_prefix("proa-")?.split(['.', ' ']).next()).collect();
+        let used: Vec<&str> =
+            dependencies.lines().filter_map(|line| line.strip_prefix("proa-")?.split(['.', ' ']).next()).collect();
         for used in used {
             assert!(allowed.contains(&used), "{name} must not depend on {used}");
         }
@@ -62,14 +63,19 @@ fn a_file_can_be_read() {
 fn every_crate_says_what_it_owns_and_what_it_never_does() {
     for (name, _) in ARROWS.iter().filter(|(name, _)| *name != "bench") {
         let text = fs::read_to_string(root().join(name).join("src/lib.rs")).expect("the crate's lib.rs");
-        let opening: String = text.lines().take_while(|line| line.starts_with("//!")).collect::<Vec<_>>().join(" ").to_lowercase();
-        assert!(opening.contains("owns") && opening.contains("never"), "{name}/src/lib.rs opens without \"owns … / never …\"");
+        let opening: String =
+            text.lines().take_while(|line| line.starts_with("//!")).collect::<Vec<_>>().join(" ").to_lowercase();
+        assert!(
+            opening.contains("owns") && opening.contains("never"),
+            "{name}/src/lib.rs opens without \"owns … / never …\""
+        );
     }
 }
 
 #[test]
 fn no_test_is_ignored_and_nothing_is_left_for_later() {
-    let marks = ["#[ignore", concat!("to", "do!("), concat!("unimple", "mented!("), concat!("FIX", "ME"), concat!("TO", "DO")];
+    let marks =
+        ["#[ignore", concat!("to", "do!("), concat!("unimple", "mented!("), concat!("FIX", "ME"), concat!("TO", "DO")];
     for path in sources().filter(|path| !path.ends_with("tests/house.rs")) {
         let text = fs::read_to_string(&path).expect("a source file");
         for mark in marks {

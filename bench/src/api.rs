@@ -24,7 +24,8 @@ fn config_map(name: &str) -> Bytes {
 /// A namespace that is used by one measurement alone.
 async fn namespace(config: &kube::Config, name: &str) -> anyhow::Result<String> {
     let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-    let (status, _) = Connection::open(config).await?.call(Method::POST, "/api/v1/namespaces", object.to_string().into()).await?;
+    let (status, _) =
+        Connection::open(config).await?.call(Method::POST, "/api/v1/namespaces", object.to_string().into()).await?;
     ensure!(status == StatusCode::CREATED, "namespace {name}: {status}");
     Ok(format!("/api/v1/namespaces/{name}/configmaps"))
 }
@@ -61,7 +62,8 @@ pub(crate) async fn writes(target: &Target, clients: &[usize], seconds: u64) -> 
                         if Instant::now() >= deadline {
                             break;
                         }
-                        let (status, _) = connection.call(Method::POST, &path, config_map(&format!("c{client}-{index}"))).await?;
+                        let (status, _) =
+                            connection.call(Method::POST, &path, config_map(&format!("c{client}-{index}"))).await?;
                         ensure!(status == StatusCode::CREATED, "create: {status}");
                         written.fetch_add(1, Ordering::Relaxed);
                     }
@@ -71,7 +73,10 @@ pub(crate) async fn writes(target: &Target, clients: &[usize], seconds: u64) -> 
             for task in futures::future::join_all(tasks).await {
                 task??;
             }
-            report.add(&format!("creates of 1 KiB, {count} clients"), written.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64());
+            report.add(
+                &format!("creates of 1 KiB, {count} clients"),
+                written.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64(),
+            );
             delete_namespace(&config, &path).await?;
         }
     }
@@ -125,7 +130,8 @@ pub(crate) async fn watchers(target: &Target, watchers: &[usize], events: usize)
             let mut tasks = Vec::new();
             for _ in 0..count {
                 let mut connection = Connection::open(&config).await?;
-                let response = connection.send(Method::GET, &format!("{path}?watch=1&resourceVersion=0"), Bytes::new()).await?;
+                let response =
+                    connection.send(Method::GET, &format!("{path}?watch=1&resourceVersion=0"), Bytes::new()).await?;
                 ensure!(response.status() == StatusCode::OK, "watch: {}", response.status());
                 tasks.push(tokio::spawn(async move {
                     let _open = connection;
@@ -153,7 +159,10 @@ pub(crate) async fn watchers(target: &Target, watchers: &[usize], events: usize)
             for task in writers.into_iter().chain(tasks) {
                 task.await??;
             }
-            report.add(&format!("delivered in all, {count} watchers"), (count * events) as f64 / begun.elapsed().as_secs_f64());
+            report.add(
+                &format!("delivered in all, {count} watchers"),
+                (count * events) as f64 / begun.elapsed().as_secs_f64(),
+            );
             delete_namespace(&config, &path).await?;
         }
     }

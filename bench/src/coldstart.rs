@@ -9,7 +9,9 @@ use crate::report::Report;
 
 pub(crate) async fn run(target: &Target) -> anyhow::Result<()> {
     if target.kubeconfig.is_some() {
-        bail!("coldstart starts the platform itself: leave --kubeconfig out, or time your own start command with podstart");
+        bail!(
+            "coldstart starts the platform itself: leave --kubeconfig out, or time your own start command with podstart"
+        );
     }
     let mut report = Report::new("ms");
     for run in 0..target.runs {

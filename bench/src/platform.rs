@@ -92,7 +92,11 @@ impl Drop for Platform {
         // The platform may be gone already; reset says what is left in any case.
         let _ = started.child.kill();
         let _ = started.child.wait();
-        let reset = Command::new(&started.proa).args(["reset", "--data-dir"]).arg(started.data.path()).stdout(Stdio::null()).status();
+        let reset = Command::new(&started.proa)
+            .args(["reset", "--data-dir"])
+            .arg(started.data.path())
+            .stdout(Stdio::null())
+            .status();
         if !reset.is_ok_and(|status| status.success()) {
             eprintln!("proa reset of {} failed", started.data.path().display());
         }

@@ -47,7 +47,12 @@ impl Connection {
     }
 
     /// One request; its status and the length of its whole answer.
-    pub(crate) async fn call(&mut self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, usize)> {
+    pub(crate) async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, usize)> {
         let response = self.send(method, path, body).await?;
         let status = response.status();
         let mut body = response.into_body();

@@ -73,6 +73,8 @@ async fn rolled_out(api: &Api<Deployment>, generation: i64, replicas: i32) -> an
                 && status.replicas == Some(replicas)
         })
     };
-    tokio::time::timeout(PATIENCE, await_condition(api.clone(), NAME, done)).await.context("the rollout does not end")??;
+    tokio::time::timeout(PATIENCE, await_condition(api.clone(), NAME, done))
+        .await
+        .context("the rollout does not end")??;
     Ok(())
 }

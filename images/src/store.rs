@@ -77,8 +77,7 @@ impl ImageStore {
         // Unfinished work can only be told from work in progress when nobody is at work.
         let alone = open_lock(dir, WORK_LOCK).map_err(failed())?;
         let blobs = Blobs::open(dir, alone.try_lock().is_ok()).map_err(failed())?;
-        let inner =
-            Inner { dir: dir.to_owned(), blobs, options, index: Mutex::default(), turns: Mutex::default() };
+        let inner = Inner { dir: dir.to_owned(), blobs, options, index: Mutex::default(), turns: Mutex::default() };
         let store = ImageStore { inner: Arc::new(inner) };
         store.refresh(&mut store.inner.index.lock())?;
         Ok(store)
@@ -163,7 +162,8 @@ impl ImageStore {
         }
         let next = self.change(|store, next| {
             let before = next.clone();
-            next.untagged.retain(|manifest| store.image(&before, manifest).is_ok_and(|image| in_use.contains(&image.id)));
+            next.untagged
+                .retain(|manifest| store.image(&before, manifest).is_ok_and(|image| in_use.contains(&image.id)));
             Ok(next.clone())
         })?;
         let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());

@@ -87,8 +87,10 @@ fn reset_leaves_the_machine_as_it_was_found() {
         let data = cluster.data().to_str().expect("a path").to_owned();
         let ours = mounts.lines().filter(|line| line.contains(&data)).count();
         let links = cluster.namespace.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev").expect("links"));
-        let routes = cluster.namespace.enter(|| std::fs::read_to_string("/proc/thread-self/net/route").expect("routes"));
-        let forward = cluster.namespace.enter(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("sysctl"));
+        let routes =
+            cluster.namespace.enter(|| std::fs::read_to_string("/proc/thread-self/net/route").expect("routes"));
+        let forward =
+            cluster.namespace.enter(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("sysctl"));
         (ours, links.lines().count(), routes.lines().count(), forward)
     };
     let mut cluster = Cluster::prepared();
@@ -111,9 +113,10 @@ fn reset_leaves_the_machine_as_it_was_found() {
     assert_eq!(std::fs::read_dir(cluster.data()).map(Iterator::count).unwrap_or(0), 0, "the data directory is empty");
     eventually("no process of the platform is left", || {
         let data = cluster.data().to_str().expect("a path").to_owned();
-        let alive = std::fs::read_dir("/proc").expect("proc").flatten().any(|entry| {
-            std::fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains(&data))
-        });
+        let alive = std::fs::read_dir("/proc")
+            .expect("proc")
+            .flatten()
+            .any(|entry| std::fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains(&data)));
         (!alive).then_some(())
     });
 }
@@ -134,5 +137,9 @@ fn holds(folder: &Path, pod: &str) -> bool {
 
 fn folders(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }

@@ -43,7 +43,13 @@ fn killing_the_platform_loses_no_container_no_exit_code_and_no_log_line() {
 }
 
 fn cluster_container(cluster: &Cluster, pod: &str) -> String {
-    cluster.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}"])
+    cluster.kubectl(&[
+        "get",
+        "pod",
+        pod,
+        "-o",
+        "jsonpath={.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}",
+    ])
 }
 
 #[test]

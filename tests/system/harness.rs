@@ -319,7 +319,8 @@ fn newest_kubectl() -> PathBuf {
 
 /// A docker archive of one layer: busybox and its commands.
 fn busybox_archive() -> Vec<u8> {
-    let program = std::fs::read("/bin/busybox").expect("the tests' image is made from /bin/busybox: apt-get install busybox-static");
+    let program = std::fs::read("/bin/busybox")
+        .expect("the tests' image is made from /bin/busybox: apt-get install busybox-static");
     let mut layer = tar::Builder::new(Vec::new());
     for folder in ["bin/", "tmp/", "etc/", "home/"] {
         let mut header = tar::Header::new_ustar();
@@ -346,7 +347,8 @@ fn busybox_archive() -> Vec<u8> {
     });
     let config = serde_json::to_vec(&config).expect("a config");
     let config_name = format!("{}.json", sha256(&config));
-    let manifest = serde_json::json!([{"Config": config_name, "RepoTags": ["test/busybox:1"], "Layers": ["layer.tar"]}]);
+    let manifest =
+        serde_json::json!([{"Config": config_name, "RepoTags": ["test/busybox:1"], "Layers": ["layer.tar"]}]);
     let mut archive = tar::Builder::new(Vec::new());
     add_file(&mut archive, &config_name, 0o644, &config);
     add_file(&mut archive, "layer.tar", 0o644, &layer);

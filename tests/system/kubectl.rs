@@ -32,10 +32,16 @@ fn apply_edits_only_what_the_manifest_says() {
         assert_eq!(apply(CONFIG), "configmap/settings unchanged\n");
         kubectl(&["patch", "configmap", "settings", "--type=merge", "-p", r#"{"data":{"by-hand":"kept"}}"#]);
         assert_eq!(apply(&CONFIG.replace("blue", "green")), "configmap/settings configured\n");
-        assert_eq!(kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data}"]), r#"{"by-hand":"kept","colour":"green"}"#);
+        assert_eq!(
+            kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data}"]),
+            r#"{"by-hand":"kept","colour":"green"}"#
+        );
         // What left the manifest leaves the object; what others wrote stays.
         apply(&CONFIG.replace("colour: blue", "shape: round"));
-        assert_eq!(kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data}"]), r#"{"by-hand":"kept","shape":"round"}"#);
+        assert_eq!(
+            kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data}"]),
+            r#"{"by-hand":"kept","shape":"round"}"#
+        );
     });
 }
 
@@ -53,7 +59,14 @@ fn server_side_apply_names_the_conflict_and_force_takes_the_field() {
         assert!(!refused.status.success());
         assert!(text(&refused).contains("conflict with \"one\": .data.colour"), "{}", text(&refused));
         assert!(ssa("two", &["--force-conflicts"], &CONFIG.replace("blue", "red")).status.success());
-        let managers = kubectl(&["get", "configmap", "settings", "--show-managed-fields", "-o", "jsonpath={.metadata.managedFields[*].manager}"]);
+        let managers = kubectl(&[
+            "get",
+            "configmap",
+            "settings",
+            "--show-managed-fields",
+            "-o",
+            "jsonpath={.metadata.managedFields[*].manager}",
+        ]);
         assert_eq!(managers, "two", "one no longer owns anything");
     });
 }
@@ -72,7 +85,10 @@ fn get_prints_what_a_user_knows() {
         assert_eq!(kubectl(&["get", "pods", "-l", "app=other", "-o", "name"]), "");
         assert_eq!(kubectl(&["get", "pods", "--field-selector=status.phase=Running", "-o", "name"]).lines().count(), 1);
         assert!(kubectl(&["describe", "deployment", "web"]).contains("NewReplicaSet:"));
-        assert!(kubectl(&["describe", "pods"]).contains("Started container") || kubectl(&["describe", "pods"]).contains("Started"));
+        assert!(
+            kubectl(&["describe", "pods"]).contains("Started container")
+                || kubectl(&["describe", "pods"]).contains("Started")
+        );
         assert!(kubectl(&["explain", "deployment.spec.strategy"]).contains("rollingUpdate"));
         assert!(kubectl(&["get", "events"]).contains("Scheduled"));
         let yaml = kubectl(&["get", "deployment", "web", "-o", "yaml"]);
@@ -84,10 +100,24 @@ fn get_prints_what_a_user_knows() {
 fn each_patch_changes_what_it_says() {
     with_each_kubectl(|cluster, kubectl| {
         cluster.kubectl_stdin(&["-n", &namespace_of(kubectl), "apply", "-f", "-"], DEPLOYMENT);
-        let image = || kubectl(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[*].image}"]);
-        kubectl(&["patch", "deployment", "web", "-p", r#"{"spec":{"template":{"spec":{"containers":[{"name":"echo","image":"example/echo:v2"}]}}}}"#]);
+        let image =
+            || kubectl(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[*].image}"]);
+        kubectl(&[
+            "patch",
+            "deployment",
+            "web",
+            "-p",
+            r#"{"spec":{"template":{"spec":{"containers":[{"name":"echo","image":"example/echo:v2"}]}}}}"#,
+        ]);
         assert_eq!(image(), "example/echo:v2");
-        kubectl(&["patch", "deployment", "web", "--type=json", "-p", r#"[{"op":"replace","path":"/spec/template/spec/containers/0/image","value":"example/echo:v1"}]"#]);
+        kubectl(&[
+            "patch",
+            "deployment",
+            "web",
+            "--type=json",
+            "-p",
+            r#"[{"op":"replace","path":"/spec/template/spec/containers/0/image","value":"example/echo:v1"}]"#,
+        ]);
         assert_eq!(image(), "example/echo:v1");
         kubectl(&["set", "image", "deployment/web", "echo=example/echo:v2"]);
         assert_eq!(image(), "example/echo:v2");
@@ -166,7 +196,10 @@ fn a_custom_resource_is_served_printed_validated_and_scaled() {
     cluster.kubectl_stdin(&["apply", "--validate=ignore", "-f", "-"], nightly);
     let table = cluster.kubectl(&["get", "ct"]);
     assert!(table.contains("SPEC") && table.contains("0 3 * * *"), "{table}");
-    assert_eq!(cluster.kubectl(&["get", "crontab", "nightly", "-o", "jsonpath={.spec}"]), r#"{"cron":"0 3 * * *","replicas":1}"#);
+    assert_eq!(
+        cluster.kubectl(&["get", "crontab", "nightly", "-o", "jsonpath={.spec}"]),
+        r#"{"cron":"0 3 * * *","replicas":1}"#
+    );
     let refused = cluster.try_kubectl_stdin(
         &["apply", "-f", "-"],
         "apiVersion: example.com/v1\nkind: CronTab\nmetadata: {name: wrong}\nspec: {cron: x, replicas: 11}\n",

@@ -52,7 +52,8 @@ fn services_answer_by_address_by_name_and_on_the_node_and_spread_over_their_pods
         });
         assert!(answer.starts_with("echo v1 pod=web-"), "{url}: {answer}");
     }
-    let mut pods: Vec<String> = exec("for i in $(seq 40); do wget -q -O - http://web/; done").lines().map(str::to_owned).collect();
+    let mut pods: Vec<String> =
+        exec("for i in $(seq 40); do wget -q -O - http://web/; done").lines().map(str::to_owned).collect();
     pods.sort();
     pods.dedup();
     assert_eq!(pods.len(), 2, "both pods are reached: {pods:?}");
@@ -70,7 +71,8 @@ fn services_answer_by_address_by_name_and_on_the_node_and_spread_over_their_pods
     eventually("nobody answers any more", || cluster.get(node, "/").is_err().then_some(()));
     let slices = "jsonpath={.items[*].endpoints}";
     eventually("the slice is empty", || {
-        let endpoints = cluster.kubectl(&["get", "endpointslices", "-l", "kubernetes.io/service-name=web", "-o", slices]);
+        let endpoints =
+            cluster.kubectl(&["get", "endpointslices", "-l", "kubernetes.io/service-name=web", "-o", slices]);
         (endpoints.is_empty() || endpoints == "[]").then_some(())
     });
 }
@@ -106,7 +108,20 @@ spec:
     );
     cluster.kubectl(&["wait", "pod/self", "pod/host", "--for=condition=Ready", "--timeout=30s"]);
     let hairpin = eventually("a pod reaches itself", || {
-        let output = cluster.try_kubectl(&["exec", "self", "-c", "box", "--", "timeout", "2", "wget", "-q", "-O", "-", "http://self.default/"]);
+        let output = cluster.try_kubectl(&[
+            "exec",
+            "self",
+            "-c",
+            "box",
+            "--",
+            "timeout",
+            "2",
+            "wget",
+            "-q",
+            "-O",
+            "-",
+            "http://self.default/",
+        ]);
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     });
     assert!(hairpin.contains("pod=self"), "{hairpin}");
@@ -159,7 +174,8 @@ endpoints: [{addresses: [10.99.0.2]}]
     assert_eq!(fetched, "from the world", "a UDP service without a selector");
     for port in [30082, 8089] {
         let node: std::net::SocketAddr = format!("10.99.0.1:{port}").parse().expect("an address");
-        let (status, body) = eventually("the node answers the world", || world.0.enter(|| crate::harness::get(node, "/")).ok());
+        let (status, body) =
+            eventually("the node answers the world", || world.0.enter(|| crate::harness::get(node, "/")).ok());
         assert!(status == 200 && body.contains("pod=box"), "{status} {body}");
     }
 }

@@ -42,7 +42,13 @@ spec:
 #[test]
 fn environment_and_files_come_from_config_maps_secrets_and_the_pod_itself() {
     let cluster = busybox();
-    cluster.kubectl(&["create", "configmap", "settings", "--from-literal=colour=blue", "--from-literal=file.txt=content"]);
+    cluster.kubectl(&[
+        "create",
+        "configmap",
+        "settings",
+        "--from-literal=colour=blue",
+        "--from-literal=file.txt=content",
+    ]);
     cluster.kubectl(&["create", "secret", "generic", "keys", "--from-literal=password=hunter2"]);
     cluster.apply(
         "
@@ -179,7 +185,10 @@ spec:
 ",
     );
     cluster.wait_for("pod/probed", ".status.containerStatuses[0].started", "true");
-    assert_eq!(cluster.kubectl(&["get", "pod", "probed", "-o", "jsonpath={.status.containerStatuses[0].ready}"]), "false");
+    assert_eq!(
+        cluster.kubectl(&["get", "pod", "probed", "-o", "jsonpath={.status.containerStatuses[0].ready}"]),
+        "false"
+    );
     cluster.kubectl(&["exec", "probed", "--", "touch", "/tmp/ready"]);
     cluster.kubectl(&["wait", "pod/probed", "--for=condition=Ready", "--timeout=30s"]);
     cluster.kubectl(&["exec", "probed", "--", "rm", "/tmp/alive"]);
@@ -213,7 +222,11 @@ spec:
     cluster.kubectl(&["wait", "pod/stubborn", "--for=condition=Ready", "--timeout=30s"]);
     let begun = std::time::Instant::now();
     cluster.kubectl(&["delete", "pod", "stubborn", "--timeout=30s"]);
-    assert!(begun.elapsed() > Duration::from_secs(2) && begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() > Duration::from_secs(2) && begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_eq!(std::fs::read_to_string(cluster.data().join("out/log")).expect("the log"), "started\nstopping\nterm\n");
 }
 
@@ -240,7 +253,8 @@ spec:
         let stamped = cluster.kubectl(&["logs", "box", "-c", "main", "--timestamps"]);
         assert!(stamped.lines().next().is_some_and(|line| line.contains("T") && line.ends_with(" first")), "{stamped}");
         assert_eq!(cluster.kubectl(&["exec", "box", "-c", "main", "--", "echo", "hello"]), "hello\n");
-        let failed = cluster.try_kubectl(&["exec", "box", "-c", "main", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+        let failed =
+            cluster.try_kubectl(&["exec", "box", "-c", "main", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
         assert_eq!((failed.status.code(), failed.stdout.as_slice()), (Some(7), &b"out\n"[..]), "{}", text(&failed));
         assert!(String::from_utf8_lossy(&failed.stderr).starts_with("err\n"), "{}", text(&failed));
         assert_eq!(cluster.kubectl_stdin(&["exec", "-i", "box", "-c", "main", "--", "cat"], "through\n"), "through\n");
@@ -253,7 +267,8 @@ spec:
         cluster.kubectl(&["cp", "box:/tmp/file", back.to_str().expect("a path"), "-c", "main"]);
         assert!(std::fs::read(&back).expect("the copy") == content, "the copy differs");
 
-        let mut forward = cluster.kubectl_command(&["port-forward", "pod/box", "18080:8080"]).spawn().expect("kubectl runs");
+        let mut forward =
+            cluster.kubectl_command(&["port-forward", "pod/box", "18080:8080"]).spawn().expect("kubectl runs");
         let body = eventually("the forwarded port answers", || {
             cluster.namespace.enter(|| {
                 let mut stream = TcpStream::connect("127.0.0.1:18080").ok()?;
@@ -283,8 +298,14 @@ spec:
   containers: [{name: main, image: 'test/busybox:1', command: [sh, -c, 'for i in 1 2 3 4 5; do echo $i; sleep 0.2; done']}]
 ",
     );
-    cluster.kubectl(&["wait", "pod/talks", "--for=jsonpath={.status.containerStatuses[0].state.running}", "--timeout=30s"]);
-    let follow = cluster.kubectl_command(&["logs", "-f", "talks"]).stdout(Stdio::piped()).output().expect("kubectl runs");
+    cluster.kubectl(&[
+        "wait",
+        "pod/talks",
+        "--for=jsonpath={.status.containerStatuses[0].state.running}",
+        "--timeout=30s",
+    ]);
+    let follow =
+        cluster.kubectl_command(&["logs", "-f", "talks"]).stdout(Stdio::piped()).output().expect("kubectl runs");
     assert_eq!(String::from_utf8_lossy(&follow.stdout), "1\n2\n3\n4\n5\n");
 }
 
@@ -315,8 +336,15 @@ spec:
     cluster.kubectl(&["wait", "pod/slow", "--for=condition=Ready", "--timeout=30s"]);
     cluster.kubectl(&["exec", "slow", "--", "rm", "/tmp/ready"]);
     cluster.kubectl(&["wait", "pod/slow", "--for=condition=Ready=false", "--timeout=30s"]);
-    assert!(cluster.kubectl(&["describe", "pod", "slow"]).contains("Readiness probe failed: HTTP probe failed with statuscode: 404"));
-    assert_eq!(cluster.kubectl(&["get", "pod", "slow", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]), "0");
+    assert!(
+        cluster
+            .kubectl(&["describe", "pod", "slow"])
+            .contains("Readiness probe failed: HTTP probe failed with statuscode: 404")
+    );
+    assert_eq!(
+        cluster.kubectl(&["get", "pod", "slow", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]),
+        "0"
+    );
 }
 
 #[test]
@@ -340,7 +368,10 @@ spec:
 "
         .replace("KUBECTL", &kubectl),
     );
-    assert_eq!(log_of(&cluster, "client"), "system:serviceaccount:default:default\npod/client\nError from server (Forbidden)\n");
+    assert_eq!(
+        log_of(&cluster, "client"),
+        "system:serviceaccount:default:default\npod/client\nError from server (Forbidden)\n"
+    );
 }
 
 #[test]
@@ -356,7 +387,10 @@ spec: {nodeName: node-1, containers: [{name: main, image: 'example/echo:v1', res
     );
     cluster.wait_for("pod/giant", ".status.phase", "Failed");
     let status = cluster.kubectl(&["get", "pod", "giant", "-o", "jsonpath={.status.reason} {.status.message}"]);
-    assert!(status.starts_with("OutOfcpu Pod was rejected: Node didn't have enough resource: cpu, requested: 4096000,"), "{status}");
+    assert!(
+        status.starts_with("OutOfcpu Pod was rejected: Node didn't have enough resource: cpu, requested: 4096000,"),
+        "{status}"
+    );
     cluster.kubectl(&["delete", "pod", "giant", "--timeout=30s"]);
 }
 
@@ -408,18 +442,28 @@ spec: {selector: {app: box}, ports: [{name: http, port: 80, targetPort: 8080}]}
     let mut terminal = Terminal::new(24, 80);
     // The first size comes a moment after the program: until then there is none.
     let command = "until stty size 2>/dev/null | grep '30 100'; do stty size 2>/dev/null; sleep 0.1; done; exit 3";
-    let mut shell = terminal.run(cluster.kubectl_command(&["exec", "-it", "box", "-c", "main", "--", "sh", "-c", command]));
+    let mut shell =
+        terminal.run(cluster.kubectl_command(&["exec", "-it", "box", "-c", "main", "--", "sh", "-c", command]));
     terminal.read_until("24 80");
     terminal.resize(30, 100);
     // The signal goes to those who have the terminal; kubectl here has it only as its input.
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shell.id().try_into().expect("a pid")), nix::sys::signal::Signal::SIGWINCH).expect("kubectl runs");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(shell.id().try_into().expect("a pid")),
+        nix::sys::signal::Signal::SIGWINCH,
+    )
+    .expect("kubectl runs");
     terminal.read_until("30 100");
     assert_eq!(shell.wait().expect("kubectl ends").code(), Some(3));
 
-    let mut attached = cluster.kubectl_command(&["attach", "-i", "box", "-c", "main"]).stdin(Stdio::piped()).spawn().expect("kubectl runs");
+    let mut attached = cluster
+        .kubectl_command(&["attach", "-i", "box", "-c", "main"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("kubectl runs");
     attached.stdin.as_mut().expect("stdin").write_all(b"hello\n").expect("kubectl reads");
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(attached.stdout.as_mut().expect("stdout")), &mut line).expect("kubectl says");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(attached.stdout.as_mut().expect("stdout")), &mut line)
+        .expect("kubectl says");
     assert_eq!(line, "got hello\n");
     attached.kill().expect("kubectl runs");
     attached.wait().expect("kubectl ends");
@@ -427,7 +471,8 @@ spec: {selector: {app: box}, ports: [{name: http, port: 80, targetPort: 8080}]}
     let later = cluster.kubectl(&["logs", "box", "-c", "main", "--since-time=2100-01-01T00:00:00Z"]);
     assert_eq!(later, "");
 
-    let mut forward = cluster.kubectl_command(&["port-forward", "service/box", "18081:http"]).spawn().expect("kubectl runs");
+    let mut forward =
+        cluster.kubectl_command(&["port-forward", "service/box", "18081:http"]).spawn().expect("kubectl runs");
     let address = "127.0.0.1:18081".parse().expect("an address");
     let (_, body) = eventually("the service answers", || cluster.get(address, "/").ok());
     assert!(body.contains("pod=box"), "{body}");
