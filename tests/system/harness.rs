@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// The binary under test.
-pub const PROA: &str = env!("CARGO_BIN_EXE_proa");
+pub(crate) const PROA: &str = env!("CARGO_BIN_EXE_proa");
 /// How long a start may take before the test gives up.
 const START: Duration = Duration::from_secs(60);
 
 /// A network namespace with nothing but `lo`, gone when dropped.
-pub struct Namespace(OwnedFd);
+pub(crate) struct Namespace(OwnedFd);
 
 impl Namespace {
-    pub fn new() -> Namespace {
+    pub(crate) fn new() -> Namespace {
         assert!(nix::unistd::geteuid().is_root(), "the system tests run real containers: run them as root");
         let fd = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
@@ -33,7 +33,7 @@ impl Namespace {
     }
 
     /// A command that runs in the namespace.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let fd = self.0.as_raw_fd();
         let mut command = Command::new(program);
         // SAFETY: between fork and exec only the async-signal-safe setns is called, on a descriptor that is open as long as `self`.
@@ -47,7 +47,7 @@ impl Namespace {
     }
 
     /// Runs `work` on a thread inside the namespace.
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -75,39 +75,39 @@ fn bring_up_loopback() {
 }
 
 /// A running `proa up`.
-pub struct Cluster {
-    pub namespace: Namespace,
-    pub dir: tempfile::TempDir,
+pub(crate) struct Cluster {
+    pub(crate) namespace: Namespace,
+    pub(crate) dir: tempfile::TempDir,
     child: Option<Child>,
     kubectl: PathBuf,
 }
 
 impl Cluster {
     /// Starts the platform with nothing applied.
-    pub fn up() -> Cluster {
+    pub(crate) fn up() -> Cluster {
         Cluster::up_with(&[])
     }
 
     /// Starts the platform with more arguments to `up`; returns when it says that it is ready.
-    pub fn up_with(arguments: &[&str]) -> Cluster {
+    pub(crate) fn up_with(arguments: &[&str]) -> Cluster {
         let mut cluster = Cluster::prepared();
         cluster.start(arguments);
         cluster
     }
 
     /// A place for a platform, nothing started.
-    pub fn prepared() -> Cluster {
+    pub(crate) fn prepared() -> Cluster {
         let dir = tempfile::Builder::new().prefix("proa-test-").tempdir().expect("a directory");
         Cluster { namespace: Namespace::new(), dir, child: None, kubectl: newest_kubectl() }
     }
 
     /// The data directory.
-    pub fn data(&self) -> &Path {
+    pub(crate) fn data(&self) -> &Path {
         self.dir.path()
     }
 
     /// Starts (or starts again) on the same data directory; the lines it printed until ready.
-    pub fn start(&mut self, arguments: &[&str]) -> String {
+    pub(crate) fn start(&mut self, arguments: &[&str]) -> String {
         let mut child = self
             .proa(&["up", "--node-name", "node-1"])
             .args(arguments)
@@ -142,37 +142,37 @@ impl Cluster {
     }
 
     /// A `proa` command in this cluster's namespace, on its data directory.
-    pub fn proa(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn proa(&self, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(PROA);
         command.args(arguments).arg("--data-dir").arg(self.data());
         command
     }
 
     /// The process id of `proa up`.
-    pub fn pid(&self) -> nix::unistd::Pid {
+    pub(crate) fn pid(&self) -> nix::unistd::Pid {
         let child = self.child.as_ref().expect("proa up runs");
         nix::unistd::Pid::from_raw(child.id().try_into().expect("a pid"))
     }
 
     /// Sends a signal to `proa up` and waits for its end; how long that took.
-    pub fn stop(&mut self, signal: nix::sys::signal::Signal) -> (std::process::ExitStatus, Duration) {
+    pub(crate) fn stop(&mut self, signal: nix::sys::signal::Signal) -> (std::process::ExitStatus, Duration) {
         nix::sys::signal::kill(self.pid(), signal).expect("proa up runs");
         let begun = Instant::now();
         let status = self.child.take().expect("proa up runs").wait().expect("its exit status");
         (status, begun.elapsed())
     }
 
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.data().join("admin.kubeconfig")
     }
 
     /// The same cluster through another kubectl.
-    pub fn use_kubectl(&mut self, kubectl: PathBuf) {
+    pub(crate) fn use_kubectl(&mut self, kubectl: PathBuf) {
         self.kubectl = kubectl;
     }
 
     /// A kubectl command, not yet started.
-    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(&self.kubectl);
         command
             .args(arguments)
@@ -185,13 +185,13 @@ impl Cluster {
     }
 
     /// Runs kubectl; its output whatever it says.
-    pub fn try_kubectl(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn try_kubectl(&self, arguments: &[&str]) -> Output {
         self.kubectl_command(arguments).output().expect("kubectl runs")
     }
 
     /// Runs kubectl, which must succeed; its standard output.
     #[track_caller]
-    pub fn kubectl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
         let output = self.try_kubectl(arguments);
         assert!(output.status.success(), "kubectl {}\n{}", arguments.join(" "), text(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -199,7 +199,7 @@ impl Cluster {
 
     /// Runs kubectl, which must fail; what it said.
     #[track_caller]
-    pub fn kubectl_fails(&self, arguments: &[&str]) -> String {
+    pub(crate) fn kubectl_fails(&self, arguments: &[&str]) -> String {
         let output = self.try_kubectl(arguments);
         assert!(!output.status.success(), "kubectl {} succeeded:\n{}", arguments.join(" "), text(&output));
         text(&output)
@@ -207,32 +207,32 @@ impl Cluster {
 
     /// Runs kubectl with `manifest` on standard input.
     #[track_caller]
-    pub fn kubectl_stdin(&self, arguments: &[&str], manifest: &str) -> String {
+    pub(crate) fn kubectl_stdin(&self, arguments: &[&str], manifest: &str) -> String {
         let output = self.try_kubectl_stdin(arguments, manifest);
         assert!(output.status.success(), "kubectl {}\n{}\n{manifest}", arguments.join(" "), text(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Runs kubectl with `manifest` on standard input, whatever it says.
-    pub fn try_kubectl_stdin(&self, arguments: &[&str], manifest: &str) -> Output {
+    pub(crate) fn try_kubectl_stdin(&self, arguments: &[&str], manifest: &str) -> Output {
         let mut child = self.kubectl_command(arguments).stdin(Stdio::piped()).spawn().expect("kubectl runs");
         child.stdin.take().expect("stdin is piped").write_all(manifest.as_bytes()).expect("kubectl reads");
         child.wait_with_output().expect("kubectl ends")
     }
 
     #[track_caller]
-    pub fn apply(&self, manifest: &str) -> String {
+    pub(crate) fn apply(&self, manifest: &str) -> String {
         self.kubectl_stdin(&["apply", "-f", "-"], manifest)
     }
 
     /// Waits with `kubectl wait` for a jsonpath to have a value.
     #[track_caller]
-    pub fn wait_for(&self, object: &str, jsonpath: &str, value: &str) {
+    pub(crate) fn wait_for(&self, object: &str, jsonpath: &str, value: &str) {
         self.kubectl(&["wait", object, &format!("--for=jsonpath={{{jsonpath}}}={value}"), "--timeout=60s"]);
     }
 
     /// Makes and loads the image `test/busybox:1` from the machine's static busybox.
-    pub fn load_busybox(&self) {
+    pub(crate) fn load_busybox(&self) {
         let archive = self.data().join("busybox.tar");
         std::fs::write(&archive, busybox_archive()).expect("the archive is written");
         let output = self.proa(&["image", "load"]).arg(&archive).output().expect("proa image load runs");
@@ -240,7 +240,7 @@ impl Cluster {
     }
 
     /// One `GET` over a new connection from inside the namespace; status and body.
-    pub fn get(&self, address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    pub(crate) fn get(&self, address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
         self.namespace.enter(|| get(address, path))
     }
 }
@@ -261,7 +261,7 @@ impl Drop for Cluster {
 }
 
 /// One `GET` over a new connection; status and body.
-pub fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
@@ -275,7 +275,7 @@ pub fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
 
 /// Tries until `probe` says yes: for what the platform announces by no event, such as the answer of a port.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(value) = probe() {
@@ -286,12 +286,12 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-pub fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Every kubectl of the machine, oldest first: `kubectl.1.27` … beside the dispatcher, else the one on the PATH.
-pub fn kubectls() -> Vec<PathBuf> {
+pub(crate) fn kubectls() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/lib/google-cloud-sdk/bin")]);
     let mut plain = None;
