@@ -432,6 +432,8 @@ impl Loop for Deployments {
                 self.set_owners(key, &set, &owners, writes).await
             }
             Action::Create(set) => {
+                // Our view may be old: what a deployment that is gone gets is taken away again at once, for ever.
+                self.deployments.confirm(key).await?;
                 let held = self.deployments.get(key).ok_or_else(|| ActError::Gone(key.to_string()))?;
                 self.create(key, &held, &set, writes).await
             }

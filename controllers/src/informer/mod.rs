@@ -223,6 +223,25 @@ pub(crate) trait Observes: Send + Sync {
     fn refresh<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), kube::Error>>;
 }
 
+impl<K: Watched> Informer<K> {
+    /// Reads the object from the server before something is made in its name. When it is not as it was seen, the new
+    /// state is taken in and the caller has to look again.
+    pub(crate) async fn confirm(&self, key: &Key) -> Result<(), crate::ActError> {
+        let seen = self.get(key);
+        self.refresh(key).await?;
+        let live = self.get(key).ok_or_else(|| crate::ActError::Gone(key.to_string()))?;
+        let same = |seen: &K| {
+            seen.meta().uid == live.meta().uid
+                && seen.meta().generation == live.meta().generation
+                && seen.meta().deletion_timestamp == live.meta().deletion_timestamp
+        };
+        match seen.as_deref().is_some_and(same) {
+            true => Ok(()),
+            false => Err(crate::ActError::Conflict(format!("{key} was seen as it no longer is"))),
+        }
+    }
+}
+
 impl<K: Watched> Observes for Informer<K> {
     fn has_seen(&self, revision: u64) -> bool {
         self.0.store.read().revision() >= revision

@@ -294,7 +294,11 @@ impl Loop for ReplicaSets {
                 return self.patch_pods(&pods, &patch, writes).await;
             }
             Action::Status(status) => return self.write_status(&set, &status, writes).await,
-            Action::Create(count, status) => (self.create(&set, count, writes).await, status, reasons::FAILED_CREATE),
+            Action::Create(count, status) => {
+                // Our view may be old: pods of a set that is gone would only be taken away again.
+                self.sets.confirm(key).await?;
+                (self.create(&set, count, writes).await, status, reasons::FAILED_CREATE)
+            }
             Action::Delete(pods, status) => (self.delete(&set, pods, writes).await, status, reasons::FAILED_DELETE),
         };
         if let Err(error @ (ActError::Refused(_) | ActError::Failed(_))) = &outcome {
