@@ -231,7 +231,7 @@ impl Hollow {
         let ready = worker.stage == Stage::Answering;
         let image =
             worker.pod.spec.as_ref().and_then(|spec| spec.containers.first()?.image.clone()).unwrap_or_default();
-        let waiting = |reason: &str| json!({"waiting": {"reason": reason, "message": "as its name says"}});
+        let waiting = |reason: &str| json!({"waiting": {"reason": reason, "message": format!("{image}: not found")}});
         let (phase, state) = match worker.stage {
             Stage::Answering => ("Running", json!({"running": {"startedAt": now}})),
             Stage::CannotPull => ("Pending", waiting("ErrImagePull")),

@@ -226,7 +226,9 @@ pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted]) 
         let name = format!("{}/{}", wanted.namespace, wanted.name);
         let deployment = deployments.iter().find(|object| is_named(object, &wanted.namespace, &wanted.name));
         let deployment = deployment.ok_or_else(|| format!("no deployment {name}"))?;
-        deployment_at_rest(wanted, deployment, &sets, &pods, machines).map_err(|why| format!("{name}: {why}"))?;
+        let least = store.records.lock().sizes.get(uid(deployment)).map_or(0, |size| size.least);
+        deployment_at_rest(wanted, deployment, &sets, &pods, machines, least)
+            .map_err(|why| format!("{name}: {why}"))?;
         let (slices, legacy) = (of("/registry/endpointslices.discovery.k8s.io/"), of("/registry/endpoints/"));
         endpoints_at_rest(wanted, &slices, &legacy, &pods).map_err(|why| format!("{name}: {why}"))?;
     }
@@ -243,6 +245,7 @@ fn deployment_at_rest(
     sets: &[&Value],
     pods: &[&Value],
     machines: &Machines,
+    least: i64,
 ) -> Result<(), String> {
     let (replicas, status) = (wanted.replicas, &deployment["status"]);
     if status["observedGeneration"] != deployment["metadata"]["generation"] {
@@ -270,7 +273,8 @@ fn deployment_at_rest(
         let all: Vec<_> = sets.iter().flat_map(|set| of_set(set)).collect();
         let left = all.iter().filter(|pod| answers(pod)).count() as i64;
         let over = all.len() as i64 > replicas + size.surge;
-        if left < replicas - size.unavailable || over {
+        // A rollout that hangs does not grow what ran before to a size asked for meanwhile.
+        if left < least - size.unavailable || over {
             return Err(format!("hangs with {left} of {replicas} available, {} pods in all", all.len()));
         }
         return Ok(());

@@ -69,14 +69,14 @@ impl<K: Resource> Store<K> {
         self.indices.insert(name, index);
     }
 
-    /// Takes in an object as seen on the wire; `None` when the store already holds something newer.
+    /// Takes in an object as seen on the wire; `None` when the store already holds it, or something newer.
     pub(crate) fn put(&mut self, object: K) -> Option<Change<K>> {
         let key = Key::of(&object);
         let revision = revision_of(&object);
         self.revision = self.revision.max(revision.unwrap_or(0));
         if let (Some(held), Some(revision)) = (self.objects.get(&key), revision)
             && held.meta().uid == object.meta().uid
-            && revision_of(held.as_ref()).is_some_and(|held| held > revision)
+            && revision_of(held.as_ref()).is_some_and(|held| held >= revision)
         {
             return None;
         }
