@@ -32,7 +32,6 @@ pub(crate) struct Machines {
 #[derive(Clone, Debug)]
 pub(crate) struct Container {
     pub(crate) node: String,
-    pub(crate) address: String,
     /// Since when it answers.
     pub(crate) ready: Option<Instant>,
 }
@@ -42,7 +41,7 @@ impl Machines {
     pub(crate) fn start(&mut self, uid: &str, node: &str) -> String {
         self.addresses += 1;
         let address = format!("10.244.{}.{}", self.addresses / 250, self.addresses % 250 + 1);
-        let container = Container { node: node.to_owned(), address: address.clone(), ready: None };
+        let container = Container { node: node.to_owned(), ready: None };
         self.containers.insert(uid.to_owned(), container);
         address
     }

@@ -220,6 +220,7 @@ mod tests {
         let mut store = store();
         store.put(object("a", 5, "new"));
         assert!(store.put(object("a", 4, "old")).is_none());
+        assert!(store.put(object("a", 5, "new")).is_none(), "seen again, it wakes nobody");
         assert_eq!(names(&store.by_index("app", "new")), ["a"]);
     }
 
