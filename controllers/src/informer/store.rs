@@ -71,12 +71,22 @@ impl<K: Resource> Store<K> {
 
     /// Takes in an object as seen on the wire; `None` when the store already holds it, or something newer.
     pub(crate) fn put(&mut self, object: K) -> Option<Change<K>> {
+        let held = self.objects.get(&Key::of(&object));
+        let same = held.is_some_and(|held| {
+            held.meta().uid == object.meta().uid
+                && revision_of(&object).is_some_and(|at| revision_of(&**held) == Some(at))
+        });
+        if same { None } else { self.take_in(object) }
+    }
+
+    /// As [`Store::put`]; what is held already is a change too: a list wakes everybody (invariant 10).
+    fn take_in(&mut self, object: K) -> Option<Change<K>> {
         let key = Key::of(&object);
         let revision = revision_of(&object);
         self.revision = self.revision.max(revision.unwrap_or(0));
         if let (Some(held), Some(revision)) = (self.objects.get(&key), revision)
             && held.meta().uid == object.meta().uid
-            && revision_of(held.as_ref()).is_some_and(|held| held >= revision)
+            && revision_of(held.as_ref()).is_some_and(|held| held > revision)
         {
             return None;
         }
@@ -109,7 +119,7 @@ impl<K: Resource> Store<K> {
         let mut changes = Vec::with_capacity(objects.len());
         for object in objects {
             gone.remove(&Key::of(&object));
-            changes.extend(self.put(object));
+            changes.extend(self.take_in(object));
         }
         for key in gone {
             changes.extend(self.remove(&key, None));
