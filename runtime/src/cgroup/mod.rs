@@ -143,6 +143,19 @@ impl Cgroups {
         result
     }
 
+    /// Kills what runs in the group and below, and removes it. A shim that was just starting a container may put one more
+    /// process there in between, so a group that stays busy is killed and removed again.
+    pub(crate) fn clear(&self, path: &str) -> io::Result<()> {
+        let mut outcome = Ok(());
+        for _ in 0..3 {
+            outcome = self.kill(path).and_then(|()| self.remove(path));
+            if !matches!(&outcome, Err(error) if error.kind() == ErrorKind::ResourceBusy) {
+                break;
+            }
+        }
+        outcome
+    }
+
     /// Removes the groups above `path` as far as they are empty.
     pub(crate) fn remove_empty_ancestors(&self, path: &str) {
         for ancestor in Path::new(path).ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()) {

@@ -103,7 +103,7 @@ pub fn reset(state_dir: &Path, cgroup_root: &str) -> Result<(), RuntimeError> {
             let group = crate::oci::cgroup_path(&record.sandbox, &record.spec.id);
             note(cgroups.kill(&group).map_err(RuntimeError::io(format!("cgroup {group}"))));
             wait_for_shim(&dir);
-            note(cgroups.remove(&group).map_err(RuntimeError::io(format!("cgroup {group}"))));
+            note(cgroups.clear(&group).map_err(RuntimeError::io(format!("cgroup {group}"))));
         }
         note(sandbox::remove_dir(&dir).map_err(RuntimeError::io(format!("removing {}", dir.display()))));
     }
@@ -119,8 +119,7 @@ pub fn reset(state_dir: &Path, cgroup_root: &str) -> Result<(), RuntimeError> {
         }
     }
     // Whatever the records say: nothing of ours may run on.
-    let emptied = cgroups.kill(cgroup_root).and_then(|()| cgroups.remove(cgroup_root));
-    note(emptied.map_err(RuntimeError::io(format!("cgroup {cgroup_root}"))));
+    note(cgroups.clear(cgroup_root).map_err(RuntimeError::io(format!("cgroup {cgroup_root}"))));
     cgroups.remove_empty_ancestors(cgroup_root);
     note(sandbox::remove_dir(state_dir).map_err(RuntimeError::io(format!("removing {}", state_dir.display()))));
     result
