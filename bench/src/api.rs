@@ -37,7 +37,14 @@ fn unique(what: &str) -> String {
 
 async fn delete_namespace(config: &kube::Config, path: &str) -> anyhow::Result<()> {
     let namespace = path.trim_end_matches("/configmaps");
-    Connection::open(config).await?.call(Method::DELETE, namespace, Bytes::new()).await?;
+    let mut connection = Connection::open(config).await?;
+    connection.call(Method::DELETE, namespace, Bytes::new()).await?;
+    // Taking it away is work of its own, and not what the next measurement is of.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while connection.call(Method::GET, namespace, Bytes::new()).await?.0 != StatusCode::NOT_FOUND {
+        ensure!(Instant::now() < deadline, "{namespace} does not go away");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     Ok(())
 }
 

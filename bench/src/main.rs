@@ -36,7 +36,7 @@ struct Target {
     #[arg(long, value_name = "FILE", default_value = "target/x86_64-unknown-linux-gnu/release/proa", global = true)]
     proa: PathBuf,
     /// Names of the processes whose memory and CPU count
-    #[arg(long, value_name = "NAME", default_value = "proa", global = true)]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "proa,proa-shim", global = true)]
     process: Vec<String>,
     /// Image of the pods; it should be on the node already
     #[arg(long, value_name = "REF", default_value = "example/echo:v1", global = true)]

@@ -28,9 +28,23 @@ pub(crate) fn memory(pids: &[u32]) -> (f64, f64) {
 
 /// CPU seconds the processes and their reaped children have used.
 pub(crate) fn cpu_seconds(pids: &[u32]) -> f64 {
+    pids.iter().map(|pid| ticks_of(Path::new(&format!("/proc/{pid}/stat")))).sum::<f64>() / ticks_per_second()
+}
+
+/// CPU seconds the whole machine has used but for this process: shims and containers that came and went are nobody's
+/// children, so only the machine knows what they cost.
+pub(crate) fn machine_cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields: Vec<f64> =
+        text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+    // user, nice, system, then idle and iowait, then irq and softirq (proc(5)).
+    let busy: f64 = [0, 1, 2, 5, 6].iter().filter_map(|index| fields.get(*index)).sum();
+    busy / ticks_per_second() - cpu_seconds(&[std::process::id()])
+}
+
+fn ticks_per_second() -> f64 {
     // SAFETY: sysconf has no preconditions.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-    pids.iter().map(|pid| ticks_of(Path::new(&format!("/proc/{pid}/stat"))) / ticks).sum()
+    unsafe { libc::sysconf(libc::_SC_CLK_TCK) as f64 }
 }
 
 /// utime, stime, cutime and cstime: fields 14 to 17 (proc(5)), counted after the parenthesised name.

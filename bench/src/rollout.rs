@@ -25,14 +25,14 @@ pub(crate) async fn run(target: &Target, replicas: i32) -> anyhow::Result<()> {
     let mut report = Report::new("ms");
     for _ in 0..target.runs {
         let begun = Instant::now();
-        deployments.create(&PostParams::default(), &deployment(&target.image, replicas)?).await?;
-        rolled_out(&deployments, 1, replicas).await?;
+        let created = deployments.create(&PostParams::default(), &deployment(&target.image, replicas)?).await?;
+        rolled_out(&deployments, &created, replicas).await?;
         report.add_time(&format!("{replicas} pods to all Ready"), begun.elapsed());
-        for (generation, what, value) in [(2, "rolling update", "two"), (3, "rollback", "one")] {
+        for (what, value) in [("rolling update", "two"), ("rollback", "one")] {
             let begun = Instant::now();
             let patch = serde_json::json!({"spec": {"template": {"metadata": {"annotations": {"bench": value}}}}});
-            deployments.patch(NAME, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-            rolled_out(&deployments, generation, replicas).await?;
+            let patched = deployments.patch(NAME, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+            rolled_out(&deployments, &patched, replicas).await?;
             report.add_time(&format!("{what} of {replicas} pods"), begun.elapsed());
         }
         let begun = Instant::now();
@@ -43,9 +43,14 @@ pub(crate) async fn run(target: &Target, replicas: i32) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         report.add_time(&format!("deletion of {replicas} pods"), begun.elapsed());
+        tokio::time::timeout(PATIENCE, await_condition(deployments.clone(), NAME, gone)).await??;
     }
     report.print();
     Ok(())
+}
+
+fn gone(deployment: Option<&Deployment>) -> bool {
+    deployment.is_none()
 }
 
 fn deployment(image: &str, replicas: i32) -> anyhow::Result<Deployment> {
@@ -63,11 +68,12 @@ fn deployment(image: &str, replicas: i32) -> anyhow::Result<Deployment> {
     }))?)
 }
 
-/// As `kubectl rollout status` decides.
-async fn rolled_out(api: &Api<Deployment>, generation: i64, replicas: i32) -> anyhow::Result<()> {
+/// As `kubectl rollout status` decides, for the Deployment as it was written.
+async fn rolled_out(api: &Api<Deployment>, written: &Deployment, replicas: i32) -> anyhow::Result<()> {
+    let generation = written.metadata.generation.unwrap_or_default();
     let done = move |deployment: Option<&Deployment>| {
         deployment.and_then(|deployment| deployment.status.as_ref()).is_some_and(|status| {
-            status.observed_generation >= Some(generation)
+            status.observed_generation.unwrap_or_default() >= generation
                 && status.updated_replicas == Some(replicas)
                 && status.available_replicas == Some(replicas)
                 && status.replicas == Some(replicas)
