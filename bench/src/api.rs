@@ -48,7 +48,7 @@ async fn delete_namespace(config: &kube::Config, path: &str) -> anyhow::Result<(
     Ok(())
 }
 
-pub(crate) async fn writes(target: &Target, clients: &[usize], seconds: u64) -> anyhow::Result<()> {
+pub(crate) async fn writes(target: &Target, clients: &[usize], seconds: u64) -> anyhow::Result<Vec<Report>> {
     let platform = Platform::get(target).await?;
     let config = platform.config().await?;
     let mut report = Report::new("creates/s");
@@ -87,11 +87,10 @@ pub(crate) async fn writes(target: &Target, clients: &[usize], seconds: u64) -> 
             delete_namespace(&config, &path).await?;
         }
     }
-    report.print();
-    Ok(())
+    Ok(vec![report])
 }
 
-pub(crate) async fn lists(target: &Target, objects: usize) -> anyhow::Result<()> {
+pub(crate) async fn lists(target: &Target, objects: usize) -> anyhow::Result<Vec<Report>> {
     let platform = Platform::get(target).await?;
     let config = platform.config().await?;
     let path = namespace(&config, &unique("lists")).await?;
@@ -122,12 +121,13 @@ pub(crate) async fn lists(target: &Target, objects: usize) -> anyhow::Result<()>
             bytes = bytes.max(length);
         }
     }
-    report.print();
-    println!("the whole list has {:.1} MB", bytes as f64 / 1e6);
-    delete_namespace(&config, &path).await
+    let mut size = Report::new("MB");
+    size.add("size of the whole list", bytes as f64 / 1e6);
+    delete_namespace(&config, &path).await?;
+    Ok(vec![report, size])
 }
 
-pub(crate) async fn watchers(target: &Target, watchers: &[usize], events: usize) -> anyhow::Result<()> {
+pub(crate) async fn watchers(target: &Target, watchers: &[usize], events: usize) -> anyhow::Result<Vec<Report>> {
     let platform = Platform::get(target).await?;
     let config = platform.config().await?;
     let mut report = Report::new("events/s");
@@ -173,6 +173,5 @@ pub(crate) async fn watchers(target: &Target, watchers: &[usize], events: usize)
             delete_namespace(&config, &path).await?;
         }
     }
-    report.print();
-    Ok(())
+    Ok(vec![report])
 }

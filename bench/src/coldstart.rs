@@ -7,7 +7,7 @@ use crate::platform::Platform;
 use crate::podstart::{self, Pods};
 use crate::report::Report;
 
-pub(crate) async fn run(target: &Target) -> anyhow::Result<()> {
+pub(crate) async fn measure(target: &Target) -> anyhow::Result<Vec<Report>> {
     if target.kubeconfig.is_some() {
         bail!(
             "coldstart starts the platform itself: leave --kubeconfig out, or time your own start command with podstart"
@@ -22,6 +22,5 @@ pub(crate) async fn run(target: &Target) -> anyhow::Result<()> {
         pods.start(&format!("first-{run}")).await?;
         report.add_time("start to first pod Running", platform.begun.elapsed());
     }
-    report.print();
-    Ok(())
+    Ok(vec![report])
 }

@@ -8,7 +8,7 @@ use crate::podstart::{Pods, default_service_account};
 use crate::process;
 use crate::report::Report;
 
-pub(crate) async fn run(target: &Target, pods: usize, seconds: u64) -> anyhow::Result<()> {
+pub(crate) async fn measure(target: &Target, pods: usize, seconds: u64) -> anyhow::Result<Vec<Report>> {
     let platform = Platform::get(target).await?;
     let client = platform.client().await?;
     default_service_account(&client).await?;
@@ -32,7 +32,5 @@ pub(crate) async fn run(target: &Target, pods: usize, seconds: u64) -> anyhow::R
     for index in 0..pods {
         starter.stop(&format!("idle-{index}")).await?;
     }
-    memory.print();
-    cpu.print();
-    Ok(())
+    Ok(vec![memory, cpu])
 }

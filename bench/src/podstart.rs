@@ -65,7 +65,7 @@ pub(crate) async fn default_service_account(client: &Client) -> anyhow::Result<(
     Ok(())
 }
 
-pub(crate) async fn run(target: &Target, pods: usize) -> anyhow::Result<()> {
+pub(crate) async fn measure(target: &Target, pods: usize) -> anyhow::Result<Vec<Report>> {
     let platform = Platform::get(target).await?;
     let client = platform.client().await?;
     default_service_account(&client).await?;
@@ -84,7 +84,5 @@ pub(crate) async fn run(target: &Target, pods: usize) -> anyhow::Result<()> {
         let after = process::machine_cpu_seconds();
         cost.add("CPU per pod start and stop, whole machine", (after - before) / pods as f64);
     }
-    latency.print();
-    cost.print();
-    Ok(())
+    Ok(vec![latency, cost])
 }

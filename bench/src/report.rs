@@ -25,22 +25,38 @@ impl Report {
         self.add(what, time.as_secs_f64() * 1000.0);
     }
 
-    pub(crate) fn print(mut self) {
+    /// The median of the first row whose name begins so.
+    pub(crate) fn median(&self, what: &str) -> Option<f64> {
+        let (_, figures) = self.rows.iter().find(|(name, _)| name.starts_with(what))?;
+        Some(at(&sorted(figures), 0.5))
+    }
+
+    pub(crate) fn print(&self) {
         println!("{:<44} {:>12} {:>12} {:>12} {:>12} {:>5}", "", "median", "p90", "min", "max", "n");
-        for (what, figures) in &mut self.rows {
-            figures.sort_by(f64::total_cmp);
-            let at = |share: f64| figures[((figures.len() - 1) as f64 * share).round() as usize];
+        for (what, figures) in &self.rows {
+            let figures = sorted(figures);
             println!(
                 "{:<44} {:>12} {:>12} {:>12} {:>12} {:>5}",
                 format!("{what} ({})", self.unit),
-                number(at(0.5)),
-                number(at(0.9)),
-                number(at(0.0)),
-                number(at(1.0)),
+                number(at(&figures, 0.5)),
+                number(at(&figures, 0.9)),
+                number(at(&figures, 0.0)),
+                number(at(&figures, 1.0)),
                 figures.len()
             );
         }
     }
+}
+
+fn sorted(figures: &[f64]) -> Vec<f64> {
+    let mut figures = figures.to_vec();
+    figures.sort_by(f64::total_cmp);
+    figures
+}
+
+/// The figure that this share of all does not exceed. A row has at least one.
+fn at(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
 fn number(figure: f64) -> String {

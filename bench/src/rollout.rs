@@ -16,7 +16,7 @@ use crate::report::Report;
 const NAME: &str = "bench-rollout";
 const PATIENCE: Duration = Duration::from_secs(180);
 
-pub(crate) async fn run(target: &Target, replicas: i32) -> anyhow::Result<()> {
+pub(crate) async fn measure(target: &Target, replicas: i32) -> anyhow::Result<Vec<Report>> {
     let platform = Platform::get(target).await?;
     let client = platform.client().await?;
     default_service_account(&client).await?;
@@ -45,8 +45,7 @@ pub(crate) async fn run(target: &Target, replicas: i32) -> anyhow::Result<()> {
         report.add_time(&format!("deletion of {replicas} pods"), begun.elapsed());
         tokio::time::timeout(PATIENCE, await_condition(deployments.clone(), NAME, gone)).await??;
     }
-    report.print();
-    Ok(())
+    Ok(vec![report])
 }
 
 fn gone(deployment: Option<&Deployment>) -> bool {
