@@ -6,17 +6,13 @@
 //! the undo and is not in the next manifest is then removed by either kind of apply.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry};
+use proa_crds::annotations;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// A record larger than this is not kept: annotations of one object share 256 KiB.
 pub(super) const RECORD_LIMIT: usize = 96 * 1024;
-
-/// Managers that write templates and annotations while going back: what they wrote belongs to the appliers of that
-/// revision. The undo of kubectl names no manager, so the server takes the first word of its user agent; the other
-/// commands of kubectl name theirs (`kubectl-edit`, `kubectl-set` …).
-const GOING_BACK: [&str; 4] = [crate::patch::MANAGER, "kubectl", "kubectl-rollout", "proa"];
 
 /// What one server-side applier owned of what an undo brings back.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -66,6 +62,13 @@ pub(super) fn follow_client(current: &str, recorded: &str) -> Option<String> {
     (now != before).then(|| format!("{now}\n"))
 }
 
+/// Whether that is who went back: an undo brings the mark of the replica set along. By name nobody could tell, because
+/// kubectl gives none for an undo, and the server takes that of its program file (`kubectl`, `kubectl.exe`, `oc` …).
+fn went_back(entry: &ManagedFieldsEntry) -> bool {
+    let mark = format!("f:{}", annotations::REVISION_OF);
+    !is_apply(entry) && part(entry, ANNOTATIONS).is_some_and(|owned| owned.get(mark).is_some())
+}
+
 /// The record of which server-side applier owns what; `None` when none owns anything of it.
 pub(super) fn record(managed: &[ManagedFieldsEntry]) -> Option<String> {
     let owned: Vec<Owned> = managed
@@ -91,28 +94,30 @@ pub(super) fn follow(
     held: &BTreeMap<String, String>,
 ) -> Option<Vec<ManagedFieldsEntry>> {
     let mut owned: Vec<Owned> = serde_json::from_str(record).ok()?;
-    let (mut template, mut annotations) = (Value::Null, Value::Null);
+    // The marks of the replica set are about to go.
+    let marks: Map<String, Value> =
+        annotations::REPLICA_SET_ONLY.iter().map(|name| (format!("f:{name}"), json!({}))).collect();
+    let (mut template, mut notes) = (Value::Null, Value::Object(marks));
     for one in &mut owned {
         if let Some(fields) = one.annotations.as_object_mut() {
             fields.retain(|key, _| key.strip_prefix("f:").is_some_and(|name| held.contains_key(name)));
         }
         unite(&mut template, &one.template);
-        unite(&mut annotations, &one.annotations);
+        unite(&mut notes, &one.annotations);
     }
     let mut result = managed.to_vec();
     for entry in &mut result {
         if entry.subresource.as_deref().is_some_and(|subresource| !subresource.is_empty()) {
             continue;
         }
-        let manager = entry.manager.clone().unwrap_or_default();
         if is_apply(entry) {
-            let theirs = owned.iter().find(|one| one.manager == manager);
+            let theirs = owned.iter().find(|one| Some(&one.manager) == entry.manager.as_ref());
             set_part(entry, TEMPLATE, theirs.map(|one| one.template.clone()));
-            let mut notes = part(entry, ANNOTATIONS).cloned().unwrap_or_default();
-            theirs.inspect(|one| unite(&mut notes, &one.annotations));
-            set_part(entry, ANNOTATIONS, Some(notes));
-        } else if GOING_BACK.contains(&manager.as_str()) {
-            for (at, theirs) in [(TEMPLATE, &template), (ANNOTATIONS, &annotations)] {
+            let mut owned = part(entry, ANNOTATIONS).cloned().unwrap_or_default();
+            theirs.inspect(|one| unite(&mut owned, &one.annotations));
+            set_part(entry, ANNOTATIONS, Some(owned));
+        } else if went_back(entry) {
+            for (at, theirs) in [(TEMPLATE, &template), (ANNOTATIONS, &notes)] {
                 let rest = part(entry, at).and_then(|held| subtract(held, theirs));
                 set_part(entry, at, rest);
             }
@@ -184,6 +189,16 @@ mod tests {
         }
     }
 
+    /// What an undo wrote: these template fields, these annotations, and the mark.
+    fn undo(manager: &str, template: Value, mut notes: Value) -> ManagedFieldsEntry {
+        notes[format!("f:{}", annotations::REVISION_OF)] = json!({});
+        entry(
+            manager,
+            "Update",
+            json!({"f:metadata": {"f:annotations": notes}, "f:spec": {"f:paused": {}, "f:template": template}}),
+        )
+    }
+
     #[test]
     fn the_appliers_own_again_what_they_owned_with_that_revision_and_whoever_went_back_owns_none_of_it() {
         let image = json!({"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:image": {}, "f:old": {}}}}});
@@ -195,11 +210,12 @@ mod tests {
                 "Apply",
                 json!({"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:image": {}, "f:new": {}}}}}),
             ),
-            entry("kubectl-rollout", "Update", json!({"f:spec": {"f:template": {"f:spec": {"f:old": {}}}}})),
+            undo("kubectl", json!({"f:spec": {"f:old": {}}}), json!({})),
             entry("hpa", "Update", json!({"f:spec": {"f:template": {"f:metadata": {}}}})),
         ];
         let followed = follow(&second, &recorded, &BTreeMap::new()).expect("something changes");
-        assert_eq!(followed, [entry("kubectl", "Apply", image), second[2].clone()]);
+        let rest = entry("kubectl", "Update", json!({"f:spec": {"f:paused": {}}}));
+        assert_eq!(followed, [entry("kubectl", "Apply", image), rest, second[2].clone()]);
         assert_eq!(follow(&followed, &recorded, &BTreeMap::new()), None);
     }
 
@@ -211,11 +227,7 @@ mod tests {
         let edited = entry("kubectl-edit", "Update", json!({"f:spec": {"f:template": {"f:dns": {}}}}));
         let undone = [
             entry("kubectl", "Apply", json!({"f:metadata": {"f:annotations": {"f:team": {}, "f:since": {}}}})),
-            entry(
-                "kubectl",
-                "Update",
-                json!({"f:metadata": {"f:annotations": {"f:cause": {}}}, "f:spec": {"f:paused": {}, "f:template": {"f:image": {}}}}),
-            ),
+            undo("kubectl.1.33", json!({"f:image": {}}), json!({"f:cause": {}})),
             edited.clone(),
         ];
         let held = ["cause", "since"].map(|key| (key.to_owned(), String::new())).into();
@@ -225,7 +237,7 @@ mod tests {
                 "Apply",
                 json!({"f:metadata": {"f:annotations": {"f:cause": {}, "f:team": {}, "f:since": {}}}, "f:spec": {"f:template": {"f:image": {}}}}),
             ),
-            entry("kubectl", "Update", json!({"f:spec": {"f:paused": {}}})),
+            entry("kubectl.1.33", "Update", json!({"f:spec": {"f:paused": {}}})),
             edited,
         ];
         assert_eq!(follow(&undone, &recorded, &held).expect("something changes"), expected);
@@ -249,10 +261,13 @@ mod tests {
             record(&[entry("a", "Apply", json!({"f:spec": {"f:template": {"f:x": {}}}}))]).expect("a record");
         let live = [
             entry("a", "Apply", json!({"f:spec": {"f:template": {"f:x": {}}}})),
-            entry("proa-controllers", "Update", json!({"f:spec": {"f:template": {"f:x": {}, "f:y": {}}}})),
+            undo("proa-controllers", json!({"f:x": {}, "f:y": {}}), json!({})),
         ];
         let followed = follow(&live, &recorded, &BTreeMap::new()).expect("something changes");
-        assert_eq!(followed[1], entry("proa-controllers", "Update", json!({"f:spec": {"f:template": {"f:y": {}}}})));
+        assert_eq!(
+            followed[1],
+            entry("proa-controllers", "Update", json!({"f:spec": {"f:paused": {}, "f:template": {"f:y": {}}}}))
+        );
     }
 
     #[test]
