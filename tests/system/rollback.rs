@@ -1,6 +1,6 @@
 //! Going back by itself, with evidence and configuration, without fighting the next apply.
 
-use crate::harness::{Cluster, eventually, text};
+use crate::harness::{Cluster, PROA, eventually, text};
 
 /// A guarded Deployment whose two pods answer with version `image`.
 fn guarded(image: &str) -> String {
@@ -83,6 +83,15 @@ fn a_crash_looping_revision_goes_back_says_why_and_stays_refused_until_it_change
     let broken =
         cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.containers[0].image}"]);
     assert!(!broken.contains("broken"), "{broken}");
+
+    // By hand it is not gone back to either, and the answer says how it could be.
+    let mut rollback = cluster.namespace.command(PROA);
+    rollback.args(["rollback", "deployment/web", "--to", "2", "--kubeconfig"]).arg(cluster.kubeconfig());
+    let said = text(&rollback.output().expect("proa rollback runs"));
+    assert!(
+        said.contains("revision 2 of deployment \"web\" is known to fail") && said.contains("proa.dev/retry"),
+        "{said}"
+    );
 
     // Somebody says so: it is tried once more, and goes back once more.
     let replica_sets = || cluster.kubectl(&["get", "events", "-o", "name", "--field-selector=reason=RolledBack"]);

@@ -79,7 +79,8 @@ pub(super) fn record(managed: &[ManagedFieldsEntry]) -> Option<String> {
             template: part(entry, TEMPLATE).cloned().unwrap_or_default(),
             annotations: part(entry, ANNOTATIONS).cloned().unwrap_or_default(),
         })
-        .filter(|owned| !owned.manager.is_empty() && !(owned.template.is_null() && owned.annotations.is_null()))
+        .filter(|owned| !owned.manager.is_empty())
+        .filter(|owned| owned.template.is_object() || owned.annotations.is_object())
         .collect();
     let record = crate::patch::json(&owned).to_string();
     (!owned.is_empty() && record.len() <= RECORD_LIMIT).then_some(record)

@@ -41,7 +41,7 @@ impl Planner<'_> {
             // The settings are those of the revision that was current last. It is the new one itself when it never left,
             // and when it has got its number but the deployment was not written yet.
             let before = if comes_back { self.revisions.latest_old() } else { Some(new) };
-            if let Some(before) = before {
+            if let Some(before) = before.filter(|_| replaced_annotations(self.deployment, new)) {
                 for (key, value) in lost_settings(self.deployment, before) {
                     match &value {
                         Value::String(value) => wanted.insert(key.clone(), value.clone()),
@@ -87,6 +87,13 @@ impl Planner<'_> {
         }
         self.act(Action::Patch(patch));
     }
+}
+
+/// Whether the undo to that replica set replaced all annotations, as stock kubectl's does: then other marks of the
+/// replica set came along. Ours brings none of them and leaves the settings as they are.
+fn replaced_annotations(deployment: &Deployment, set: &ReplicaSet) -> bool {
+    let marks = || annotations::REPLICA_SET_ONLY.iter().filter(|mark| **mark != annotations::REVISION_OF);
+    marks().any(|mark| note(deployment, mark).is_some()) || !marks().any(|mark| note(set, mark).is_some())
 }
 
 /// The settings an undo took from the deployment or put back onto it: as they were while `before` was current.

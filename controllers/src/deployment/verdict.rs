@@ -324,16 +324,16 @@ mod tests {
             let mut pod = Pod::clone(&pod("p", waiting("ErrImagePull", message), 0, 1));
             let statuses = pod.status.as_mut().and_then(|status| status.container_statuses.as_mut());
             statuses.expect("one")[0].image = image.to_owned();
-            reason(&[Arc::new(pod)])
+            reason(&[Arc::new(pod)]).ok()
         };
         let gone =
-            |image: &str, message: &str| assert_eq!(pull(image, message), Ok("ImageNotFound".into()), "{message}");
+            |image: &str, message: &str| assert_eq!(pull(image, message), Some("ImageNotFound".into()), "{message}");
         gone("example/dns-resolver:refused", "docker.io/example/dns-resolver:refused: not found: manifest unknown");
         gone("r.example:5000/a/resolve@sha256:0", "http://r.example:5000/v2/a/resolve/manifests/sha256:0: not found");
         gone("dns.example/web:v1", "dns.example/web:v1: pull access denied, the repository does not exist");
         gone("dns:v2", "failed to pull \"dns:v2\": not found");
         gone("dns", "image \"dns\" not found");
-        let waits = |image: &str, message: &str| assert_eq!(pull(image, message), Err(Verdict::Fine), "{message}");
+        let waits = |image: &str, message: &str| assert_eq!(pull(image, message), None, "{message}");
         waits("example/not-found:denied", "docker.io/example/not-found:denied: cannot reach the registry: timeout");
         waits("dns:v2", "docker.io/library/dns:v2: cannot reach the registry: dns error: host not found");
         waits("dns", "dns error: host not found");

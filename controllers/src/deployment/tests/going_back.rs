@@ -142,6 +142,19 @@ fn a_failed_template_applied_again_is_refused_without_a_single_pod() {
 }
 
 #[test]
+fn a_setting_that_comes_with_a_refused_template_stays() {
+    let mut sim = Sim::new();
+    sim.roll_out(&manifest(3, "v1", on_failure()));
+    sim.roll_out(&manifest(3, "crash", on_failure()));
+    let mut edit = on_failure();
+    let setting = json!({"metadata": {"annotations": {annotations::CONFIG_REVISIONS: "off"}}});
+    crate::sim::merge(&mut edit, &setting);
+    sim.roll_out(&manifest(3, "crash", edit));
+    assert_eq!(sim.condition("RolloutRefused").expect("it").0, "True");
+    assert_eq!(sim.deployment().annotations()[annotations::CONFIG_REVISIONS], "off");
+}
+
+#[test]
 fn an_undo_to_the_failed_revision_is_refused_too() {
     let mut sim = Sim::new();
     sim.roll_out(&manifest(3, "v1", on_failure()));
