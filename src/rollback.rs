@@ -7,6 +7,7 @@ use kube::Client;
 use proa_crds::Family;
 
 use crate::cli;
+use crate::run::{COMMAND_LINE, client_from};
 
 pub(crate) async fn run(args: cli::Rollback) -> anyhow::Result<()> {
     let Some((kind, name)) = args.target.split_once('/') else {
@@ -44,7 +45,7 @@ async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
             return Ok(client);
         }
         let default = PathBuf::from(cli::DEFAULT_DATA_DIR).join("admin.kubeconfig");
-        return crate::run::client_from(&default).await.context("no kubeconfig: give one with --kubeconfig");
+        return client_from(&default, COMMAND_LINE).await.context("no kubeconfig: give one with --kubeconfig");
     };
-    crate::run::client_from(&file).await
+    client_from(&file, COMMAND_LINE).await
 }

@@ -11,6 +11,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use warp::http;
 
 use crate::cli;
 use crate::paths::{DataDir, Part};
@@ -27,7 +29,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let _lock = control.data.lock(Part::Agent)?;
 
     parts.spawn("controllers", {
-        let (client, shutdown) = (control.client("system:kube-controller-manager")?, parts.shutdown.clone());
+        let (client, shutdown) =
+            (control.client("system:kube-controller-manager", CONTROLLERS), parts.shutdown.clone());
         // The lock on the data directory lets one such process live at a time: the next one leads again at once.
         let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"));
         async move { Ok(proa_controllers::run(client, options, shutdown).await?) }
@@ -42,7 +45,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
     };
     let agent = node::config(
-        control.client("system:proa-agent")?,
+        control.client("system:proa-agent", AGENT),
         Family::Standard,
         node_name.clone(),
         &control.data,
@@ -60,7 +63,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
 
     parts
         .until_stopped(async {
-            let client = control.client("system:admin")?;
+            let client = control.client("system:admin", COMMAND_LINE);
             node_ready(&client, &node_name).await?;
             progress.done("node", format!("{node_name} is ready"));
             let mut applied = Vec::new();
@@ -88,7 +91,7 @@ pub(crate) async fn server(args: cli::Server) -> anyhow::Result<()> {
 
 /// `proa controllers`: the loops and the scheduler, against any API server.
 pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
-    let client = client_from(&args.kubeconfig).await?;
+    let client = client_from(&args.kubeconfig, CONTROLLERS).await?;
     let parts = Parts::new();
     let shutdown = parts.shutdown.clone();
     let host = node::host_name()?;
@@ -105,7 +108,7 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     preflight::create_data_dir(&args.data.data_dir)?;
     let data = DataDir::new(&args.data.data_dir)?;
     let _lock = data.lock(Part::Agent)?;
-    let client = client_from(&args.kubeconfig).await?;
+    let client = client_from(&args.kubeconfig, AGENT).await?;
     let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
     let authority = node::certificate_authority(&args.kubeconfig)?;
     let api = api_address(&args.kubeconfig)?;
@@ -218,9 +221,13 @@ impl ControlPlane {
     }
 
     /// A client in this process: no socket, no TLS, the same code.
-    fn client(&self, user: &str) -> anyhow::Result<Client> {
+    fn client(&self, user: &str, agent: UserAgent) -> Client {
         let service = self.server.local(proa_apiserver::User::new(user, &["system:masters"]));
-        Ok(Client::new(service, "default"))
+        let named = service.map_request(move |mut request: http::Request<_>| {
+            request.headers_mut().insert(http::header::USER_AGENT, http::HeaderValue::from_static(agent.0));
+            request
+        });
+        Client::new(named, "default")
     }
 }
 
@@ -255,7 +262,7 @@ fn api_address(kubeconfig: &Path) -> anyhow::Result<SocketAddr> {
     let file = kube::config::Kubeconfig::read_from(kubeconfig)?;
     let server =
         file.clusters.into_iter().find_map(|named| named.cluster?.server).context("the kubeconfig names no server")?;
-    let url: warp::http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
+    let url: http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     let found =
         (host, url.port_u16().unwrap_or(443)).to_socket_addrs().with_context(|| format!("cannot find {host}"))?.next();
@@ -279,12 +286,23 @@ async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) async fn client_from(kubeconfig: &Path) -> anyhow::Result<Client> {
+/// What a part calls itself towards the API server, which takes the word before the slash for the field manager of a
+/// write that names none.
+#[derive(Clone, Copy)]
+pub(crate) struct UserAgent(&'static str);
+
+const CONTROLLERS: UserAgent = UserAgent(concat!("proa-controllers/", env!("CARGO_PKG_VERSION")));
+const AGENT: UserAgent = UserAgent(concat!("proa-agent/", env!("CARGO_PKG_VERSION")));
+/// The commands a user gives.
+pub(crate) const COMMAND_LINE: UserAgent = UserAgent(concat!("proa/", env!("CARGO_PKG_VERSION")));
+
+pub(crate) async fn client_from(kubeconfig: &Path, agent: UserAgent) -> anyhow::Result<Client> {
     let file = kube::config::Kubeconfig::read_from(kubeconfig)
         .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+    let mut config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
         .await
         .with_context(|| format!("{} is not a usable kubeconfig", kubeconfig.display()))?;
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent.0)));
     Ok(Client::try_from(config)?)
 }
 

@@ -50,8 +50,8 @@ use tokio_util::sync::CancellationToken;
 /// How the controllers of one process run.
 #[derive(Clone)]
 pub struct Options {
-    /// Which family's workload kinds to drive. The loops of the cluster itself (namespaces, service accounts, garbage
-    /// collection …) run with the standard family alone: another API server has its own.
+    /// Which family's workload kinds to drive, and collect the garbage of. The loops of the cluster itself (namespaces,
+    /// service accounts …) run with the standard family alone: another API server has its own.
     pub family: Family,
     /// The name this process goes by among several: of all that have one, one acts at a time. Two processes must not
     /// share a name; the next life of the same one should, for it leads again at once. Without one (empty) there is no
@@ -109,11 +109,18 @@ fn start_loops(context: &Context, options: &Options) {
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
     context.start(podgc::PodGc::new(context));
+    let catalogue = catalogue::Catalogue::start(
+        context,
+        match context.family {
+            Family::Standard => catalogue::Scope::Everything,
+            // The API server's own collector may do the same: every deletion names what it was decided on.
+            Family::Proa => catalogue::Scope::Group(context.family.deployment().group),
+        },
+    );
+    context.start(garbage::GarbageCollector::new(&catalogue));
     if context.family == Family::Standard {
         context.start(aggregation::Aggregation::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));
-        let catalogue = catalogue::Catalogue::start(context);
-        context.start(garbage::GarbageCollector::new(&catalogue));
         context.start(namespace::Namespaces::new(context, &catalogue));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
     }

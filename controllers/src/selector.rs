@@ -3,6 +3,9 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use std::collections::BTreeMap;
 
+/// What is wrong with a workload whose selector does not select the pods its template makes.
+pub const MISMATCH: &str = "`selector` does not match template `labels`";
+
 /// Whether the selector selects those labels. An operator that does not exist selects nothing; an empty selector
 /// selects everything.
 pub fn matches(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {

@@ -39,11 +39,20 @@ pub enum Stay {
     For(Duration),
 }
 
+/// A node that is not ready, as a taint.
+pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
+/// A node that is silent, as a taint.
+pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+/// How long a pod that says nothing of it may stay on a node that is not ready or silent. Admission writes that into the
+/// pods of the standard family (Kubernetes' `DefaultTolerationSeconds`); nobody does into custom ones.
+pub const UNTOLD: Duration = Duration::from_secs(300);
+
 /// How long pods with these tolerations may stay under one `NoExecute` taint.
 pub fn stay(taint: &Taint, tolerations: &[Toleration]) -> Stay {
     let mut covered = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
     if covered.peek().is_none() {
-        return Stay::For(Duration::ZERO);
+        let is_the_nodes = [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) && taint.effect == NO_EXECUTE;
+        return Stay::For(if is_the_nodes { UNTOLD } else { Duration::ZERO });
     }
     // Of several tolerations the shortest stay counts; without seconds there is no end.
     match covered.filter_map(|toleration| toleration.toleration_seconds).min() {
@@ -94,12 +103,20 @@ mod tests {
     fn the_shortest_toleration_decides_how_long_a_pod_stays() {
         let unreachable = taint("node.kubernetes.io/unreachable:NoExecute");
         let with = |seconds| toleration("node.kubernetes.io/unreachable", "Exists", "", "NoExecute", seconds);
-        assert_eq!(stay(&unreachable, &[]), Stay::For(Duration::ZERO));
+        assert_eq!(stay(&taint("maintenance:NoExecute"), &[]), Stay::For(Duration::ZERO));
         assert_eq!(stay(&unreachable, &[with(None)]), Stay::Forever);
         assert_eq!(
             stay(&unreachable, &[with(Some(300)), with(None), with(Some(5))]),
             Stay::For(Duration::from_secs(5))
         );
         assert_eq!(stay(&unreachable, &[with(Some(-1))]), Stay::For(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_pod_that_says_nothing_stays_five_minutes_on_a_silent_node() {
+        let elsewhere = toleration("maintenance", "Exists", "", "", None);
+        for key in [NOT_READY, UNREACHABLE] {
+            assert_eq!(stay(&taint(&format!("{key}:NoExecute")), std::slice::from_ref(&elsewhere)), Stay::For(UNTOLD));
+        }
     }
 }

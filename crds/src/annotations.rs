@@ -4,10 +4,14 @@
 pub const ROLLBACK: &str = "proa.dev/rollback";
 /// The value of [`ROLLBACK`] that turns it on.
 pub const ROLLBACK_ON_FAILURE: &str = "on-failure";
+/// The value of [`ROLLBACK`] that turns it off.
+pub const ROLLBACK_OFF: &str = "off";
 /// On a Deployment: a new value starts a failed, refused revision again.
 pub const RETRY: &str = "proa.dev/retry";
 /// On a Deployment: `off` means that no configuration is kept with revisions.
 pub const CONFIG_REVISIONS: &str = "proa.dev/config-revisions";
+/// The value of [`CONFIG_REVISIONS`] that turns it off.
+pub const CONFIG_REVISIONS_OFF: &str = "off";
 /// On a ReplicaSet and its pods: the Secret that holds the configuration they read instead of the live objects.
 pub const CONFIG_REVISION: &str = "proa.dev/config-revision";
 /// The `type` of the Secrets that keep a revision's configuration.
@@ -16,7 +20,7 @@ pub const CONFIG_REVISION_SECRET_TYPE: &str = "proa.dev/config-revision";
 /// On a ReplicaSet: its own name. `kubectl rollout undo` copies a ReplicaSet's annotations to the Deployment, so this
 /// name found on a Deployment says that an undo arrived, and to which ReplicaSet.
 pub const REVISION_OF: &str = "proa.dev/revision-of";
-/// On a ReplicaSet: when its revision first completed a rollout (RFC 3339).
+/// On a ReplicaSet: when its revision first completed a rollout (RFC 3339). Gone again when it is found to fail.
 pub const HEALTHY: &str = "proa.dev/healthy";
 /// On a ReplicaSet: why its revision failed, as JSON (reason, message, pod, log, time, the retry value it failed under).
 pub const FAILURE: &str = "proa.dev/failure";

@@ -218,7 +218,36 @@ fn root(row: &Row, components: &Map<String, Value>) -> Value {
             field["minimum"] = json!(0);
         }
     }
+    if matches!(row.kind, "Deployment" | "ReplicaSet") {
+        select_own_pods(&mut schema);
+    }
     schema
+}
+
+/// A label's value is no longer (the API's own limit).
+const LABEL_VALUE: usize = 63;
+/// So many labels of a selector are compared: a rule over a map without end would cost too much to be accepted.
+const SELECTED_LABELS: usize = 64;
+
+/// Adds the rule that the labels a workload selects by are those its template gives: pods it does not find again it would
+/// make without end. Selectors by expression are left to the controllers, which refuse the same.
+fn select_own_pods(schema: &mut Value) {
+    let Some(spec) = schema.pointer_mut("/properties/spec") else { return };
+    let labels = json!({"type": "string", "maxLength": LABEL_VALUE});
+    if let Some(selected) = spec.pointer_mut("/properties/selector/properties/matchLabels") {
+        selected["additionalProperties"] = labels.clone();
+        selected["maxProperties"] = json!(SELECTED_LABELS);
+    }
+    if let Some(given) = spec.pointer_mut("/properties/template/properties/metadata/properties/labels") {
+        given["additionalProperties"] = labels;
+    }
+    spec["x-kubernetes-validations"] = json!([{
+        "rule": "!has(self.selector.matchLabels) || self.selector.matchLabels.all(name, has(self.template) \
+                 && has(self.template.metadata) && has(self.template.metadata.labels) \
+                 && name in self.template.metadata.labels \
+                 && self.template.metadata.labels[name] == self.selector.matchLabels[name])",
+        "message": "`selector` does not match template `labels`",
+    }]);
 }
 
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
@@ -352,6 +381,25 @@ mod tests {
         let ports = &containers["items"]["properties"]["ports"];
         assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
         assert_eq!(ports["items"]["properties"]["protocol"]["default"], "TCP");
+    }
+
+    #[test]
+    fn a_workload_that_does_not_select_its_own_pods_is_refused() {
+        for definition in &definitions()[1..3] {
+            let schema = definition.pointer("/spec/versions/0/schema/openAPIV3Schema").expect("a schema");
+            let schema = from_openapi_v3(schema).expect("structural");
+            let refused = |selected: Value, labels: Value| {
+                let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c"}]}});
+                let object = json!({"spec": {"selector": {"matchLabels": selected}, "template": template}});
+                schema.validate(&object, None).iter().map(ToString::to_string).collect::<Vec<_>>()
+            };
+            assert!(refused(json!({"app": "a"}), json!({"app": "a", "tier": "front"})).is_empty());
+            assert!(refused(json!({}), json!({"app": "a"})).is_empty(), "an empty selector is refused elsewhere");
+            for labels in [json!({"app": "b"}), json!({"tier": "a"}), json!({})] {
+                let said = refused(json!({"app": "a"}), labels);
+                assert!(said.len() == 1 && said[0].contains("`selector` does not match template `labels`"), "{said:?}");
+            }
+        }
     }
 
     /// Run with `PROA_UPDATE=1` to write the files.

@@ -24,6 +24,8 @@ pub const MINIMUM_UNAVAILABLE: &str = "MinimumReplicasUnavailable";
 pub const FAILED_CREATE: &str = "FailedCreate";
 /// ReplicaFailure, events: a pod could not be deleted.
 pub const FAILED_DELETE: &str = "FailedDelete";
+/// ReplicaFailure, events: the selector does not select the pods the template makes.
+pub const SELECTOR_MISMATCH: &str = "SelectorMismatch";
 /// Event: a pod was created.
 pub const SUCCESSFUL_CREATE: &str = "SuccessfulCreate";
 /// Event: a pod was deleted.

@@ -83,4 +83,14 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     assert_eq!(rollback(&[]), "deployment/web goes back from revision 3 to revision 2\n");
     eventually("v2 runs again", || (images() == "example/echo:v2 example/echo:v2").then_some(()));
     assert_eq!(cluster.kubectl(&["get", "pods", "-o", "name"]), "", "no standard pod was made");
+
+    let astray = second.replacen("app: web", "app: astray", 1).replacen("app: web", "app: astray", 1);
+    let output = cluster.try_kubectl_stdin(&["apply", "-f", "-"], &astray);
+    assert!(text(&output).contains("`selector` does not match template `labels`"), "{}", text(&output));
+
+    cluster.kubectl(&["delete", "deployments.proa.dev/web"]);
+    eventually("what it made goes with it", || {
+        let left = cluster.kubectl(&["get", "replicasets.proa.dev,pods.proa.dev", "-o", "name"]);
+        left.is_empty().then_some(())
+    });
 }

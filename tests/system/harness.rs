@@ -184,6 +184,14 @@ impl Cluster {
         command
     }
 
+    /// A shell script in which `kubectl` is this cluster's; it runs in `dir` and ends at the first command that fails.
+    pub(crate) fn shell(&self, script: &str, dir: &Path) -> Output {
+        let script = format!("kubectl() {{ {} \"$@\"; }}\n{script}", self.kubectl.display());
+        let mut shell = self.namespace.command("sh");
+        shell.args(["-ec", &script]).current_dir(dir).env("KUBECONFIG", self.kubeconfig()).env("HOME", self.data());
+        shell.stdin(Stdio::null()).output().expect("sh runs")
+    }
+
     /// Runs kubectl; its output whatever it says.
     pub(crate) fn try_kubectl(&self, arguments: &[&str]) -> Output {
         self.kubectl_command(arguments).output().expect("kubectl runs")

@@ -1,6 +1,6 @@
 //! Going back by itself, with evidence and configuration, without fighting the next apply.
 
-use crate::harness::{Cluster, eventually};
+use crate::harness::{Cluster, PROA, eventually, text};
 
 /// A guarded Deployment whose two pods answer with version `image`.
 fn guarded(image: &str) -> String {
@@ -61,10 +61,15 @@ fn running_images(cluster: &Cluster) -> Vec<String> {
 #[test]
 fn a_crash_looping_revision_goes_back_says_why_and_stays_refused_until_it_changes() {
     let cluster = Cluster::up();
-    cluster.apply(&guarded("example/echo:v1"));
-    rolled_out(&cluster);
-    cluster.apply(&guarded("example/echo:broken"));
-    rolled_back(&cluster);
+    let pipeline = |image: &str| {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("web.yaml"), guarded(image)).expect("the manifest is written");
+        cluster.shell(&documented_pipeline(), dir.path())
+    };
+    let output = pipeline("example/echo:v1");
+    assert!(output.status.success(), "{}", text(&output));
+    let output = pipeline("example/echo:broken");
+    assert!(!output.status.success() && text(&output).contains("RolledBack: revision 2 failed"), "{}", text(&output));
     assert_eq!(running_images(&cluster), ["example/echo:v1", "example/echo:v1"]);
     let why = condition(&cluster, "RolledBack", "message");
     assert!(why.contains("revision 2") && why.contains("broken on purpose"), "{why}");
@@ -72,12 +77,21 @@ fn a_crash_looping_revision_goes_back_says_why_and_stays_refused_until_it_change
     assert!(events.contains("RolledBack"), "{events}");
 
     // A pipeline applies the same again: nothing new is started, and the condition says so.
-    cluster.apply(&guarded("example/echo:broken"));
-    cluster.kubectl(&["wait", "deployment/web", "--for=condition=RolloutRefused", "--timeout=30s"]);
+    let output = pipeline("example/echo:broken");
+    assert!(!output.status.success() && text(&output).contains("RolloutRefused: revision 2"), "{}", text(&output));
     assert_eq!(running_images(&cluster), ["example/echo:v1", "example/echo:v1"]);
     let broken =
         cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.containers[0].image}"]);
     assert!(!broken.contains("broken"), "{broken}");
+
+    // By hand it is not gone back to either, and the answer says how it could be.
+    let mut rollback = cluster.namespace.command(PROA);
+    rollback.args(["rollback", "deployment/web", "--to", "2", "--kubeconfig"]).arg(cluster.kubeconfig());
+    let said = text(&rollback.output().expect("proa rollback runs"));
+    assert!(
+        said.contains("revision 2 of deployment \"web\" is known to fail") && said.contains("proa.dev/retry"),
+        "{said}"
+    );
 
     // Somebody says so: it is tried once more, and goes back once more.
     let replica_sets = || cluster.kubectl(&["get", "events", "-o", "name", "--field-selector=reason=RolledBack"]);
@@ -93,6 +107,76 @@ fn a_crash_looping_revision_goes_back_says_why_and_stays_refused_until_it_change
     eventually("only v2 runs", || (running_images(&cluster) == ["example/echo:v2", "example/echo:v2"]).then_some(()));
     assert_ne!(condition(&cluster, "RolledBack", "status"), "True");
     assert_ne!(condition(&cluster, "RolloutRefused", "status"), "True");
+
+    // Whoever wrote is known by name.
+    let written = cluster.kubectl(&["get", "pods,replicasets,deployments", "-o", "json", "--show-managed-fields"]);
+    assert!(written.contains("\"manager\": \"proa-controllers\"") && written.contains("\"manager\": \"proa-agent\""));
+    assert!(!written.contains("\"manager\": \"unknown\""));
+}
+
+/// The commands `docs/rollback.md` gives a pipeline.
+fn documented_pipeline() -> String {
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rollback.md")).expect("the guide");
+    let (_, section) = guide.split_once("## In a pipeline").expect("its section");
+    let (_, commands) = section.split_once("```sh\n").expect("its commands");
+    commands.split_once("```").expect("their end").0.to_owned()
+}
+
+#[test]
+fn a_revision_that_dies_two_seconds_after_it_was_ready_goes_back_too() {
+    let cluster = Cluster::up();
+    cluster.load_busybox();
+    let without_probe = |command: &str| {
+        format!(
+            "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web, annotations: {{proa.dev/rollback: on-failure}}}}
+spec:
+  replicas: 3
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers: [{{name: shell, image: 'test/busybox:1', command: [sh, -c, '{command}']}}]
+"
+        )
+    };
+    cluster.apply(&without_probe("sleep 1000"));
+    rolled_out(&cluster);
+    cluster.apply(&without_probe("echo the port is taken; sleep 2; exit 3"));
+    rolled_out(&cluster);
+    assert_eq!(condition(&cluster, "RolledBack", "status"), "", "all of it was ready before the first crash");
+    rolled_back(&cluster);
+    assert_eq!(condition(&cluster, "RolledBack", "reason"), "CrashLoop");
+    let why = condition(&cluster, "RolledBack", "message");
+    assert!(why.contains("revision 2 failed") && why.contains("the port is taken"), "{why}");
+    assert_eq!(running_images(&cluster).len(), 3);
+}
+
+#[test]
+fn a_server_side_apply_after_an_undo_of_stock_kubectl_needs_no_force() {
+    let cluster = Cluster::up();
+    let apply = |image: &str, variable: &str| {
+        let manifest = guarded(image)
+            .replace(
+                "        readinessProbe",
+                &format!("        env: [{{name: {variable}, value: a}}]\n        readinessProbe"),
+            )
+            .replace("on-failure}", &format!("on-failure, kubernetes.io/change-cause: {variable}}}"));
+        cluster.kubectl_stdin(&["apply", "--server-side", "-f", "-"], &manifest);
+    };
+    apply("example/echo:v1", "ONLY_IN_V1");
+    rolled_out(&cluster);
+    apply("example/echo:v2", "ONLY_IN_V2");
+    rolled_out(&cluster);
+    cluster.kubectl(&["rollout", "undo", "deployment/web"]);
+    rolled_out(&cluster);
+    apply("example/echo:v2", "ONLY_IN_V3");
+    let field = |path: &str| cluster.kubectl(&["get", "deployment", "web", "-o", &format!("jsonpath={{{path}}}")]);
+    assert_eq!(field(".spec.template.spec.containers[0].env[*].name"), "ONLY_IN_V3");
+    assert_eq!(field(".metadata.annotations.kubernetes\\.io/change-cause"), "ONLY_IN_V3");
 }
 
 #[test]
@@ -359,7 +443,9 @@ fn the_setting_survives_an_undo_and_a_namespace_can_ask_for_all() {
     rolled_out(&cluster);
     cluster.apply(&plain("example/echo:v2"));
     rolled_out(&cluster);
-    cluster.kubectl(&["annotate", "deployment/web", "proa.dev/rollback=on-failure"]);
+    let misspelt = cluster.try_kubectl(&["annotate", "deployment/web", "proa.dev/rollback=on_failure"]);
+    assert!(text(&misspelt).contains("Warning: ") && text(&misspelt).contains("\"on-failure\""), "{}", text(&misspelt));
+    cluster.kubectl(&["annotate", "deployment/web", "--overwrite", "proa.dev/rollback=on-failure"]);
     eventually("the revision knows", || {
         let sets = cluster.kubectl(&[
             "get",

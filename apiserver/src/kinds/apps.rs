@@ -8,7 +8,7 @@ use proa_apimachinery::names;
 use serde_json::{Value, json};
 
 use super::at::{At, map_in, maps_at, or_set, spec_mut};
-use super::{Op, Rules, meta, storage, template};
+use super::{Op, Rules, meta, settings, storage, template};
 
 const WORKLOAD: Rules =
     Rules { unsupported: template::unsupported, warnings: template::warnings, validate_status, ..Rules::WITH_STATUS };
@@ -50,6 +50,7 @@ pub(super) const DEPLOYMENT: Rules = Rules {
         }
         fixed_selector(new, old, errors);
     },
+    warnings: |object| [template::warnings(object), settings::warnings(object)].concat(),
     ..WORKLOAD
 };
 

@@ -14,7 +14,7 @@ use super::at::{At, map_in, maps_at, or_set, spec_mut};
 use super::columns::NAME_AND_AGE;
 use super::{
     Cell, Column, Convert, Kind, Op, Rules, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Strategy,
-    Subresource, meta, rules,
+    Subresource, meta, rules, settings,
 };
 
 pub(super) const RULES: Rules = Rules {
@@ -325,6 +325,10 @@ impl Strategy for Custom {
         let before = old.map(Object::to_value);
         errors.extend(self.schema.validate(&new.to_value(), before.as_ref()));
         errors
+    }
+
+    fn warnings(&self, new: &Object) -> Vec<String> {
+        settings::warnings(new)
     }
 }
 

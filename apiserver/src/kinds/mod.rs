@@ -35,6 +35,7 @@ mod rbac;
 mod rows;
 mod rules;
 mod service;
+mod settings;
 mod storage;
 mod template;
 

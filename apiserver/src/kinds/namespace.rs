@@ -3,7 +3,7 @@
 use proa_apimachinery::{Object, names};
 use serde_json::{Value, json};
 
-use super::{Op, Rules};
+use super::{Op, Rules, settings};
 
 /// Set by the server on every namespace, so that selectors can name one.
 pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -18,6 +18,7 @@ pub(super) const NAMESPACE: Rules = Rules {
         }
     },
     prepare,
+    warnings: settings::warnings,
     ..Rules::GENERIC
 };
 

@@ -12,9 +12,10 @@ pub use graph::{Change, FOREGROUND, Graph, Item, ORPHAN, Presence, Remaining, Re
 
 use crate::Context;
 use futures::{StreamExt, pin_mut};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client,
-    api::DynamicObject,
+    api::{ApiResource, DynamicObject},
     core::PartialObjectMeta,
     runtime::watcher::{self, Event, watcher},
 };
@@ -35,6 +36,44 @@ const SETTLE: Duration = Duration::from_millis(30);
 /// How long an own write may take to be seen before work goes on without.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
 
+/// Which objects a catalogue holds.
+#[derive(Clone, Debug)]
+pub enum Scope {
+    /// All there are.
+    Everything,
+    /// Those of one group, and the Secrets they own. The rest is somebody else's: the API server's own controllers.
+    Group(String),
+}
+
+impl Scope {
+    fn watches(&self, resource: &Resource) -> bool {
+        let api = &resource.api;
+        match self {
+            Scope::Everything => true,
+            // Definitions tell of new kinds.
+            Scope::Group(group) => api.group == *group || is_secret(api) || api.plural == DEFINITIONS,
+        }
+    }
+
+    fn holds(&self, item: &Item) -> bool {
+        let of_group = |owner: &OwnerReference, group: &str| {
+            owner.api_version.rsplit_once('/').is_some_and(|(owner_group, _)| owner_group == group)
+        };
+        match self {
+            Scope::Group(group) if is_secret(&item.resource.api) => {
+                item.owners.iter().any(|owner| of_group(owner, group))
+            }
+            _ => true,
+        }
+    }
+}
+
+const DEFINITIONS: &str = "customresourcedefinitions";
+
+fn is_secret(api: &ApiResource) -> bool {
+    api.group.is_empty() && api.plural == "secrets"
+}
+
 type Route = Box<dyn Fn(&Change) + Send + Sync>;
 
 /// A handle; clones share the catalogue.
@@ -43,6 +82,7 @@ pub struct Catalogue(Arc<Inner>);
 
 struct Inner {
     client: Client,
+    scope: Scope,
     shutdown: CancellationToken,
     graph: RwLock<Graph>,
     known: RwLock<Known>,
@@ -73,9 +113,10 @@ impl Known {
 
 impl Catalogue {
     /// An empty catalogue that begins to fill once the context runs tasks.
-    pub fn start(context: &Context) -> Catalogue {
+    pub fn start(context: &Context, scope: Scope) -> Catalogue {
         let catalogue = Catalogue(Arc::new(Inner {
             client: context.client.clone(),
+            scope,
             shutdown: context.shutdown.clone(),
             graph: RwLock::default(),
             known: RwLock::default(),
@@ -166,7 +207,9 @@ impl Catalogue {
     fn follow(&self, known: Known) -> Duration {
         let watched = |resource: &&Arc<Resource>| {
             let event = resource.api.plural == "events" && matches!(resource.api.group.as_str(), "" | "events.k8s.io");
-            !event && ["list", "watch", "delete"].iter().all(|verb| resource.can(verb))
+            !event
+                && self.0.scope.watches(resource)
+                && ["list", "watch", "delete"].iter().all(|verb| resource.can(verb))
         };
         let wanted: BTreeMap<String, Arc<Resource>> =
             known.resources.iter().filter(watched).map(|r| (r.label(), r.clone())).collect();
@@ -248,7 +291,7 @@ impl Catalogue {
             Event::InitApply(object) => {
                 let Some(item) = Item::of(resource.clone(), object.metadata) else { return };
                 listed.insert(item.uid.clone());
-                vec![self.0.graph.write().put(item)]
+                self.put(item)
             }
             Event::InitDone => {
                 let changes = self.0.graph.write().keep_only(resource, listed);
@@ -257,17 +300,24 @@ impl Catalogue {
             }
             Event::Apply(object) => {
                 let Some(item) = Item::of(resource.clone(), object.metadata) else { return };
-                vec![self.0.graph.write().put(item)]
+                self.put(item)
             }
             Event::Delete(object) => {
                 let Some(uid) = object.metadata.uid else { return };
                 vec![self.0.graph.write().remove(&uid)]
             }
         };
-        if matches!(resource.api.plural.as_str(), "customresourcedefinitions" | "apiservices") && !changes.is_empty() {
+        if matches!(resource.api.plural.as_str(), DEFINITIONS | "apiservices") && !changes.is_empty() {
             self.0.definitions_changed.notify_one();
         }
         self.report(&changes);
+    }
+
+    /// Takes in an object that is held, or was.
+    fn put(&self, item: Item) -> Vec<Change> {
+        let mut graph = self.0.graph.write();
+        let known = self.0.scope.holds(&item) || graph.get(&item.uid).is_some();
+        if known { vec![graph.put(item)] } else { Vec::new() }
     }
 
     fn listed(&self, resource: &Resource) {

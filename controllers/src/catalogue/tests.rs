@@ -39,6 +39,27 @@ pub(crate) fn reference(name: &str) -> OwnerReference {
 }
 
 #[test]
+fn a_groups_catalogue_holds_its_kinds_the_secrets_they_own_and_the_definitions_of_new_ones() {
+    let scope = Scope::Group("proa.dev".into());
+    let of = |group: &str, plural: &str| {
+        let api = ApiResource { group: group.into(), plural: plural.into(), ..resource("Thing", true).api.clone() };
+        Arc::new(Resource { api, ..Resource::clone(&resource("Thing", true)) })
+    };
+    let watched = [("proa.dev", "pods"), ("", "secrets"), ("apiextensions.k8s.io", "customresourcedefinitions")];
+    assert!(watched.iter().all(|(group, plural)| scope.watches(&of(group, plural))));
+    let others = [("", "pods"), ("apps", "deployments"), ("", "namespaces")];
+    assert!(!others.iter().any(|(group, plural)| scope.watches(&of(group, plural))));
+    let secret = |owner: &str| Item {
+        resource: of("", "secrets"),
+        owners: vec![OwnerReference { api_version: owner.into(), ..reference("o") }],
+        ..item("s", &[])
+    };
+    assert!(scope.holds(&secret("proa.dev/v1")));
+    assert!(!scope.holds(&secret("apps/v1")) && !scope.holds(&Item { owners: Vec::new(), ..secret("v1") }));
+    assert!(Scope::Everything.holds(&secret("apps/v1")) && Scope::Everything.watches(&of("apps", "deployments")));
+}
+
+#[test]
 fn an_owner_is_present_absent_or_unknown() {
     let mut graph = Graph::default();
     let owner = reference("o");

@@ -6,29 +6,35 @@
 //! the undo and is not in the next manifest is then removed by either kind of apply.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry};
+use proa_crds::annotations;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// A record larger than this is not kept: annotations of one object share 256 KiB.
 pub(super) const RECORD_LIMIT: usize = 96 * 1024;
 
-/// Managers that write templates while going back: what they wrote belongs to the appliers of that revision.
-const GOING_BACK: [&str; 3] = [crate::patch::MANAGER, "kubectl-rollout", "proa"];
-
-/// The template fields one server-side applier owned.
+/// What one server-side applier owned of what an undo brings back.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 struct Owned {
     manager: String,
     /// `fieldsV1` below `f:spec.f:template`.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
     template: Value,
+    /// `fieldsV1` below `f:metadata.f:annotations`.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    annotations: Value,
 }
+
+const TEMPLATE: [&str; 2] = ["f:spec", "f:template"];
+const ANNOTATIONS: [&str; 2] = ["f:metadata", "f:annotations"];
 
 fn is_apply(entry: &ManagedFieldsEntry) -> bool {
     entry.operation.as_deref() == Some("Apply") && entry.subresource.as_deref().unwrap_or_default().is_empty()
 }
 
-fn template_of(entry: &ManagedFieldsEntry) -> Option<&Value> {
-    entry.fields_v1.as_ref()?.0.get("f:spec")?.get("f:template")
+fn part<'a>(entry: &'a ManagedFieldsEntry, [outer, inner]: [&str; 2]) -> Option<&'a Value> {
+    entry.fields_v1.as_ref()?.0.get(outer)?.get(inner)
 }
 
 /// What client-side apply is to remember after going back: what it remembers now, with the template of `recorded`, and
@@ -56,36 +62,66 @@ pub(super) fn follow_client(current: &str, recorded: &str) -> Option<String> {
     (now != before).then(|| format!("{now}\n"))
 }
 
-/// The record of which server-side applier owns which template fields; `None` when there is none.
+/// Whether that is who went back: an undo brings the mark of the replica set along. By name nobody could tell, because
+/// kubectl gives none for an undo, and the server takes that of its program file (`kubectl`, `kubectl.exe`, `oc` …).
+fn went_back(entry: &ManagedFieldsEntry) -> bool {
+    let mark = format!("f:{}", annotations::REVISION_OF);
+    !is_apply(entry) && part(entry, ANNOTATIONS).is_some_and(|owned| owned.get(mark).is_some())
+}
+
+/// The record of which server-side applier owns what; `None` when none owns anything of it.
 pub(super) fn record(managed: &[ManagedFieldsEntry]) -> Option<String> {
     let owned: Vec<Owned> = managed
         .iter()
         .filter(|entry| is_apply(entry))
-        .filter_map(|entry| Some(Owned { manager: entry.manager.clone()?, template: template_of(entry)?.clone() }))
+        .map(|entry| Owned {
+            manager: entry.manager.clone().unwrap_or_default(),
+            template: part(entry, TEMPLATE).cloned().unwrap_or_default(),
+            annotations: part(entry, ANNOTATIONS).cloned().unwrap_or_default(),
+        })
+        .filter(|owned| !owned.manager.is_empty())
+        .filter(|owned| owned.template.is_object() || owned.annotations.is_object())
         .collect();
     let record = crate::patch::json(&owned).to_string();
     (!owned.is_empty() && record.len() <= RECORD_LIMIT).then_some(record)
 }
 
-/// The managed fields after going back to the revision of that record; `None` when nothing changes.
-pub(super) fn follow(managed: &[ManagedFieldsEntry], record: &str) -> Option<Vec<ManagedFieldsEntry>> {
-    let owned: Vec<Owned> = serde_json::from_str(record).ok()?;
-    let mut all = Value::Null;
-    for one in &owned {
-        unite(&mut all, &one.template);
+/// The managed fields after going back to the revision of that record; `None` when nothing changes. The template is the
+/// revision's, so an applier owns of it what it owned then. Of the annotations (`held` are those there are) it owns what it
+/// owns now as well: an undo leaves those the revision does not have an opinion on.
+pub(super) fn follow(
+    managed: &[ManagedFieldsEntry],
+    record: &str,
+    held: &BTreeMap<String, String>,
+) -> Option<Vec<ManagedFieldsEntry>> {
+    let mut owned: Vec<Owned> = serde_json::from_str(record).ok()?;
+    // The marks of the replica set are about to go.
+    let marks: Map<String, Value> =
+        annotations::REPLICA_SET_ONLY.iter().map(|name| (format!("f:{name}"), json!({}))).collect();
+    let (mut template, mut notes) = (Value::Null, Value::Object(marks));
+    for one in &mut owned {
+        if let Some(fields) = one.annotations.as_object_mut() {
+            fields.retain(|key, _| key.strip_prefix("f:").is_some_and(|name| held.contains_key(name)));
+        }
+        unite(&mut template, &one.template);
+        unite(&mut notes, &one.annotations);
     }
     let mut result = managed.to_vec();
     for entry in &mut result {
         if entry.subresource.as_deref().is_some_and(|subresource| !subresource.is_empty()) {
             continue;
         }
-        let manager = entry.manager.clone().unwrap_or_default();
         if is_apply(entry) {
-            let theirs = owned.iter().find(|one| one.manager == manager).map(|one| one.template.clone());
-            set_template(entry, theirs);
-        } else if GOING_BACK.contains(&manager.as_str()) {
-            let rest = template_of(entry).and_then(|held| subtract(held, &all));
-            set_template(entry, rest);
+            let theirs = owned.iter().find(|one| Some(&one.manager) == entry.manager.as_ref());
+            set_part(entry, TEMPLATE, theirs.map(|one| one.template.clone()));
+            let mut owned = part(entry, ANNOTATIONS).cloned().unwrap_or_default();
+            theirs.inspect(|one| unite(&mut owned, &one.annotations));
+            set_part(entry, ANNOTATIONS, Some(owned));
+        } else if went_back(entry) {
+            for (at, theirs) in [(TEMPLATE, &template), (ANNOTATIONS, &notes)] {
+                let rest = part(entry, at).and_then(|held| subtract(held, theirs));
+                set_part(entry, at, rest);
+            }
         }
     }
     result.retain(|entry| {
@@ -94,27 +130,18 @@ pub(super) fn follow(managed: &[ManagedFieldsEntry], record: &str) -> Option<Vec
     (result != managed).then_some(result)
 }
 
-fn set_template(entry: &mut ManagedFieldsEntry, template: Option<Value>) {
-    let fields = &mut entry.fields_v1.get_or_insert_with(|| FieldsV1(json!({}))).0;
-    match template {
-        Some(template) => {
-            if let Some(root) = fields.as_object_mut() {
-                let spec = root.entry("f:spec").or_insert_with(|| json!({}));
-                if let Some(spec) = spec.as_object_mut() {
-                    spec.insert("f:template".to_owned(), template);
-                }
-            }
+/// Puts a field set where it belongs in an entry; without one, and with an empty one, takes out what is there.
+fn set_part(entry: &mut ManagedFieldsEntry, [outer, inner]: [&str; 2], fields: Option<Value>) {
+    let Some(root) = entry.fields_v1.get_or_insert_with(|| FieldsV1(json!({}))).0.as_object_mut() else { return };
+    let fields = fields.filter(|fields| fields.as_object().is_some_and(|map| !map.is_empty()));
+    if let Some(fields) = fields {
+        if let Some(below) = root.entry(outer).or_insert_with(|| json!({})).as_object_mut() {
+            below.insert(inner.to_owned(), fields);
         }
-        None => {
-            if let Some(root) = fields.as_object_mut() {
-                let emptied = root.get_mut("f:spec").and_then(Value::as_object_mut).is_some_and(|spec| {
-                    spec.remove("f:template");
-                    spec.is_empty()
-                });
-                if emptied {
-                    root.remove("f:spec");
-                }
-            }
+    } else if let Some(below) = root.get_mut(outer).and_then(Value::as_object_mut) {
+        below.remove(inner);
+        if below.is_empty() {
+            root.remove(outer);
         }
     }
 }
@@ -163,6 +190,16 @@ mod tests {
         }
     }
 
+    /// What an undo wrote: these template fields, these annotations, and the mark.
+    fn undo(manager: &str, template: Value, mut notes: Value) -> ManagedFieldsEntry {
+        notes[format!("f:{}", annotations::REVISION_OF)] = json!({});
+        entry(
+            manager,
+            "Update",
+            json!({"f:metadata": {"f:annotations": notes}, "f:spec": {"f:paused": {}, "f:template": template}}),
+        )
+    }
+
     #[test]
     fn the_appliers_own_again_what_they_owned_with_that_revision_and_whoever_went_back_owns_none_of_it() {
         let image = json!({"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:image": {}, "f:old": {}}}}});
@@ -174,12 +211,37 @@ mod tests {
                 "Apply",
                 json!({"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:image": {}, "f:new": {}}}}}),
             ),
-            entry("kubectl-rollout", "Update", json!({"f:spec": {"f:template": {"f:spec": {"f:old": {}}}}})),
+            undo("kubectl", json!({"f:spec": {"f:old": {}}}), json!({})),
             entry("hpa", "Update", json!({"f:spec": {"f:template": {"f:metadata": {}}}})),
         ];
-        let followed = follow(&second, &recorded).expect("something changes");
-        assert_eq!(followed, [entry("kubectl", "Apply", image), second[2].clone()]);
-        assert_eq!(follow(&followed, &recorded), None);
+        let followed = follow(&second, &recorded, &BTreeMap::new()).expect("something changes");
+        let rest = entry("kubectl", "Update", json!({"f:spec": {"f:paused": {}}}));
+        assert_eq!(followed, [entry("kubectl", "Apply", image), rest, second[2].clone()]);
+        assert_eq!(follow(&followed, &recorded, &BTreeMap::new()), None);
+    }
+
+    #[test]
+    fn a_stock_undo_keeps_nothing_that_an_applier_owned_and_an_edit_keeps_what_is_its_own() {
+        let cause = json!({"f:cause": {}, "f:team": {}});
+        let first = json!({"f:metadata": {"f:annotations": cause}, "f:spec": {"f:template": {"f:image": {}}}});
+        let recorded = record(&[entry("kubectl", "Apply", first.clone())]).expect("something is owned");
+        let edited = entry("kubectl-edit", "Update", json!({"f:spec": {"f:template": {"f:dns": {}}}}));
+        let undone = [
+            entry("kubectl", "Apply", json!({"f:metadata": {"f:annotations": {"f:team": {}, "f:since": {}}}})),
+            undo("kubectl.1.33", json!({"f:image": {}}), json!({"f:cause": {}})),
+            edited.clone(),
+        ];
+        let held = ["cause", "since"].map(|key| (key.to_owned(), String::new())).into();
+        let expected = [
+            entry(
+                "kubectl",
+                "Apply",
+                json!({"f:metadata": {"f:annotations": {"f:cause": {}, "f:team": {}, "f:since": {}}}, "f:spec": {"f:template": {"f:image": {}}}}),
+            ),
+            entry("kubectl.1.33", "Update", json!({"f:spec": {"f:paused": {}}})),
+            edited,
+        ];
+        assert_eq!(follow(&undone, &recorded, &held).expect("something changes"), expected);
     }
 
     #[test]
@@ -200,10 +262,13 @@ mod tests {
             record(&[entry("a", "Apply", json!({"f:spec": {"f:template": {"f:x": {}}}}))]).expect("a record");
         let live = [
             entry("a", "Apply", json!({"f:spec": {"f:template": {"f:x": {}}}})),
-            entry("proa-controllers", "Update", json!({"f:spec": {"f:template": {"f:x": {}, "f:y": {}}}})),
+            undo("proa-controllers", json!({"f:x": {}, "f:y": {}}), json!({})),
         ];
-        let followed = follow(&live, &recorded).expect("something changes");
-        assert_eq!(followed[1], entry("proa-controllers", "Update", json!({"f:spec": {"f:template": {"f:y": {}}}})));
+        let followed = follow(&live, &recorded, &BTreeMap::new()).expect("something changes");
+        assert_eq!(
+            followed[1],
+            entry("proa-controllers", "Update", json!({"f:spec": {"f:paused": {}, "f:template": {"f:y": {}}}}))
+        );
     }
 
     #[test]

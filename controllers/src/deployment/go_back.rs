@@ -1,15 +1,17 @@
 //! `proa rollback`: what `kubectl rollout undo` does, for both families.
 
 use super::{
-    plan::template_patch,
     revisions::{number, same_template},
+    rollback::{self, Failure},
+    undo::template_patch,
 };
 use crate::owners;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client,
     api::{ListParams, Patch, PatchParams},
 };
-use proa_crds::{Deployment, Family, ReplicaSet};
+use proa_crds::{Deployment, Family, ReplicaSet, annotations};
 use std::fmt;
 
 /// How often a conflict with another writer is tried again.
@@ -48,9 +50,24 @@ pub enum RollbackError {
     /// A paused deployment does not roll, back or forth.
     #[error("deployment {0:?} is paused; resume it first with 'kubectl rollout resume deployment/{0}'")]
     Paused(String),
-    /// There is one revision only.
-    #[error("deployment {0:?} has no earlier revision")]
+    /// There is no other revision, or none that is not known to fail.
+    #[error("deployment {0:?} has no earlier revision that is not known to fail")]
     NoHistory(String),
+    /// The revision asked for is known to fail: automatic rollback would refuse it.
+    #[error(
+        "revision {revision} of deployment {name:?} is known to fail ({why}) and would be refused; to try it again: kubectl annotate {resource} {name} --overwrite {}=<a new value>",
+        annotations::RETRY
+    )]
+    KnownToFail {
+        /// The deployment.
+        name: String,
+        /// The resource kubectl knows deployments of that family by.
+        resource: String,
+        /// What was asked for.
+        revision: i64,
+        /// How it failed.
+        why: String,
+    },
     /// The history does not hold that revision.
     #[error("deployment {name:?} has no revision {revision}; its history holds {held:?}")]
     NoRevision {
@@ -73,7 +90,7 @@ impl RollbackError {
     }
 }
 
-/// Takes a deployment to revision `to`, or to the one before the current.
+/// Takes a deployment to revision `to`, or to the last one before the current that is not known to fail.
 ///
 /// The loop does the rest (kept configuration, what appliers remember), as for every undo.
 pub async fn rollback(
@@ -84,7 +101,7 @@ pub async fn rollback(
     to: Option<i64>,
 ) -> Result<Outcome, RollbackError> {
     let deployments: Api<Deployment> = Api::namespaced_with(client.clone(), namespace, &family.deployment());
-    let sets: Api<ReplicaSet> = Api::namespaced_with(client, namespace, &family.replica_set());
+    let sets: Api<ReplicaSet> = Api::namespaced_with(client.clone(), namespace, &family.replica_set());
     let mut attempt = 1;
     loop {
         let Some(deployment) = deployments.get_opt(name).await? else {
@@ -94,6 +111,12 @@ pub async fn rollback(
         let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
         held.retain(|set| owners::is_controlled_by(&set.metadata, uid));
         let (target, from) = choose(&deployment, &held, to)?;
+        if let Some(failure) =
+            rollback::failure_of(target).filter(|failure| !rollback::is_retried(&deployment, failure))
+            && rollback::is_on(&deployment, wants_rollback(&client, namespace).await)
+        {
+            return Err(known_to_fail(family, &deployment, target, &failure));
+        }
         let outcome =
             Outcome { name: name.to_owned(), from, to: number(target), unchanged: is_at(&deployment, target) };
         if outcome.unchanged {
@@ -106,6 +129,28 @@ pub async fn rollback(
             Err(kube::Error::Api(status)) if status.code == 409 && attempt < ATTEMPTS => attempt += 1,
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Whether the namespace asks for automatic rollback. Somebody did when the revision was marked: to a user who may not
+/// read namespaces that is the best answer.
+async fn wants_rollback(client: &Client, namespace: &str) -> bool {
+    match Api::<Namespace>::all(client.clone()).get_metadata_opt(namespace).await {
+        Ok(namespace) => namespace.is_some_and(|namespace| rollback::is_wanted(&namespace)),
+        Err(_) => true,
+    }
+}
+
+fn known_to_fail(family: Family, deployment: &Deployment, set: &ReplicaSet, failure: &Failure) -> RollbackError {
+    let resource = family.deployment();
+    RollbackError::KnownToFail {
+        name: deployment.metadata.name.clone().unwrap_or_default(),
+        resource: match family {
+            Family::Standard => "deployment".to_owned(),
+            Family::Proa => format!("{}.{}", resource.plural, resource.group),
+        },
+        revision: number(set),
+        why: format!("{}: {}", failure.reason, failure.message),
     }
 }
 
@@ -132,7 +177,10 @@ fn choose<'a>(
             revision: wanted,
             held: sorted.iter().map(|set| number(set)).collect(),
         })?,
-        None => sorted.iter().rev().nth(1).ok_or(RollbackError::NoHistory(name))?,
+        None => {
+            let mut earlier = sorted.iter().rev().skip(1);
+            earlier.find(|set| rollback::failure_of(set).is_none()).ok_or(RollbackError::NoHistory(name))?
+        }
     };
     Ok((target, current))
 }
@@ -140,7 +188,6 @@ fn choose<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proa_crds::annotations;
     use serde_json::json;
 
     fn set(revision: i64) -> ReplicaSet {
@@ -167,6 +214,26 @@ mod tests {
         assert_eq!(found(Some(0)), Ok((4, 5)));
         assert_eq!(found(Some(3)), Ok((3, 5)));
         assert_eq!(found(Some(9)), Err("deployment \"web\" has no revision 9; its history holds [3, 4, 5]".into()));
+    }
+
+    #[test]
+    fn a_revision_known_to_fail_is_skipped_unless_it_is_asked_for() {
+        let failed = |revision| {
+            let mut set = set(revision);
+            let failure = json!(Failure { reason: "CrashLoop".into(), message: "boom".into(), ..Failure::default() });
+            set.metadata.annotations.get_or_insert_default().insert(annotations::FAILURE.into(), failure.to_string());
+            set
+        };
+        let found = |sets: &[ReplicaSet], to| choose(&deployment(false), sets, to).map(|(set, _)| number(set)).ok();
+        assert_eq!(found(&[set(1), failed(2), set(3)], None), Some(1), "right after an automatic rollback");
+        assert_eq!(found(&[set(1), failed(2), set(3)], Some(2)), Some(2));
+        assert_eq!(found(&[failed(2), set(3)], None), None);
+        let failure = rollback::failure_of(&failed(2)).expect("it");
+        let said = known_to_fail(Family::Proa, &deployment(false), &failed(2), &failure).to_string();
+        assert_eq!(
+            said,
+            "revision 2 of deployment \"web\" is known to fail (CrashLoop: boom) and would be refused; to try it again: kubectl annotate deployments.proa.dev web --overwrite proa.dev/retry=<a new value>"
+        );
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod scale;
 mod status;
 #[cfg(test)]
 mod tests;
+mod undo;
+mod verdict;
 
 pub use config::{Live, Reference, kept_name, references};
 pub use go_back::{Outcome, RollbackError, rollback};
@@ -63,7 +65,7 @@ pub struct Deployments {
     namespaces: Informer<Namespace>,
     config_maps: Informer<ConfigMap>,
     secrets: Informer<Secret>,
-    /// When the content of an object changed; what is older than the settling time is forgotten.
+    /// When the content of an object that is there was seen to change.
     changed: Arc<Mutex<HashMap<(String, Reference), Timestamp>>>,
     /// Since when changes of content are seen.
     since: Timestamp,
@@ -124,8 +126,8 @@ impl Deployments {
         reference: fn(String) -> Reference,
         same: fn(&K, &K) -> bool,
     ) {
-        let (to, deployments, changed, clock) =
-            (queue.clone(), self.deployments.clone(), self.changed.clone(), self.context.clock.clone());
+        let (to, deployments, changed, clock, since) =
+            (queue.clone(), self.deployments.clone(), self.changed.clone(), self.context.clock.clone(), self.since);
         informer.on_change(move |change: &Change<K>| {
             if let (Some(old), Some(new)) = (&change.old, &change.new)
                 && same(old, new)
@@ -133,13 +135,14 @@ impl Deployments {
                 return;
             }
             let reference = reference(change.key.name.to_string());
-            if change.old.is_some() {
-                let now = clock.now();
-                let mut changed = changed.lock();
-                changed.retain(|_, at| {
-                    Duration::try_from(now.duration_since(*at)).unwrap_or_default() < 2 * config::SETTLE
-                });
-                changed.insert((change.key.namespace.to_string(), reference.clone()), now);
+            let id = (change.key.namespace.to_string(), reference.clone());
+            match &change.new {
+                None => drop(changed.lock().remove(&id)),
+                // What was there before us and is listed for the first time has not changed.
+                Some(new) if change.old.is_some() || is_made_since(new.as_ref(), since) => {
+                    changed.lock().insert(id, clock.now());
+                }
+                Some(_) => {}
             }
             for deployment in deployments.by_index(BY_CONFIG, &config_index(&change.key.namespace, &reference)) {
                 to.add(Key::of(deployment.as_ref()));
@@ -296,6 +299,11 @@ impl Deployments {
     }
 }
 
+/// Whether the object was made after that time. Times on the wire are whole seconds, rounded down.
+fn is_made_since<K: kube::Resource>(object: &K, since: Timestamp) -> bool {
+    object.meta().creation_timestamp.as_ref().is_some_and(|made| made.0.as_second() >= since.as_second())
+}
+
 fn config_index(namespace: &str, reference: &Reference) -> String {
     format!("{namespace}/{reference}")
 }
@@ -405,7 +413,6 @@ impl Loop for Deployments {
             .flat_map(|uid| self.pods.controlled_by(uid))
             .collect();
         let namespace = self.namespaces.get(&Key::new("", &key.namespace));
-        let wish = namespace.as_ref().and_then(|namespace| namespace.annotations().get(annotations::ROLLBACK));
         let mut wanted = deployment.spec.template.spec.as_ref().map(references).unwrap_or_default();
         wanted.extend(replica_sets.iter().flat_map(|set| config::references_of(set)));
         Some(Seen {
@@ -415,7 +422,7 @@ impl Loop for Deployments {
             replica_sets,
             orphans,
             pods,
-            namespace_wants_rollback: wish.is_some_and(|wish| wish == annotations::ROLLBACK_ON_FAILURE),
+            namespace_wants_rollback: namespace.is_some_and(|namespace| rollback::is_wanted(namespace.as_ref())),
         })
     }
 
@@ -459,7 +466,7 @@ impl Loop for Deployments {
                 if !log.is_empty() {
                     failure.log = log;
                 }
-                let patch = json!({"metadata": {"annotations": {annotations::FAILURE: json(&failure).to_string()}}});
+                let patch = json!({"metadata": {"annotations": rollback::failed_with(&failure)}});
                 self.patch_set(key, &name, &patch, writes).await
             }
             Action::Note(note) => {

@@ -4,10 +4,12 @@
 //! one step; the next is planned when the informers have seen it.
 
 use super::{
-    applied, config,
-    revisions::{Revisions, annotation_changes, annotations_for, name, note, number, same_template, without_hash},
-    rollback::{self, Failure, Verdict},
+    config,
+    revisions::{Revisions, name, note, number},
+    rollback::{self, Failure},
     status,
+    undo::template_patch,
+    verdict::{self, Verdict},
 };
 use crate::{
     Plan,
@@ -17,14 +19,11 @@ use crate::{
 };
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{
-        apps::v1::DeploymentStatus,
-        core::v1::{PodTemplateSpec, Secret},
-    },
+    api::{apps::v1::DeploymentStatus, core::v1::Secret},
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use proa_crds::{Deployment, Family, Pod, ReplicaSet, annotations, conditions, reasons};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// A snapshot of one deployment.
@@ -95,6 +94,10 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
         if selector::is_empty(&deployment.spec.selector) {
             return selecting_all(deployment);
         }
+        let labels = deployment.spec.template.metadata.as_ref().and_then(|meta| meta.labels.as_ref());
+        if !selector::matches(&deployment.spec.selector, labels) {
+            return selecting_others(deployment, now);
+        }
         let claims = claims(seen);
         if !claims.is_empty() {
             return Plan::act(claims);
@@ -122,6 +125,19 @@ fn selecting_all(deployment: &Deployment) -> Plan<Action> {
         Action::Note(Note { kind: Kind::Warning, reason: reasons::SELECTING_ALL, message }),
         Action::PatchStatus(json!({"observedGeneration": deployment.metadata.generation})),
     ])
+}
+
+/// Replica sets of such a template would never be found again, and be made without end. In the standard family the API
+/// server refuses it.
+fn selecting_others(deployment: &Deployment, now: Timestamp) -> Plan<Action> {
+    let message = selector::MISMATCH.to_owned();
+    let mut status = deployment.status.clone().unwrap_or_default();
+    status.observed_generation = deployment.metadata.generation;
+    let reason = reasons::SELECTOR_MISMATCH;
+    status::set(&mut status, status::make(conditions::REPLICA_FAILURE, "True", reason, message.clone(), now));
+    let held = deployment.status.as_ref().map_or_else(|| json!({}), json);
+    let Some(change) = merge_diff(&held, &json(&status)) else { return Plan::nothing() };
+    Plan::act(vec![Action::Note(Note { kind: Kind::Warning, reason, message }), Action::PatchStatus(change)])
 }
 
 fn claims(seen: &Seen) -> Vec<Action> {
@@ -160,33 +176,47 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn wants_rollback(&self) -> bool {
+    pub(super) fn wants_rollback(&self) -> bool {
         rollback::is_on(self.deployment, self.seen.namespace_wants_rollback)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.deployment.spec.paused == Some(true)
+    }
+
+    /// The failure of the new revision and the revision to go back to, if it is not to be rolled out for that.
+    pub(super) fn held_back(&self) -> Option<(&'a ReplicaSet, Failure, &'a ReplicaSet)> {
+        let new = self.revisions.new?;
+        let failure = rollback::failure_of(new)?;
+        let held = self.wants_rollback() && !rollback::is_retried(self.deployment, &failure);
+        Some((new, failure, rollback::last_healthy(&self.revisions).filter(|_| held)?))
     }
 
     // ---- going back -------------------------------------------------------------------------------------------------
 
     /// Steps that keep the rollout from going on: a failed revision, an undo to follow, a retry. Whether there was one.
+    /// Nothing is rolled while the deployment is paused, so its template is left alone then, whatever is known of it.
     fn go_back_or_on(&mut self) -> bool {
-        let undone_to = note(self.deployment, annotations::REVISION_OF).map(str::to_owned);
-        if let Some(new) = self.revisions.new
-            && let Some(failure) = rollback::failure_of(new)
-        {
-            if rollback::is_retried(self.deployment, &failure) {
-                if undone_to.is_none() {
-                    self.start_again(new);
-                    return true;
-                }
-            } else if self.wants_rollback()
-                && let Some(to) = rollback::last_healthy(&self.revisions)
-            {
-                self.go_back(new, &failure, to);
+        let undone = note(self.deployment, annotations::REVISION_OF).is_some();
+        if !self.is_paused() {
+            if let Some((failed, failure, to)) = self.held_back() {
+                self.go_back(failed, failure, to);
+                return true;
+            }
+            let retried = self.revisions.new.filter(|new| {
+                rollback::failure_of(new).is_some_and(|failure| rollback::is_retried(self.deployment, &failure))
+            });
+            if let Some(new) = retried.filter(|_| !undone) {
+                self.start_again(new);
                 return true;
             }
         }
-        if undone_to.is_some() {
+        if undone {
             self.follow_undo();
             return true;
+        }
+        if self.is_paused() {
+            return false;
         }
         if let Some(failed) = rollback::to_retry(self.deployment, &self.revisions) {
             self.note(Kind::Normal, reasons::ROLLOUT_RETRIED, format!("trying revision {} again", number(failed)));
@@ -199,15 +229,19 @@ impl<'a> Planner<'a> {
     /// Marks the new revision as failed when it cannot succeed and there is one to go back to.
     fn judge(&mut self) -> bool {
         let Some(new) = self.revisions.new else { return false };
-        let judged = self.wants_rollback()
-            && note(new, annotations::HEALTHY).is_none()
-            && self.deployment.spec.paused != Some(true);
-        if !judged || rollback::failure_of(new).is_some() {
+        if !self.wants_rollback() || rollback::failure_of(new).is_some() {
             return false;
         }
         let Some(to) = rollback::last_healthy(&self.revisions) else { return false };
-        let missing = config::missing(new, &self.seen.live);
-        match rollback::judge(new, &self.seen.pods, self.deployment.status.as_ref(), missing, self.now) {
+        let verdict = if !rollback::is_healthy(new) {
+            let missing = config::missing(new, &self.seen.live);
+            verdict::judge(new, &self.seen.pods, self.deployment.status.as_ref(), missing, self.now)
+        } else if rollback::probation_left(new, self.now).is_some() {
+            verdict::judge_complete(new, &self.seen.pods)
+        } else {
+            Verdict::Fine
+        };
+        match verdict {
             Verdict::Fine => false,
             Verdict::Wait(delay) => {
                 self.plan.look_again(delay);
@@ -234,8 +268,8 @@ impl<'a> Planner<'a> {
     }
 
     /// First says what is done, then puts the healthy template in the place of the failed one.
-    fn go_back(&mut self, failed: &ReplicaSet, failure: &Failure, to: &ReplicaSet) {
-        let (refused, message) = rollback::going_back(&self.revisions, failed, failure, to, &self.seen.pods);
+    fn go_back(&mut self, failed: &ReplicaSet, failure: Failure, to: &ReplicaSet) {
+        let (refused, message) = rollback::going_back(&self.revisions, failed, &failure, to, &self.seen.pods);
         let (type_, event) = if refused {
             (conditions::ROLLOUT_REFUSED, reasons::ROLLOUT_REFUSED)
         } else {
@@ -243,21 +277,36 @@ impl<'a> Planner<'a> {
         };
         let held = self.deployment.status.as_ref().and_then(|status| status::condition(status, type_));
         if held.is_none_or(|held| held.status != "True" || held.message.as_ref() != Some(&message)) {
+            // Rather told twice than never: the condition, once written, keeps it from being told again.
+            self.note(Kind::Warning, event, message.clone());
             let mut status = status::calculate(self.deployment, &self.revisions, self.now);
             status::set(&mut status, status::make(type_, "True", &failure.reason, message, self.now));
+            if refused || failure.to != name(to) {
+                // Of several failed revisions the one held back last is the one a retry means.
+                let latest = Failure { at: Some(Time(self.now)), to: name(to).to_owned(), ..failure };
+                self.annotate_set(name(failed), rollback::failed_with(&latest));
+            }
             self.write_status(&status);
             return;
         }
         self.act(Action::Patch(template_patch(self.deployment, to)));
-        self.note(Kind::Warning, event, message);
+    }
+
+    pub(super) fn annotate_set(&mut self, name: &str, changes: Value) {
+        self.act(Action::PatchSet { name: name.to_owned(), patch: json!({"metadata": {"annotations": changes}}) });
+    }
+
+    /// A rollout that starts makes the wish for a retry an old one, for every failed revision it was not meant for.
+    pub(super) fn spend_retry(&mut self) {
+        for (name, changes) in rollback::spent_wishes(self.deployment, &self.revisions) {
+            self.annotate_set(name, changes);
+        }
     }
 
     /// A failed revision that someone wants tried again is no longer a failed one.
     fn start_again(&mut self, set: &ReplicaSet) {
-        self.act(Action::PatchSet {
-            name: name(set).to_owned(),
-            patch: json!({"metadata": {"annotations": {annotations::FAILURE: null}}}),
-        });
+        self.spend_retry();
+        self.annotate_set(name(set), json!({annotations::FAILURE: null}));
         let mut status = status::calculate(self.deployment, &self.revisions, self.now);
         status::end_of_going_back(&mut status, self.now);
         if status::has_deadline(self.deployment) {
@@ -270,140 +319,4 @@ impl<'a> Planner<'a> {
         }
         self.write_status(&status);
     }
-
-    /// An undo has arrived (stock kubectl's, ours, an automatic one): the revision gets its new number and, if it must,
-    /// its kept configuration; then what the appliers remember follows, and the marks of the replica set leave the
-    /// deployment.
-    fn follow_undo(&mut self) {
-        let held = self.deployment.metadata.annotations.as_ref();
-        let mut changes: Map<String, Value> = annotations::REPLICA_SET_ONLY
-            .iter()
-            .filter(|key| held.is_some_and(|held| held.contains_key(**key)))
-            .map(|key| ((*key).to_owned(), Value::Null))
-            .collect();
-        let mut managed = None;
-        let named = note(self.deployment, annotations::REVISION_OF);
-        // A template that is not (any longer) that replica set's was not brought by the undo.
-        let target = self.revisions.new.filter(|new| {
-            named == Some(name(new))
-                || self.revisions.all.iter().any(|set| {
-                    named == Some(name(set))
-                        && set.spec.template.as_ref().is_some_and(|t| same_template(t, &self.deployment.spec.template))
-                })
-        });
-        if let Some(new) = target {
-            let revision = self.revisions.highest_old() + 1;
-            let comes_back = number(new) < revision;
-            let mut wanted = annotations_for(self.deployment, new.metadata.annotations.as_ref(), revision);
-            let mut unwanted = Map::new();
-            if comes_back && let Some(before) = self.revisions.latest_old() {
-                for (key, value) in lost_settings(self.deployment, before) {
-                    match &value {
-                        Value::String(value) => wanted.insert(key.clone(), value.clone()),
-                        _ => wanted.remove(&key),
-                    };
-                    unwanted.insert(key.clone(), Value::Null);
-                    changes.insert(key, value);
-                }
-            }
-            unwanted.retain(|key, _| !wanted.contains_key(key));
-            let retried = rollback::failure_of(new).is_some();
-            if comes_back
-                && !retried
-                && config::is_on(self.deployment)
-                && let Some(secret) = config::pin(new, &self.seen.live)
-            {
-                wanted.insert(annotations::CONFIG_REVISION.to_owned(), secret.to_owned());
-            }
-            let mut set_changes = annotation_changes(new.metadata.annotations.as_ref(), wanted);
-            set_changes.extend(unwanted);
-            if !set_changes.is_empty() {
-                self.act(Action::PatchSet {
-                    name: name(new).to_owned(),
-                    patch: json!({"metadata": {"annotations": set_changes}}),
-                });
-            }
-            if let Some(recorded) = note(new, annotations::APPLIED_CONFIGURATION)
-                && let Some(current) = note(self.deployment, annotations::LAST_APPLIED)
-                && let Some(followed) = applied::follow_client(current, recorded)
-            {
-                changes.insert(annotations::LAST_APPLIED.to_owned(), Value::String(followed));
-            }
-            let entries = self.deployment.metadata.managed_fields.as_deref().unwrap_or_default();
-            managed = note(new, annotations::APPLIED_FIELDS).and_then(|record| applied::follow(entries, record));
-            let revision = revision.max(number(new)).to_string();
-            if note(self.deployment, annotations::REVISION) != Some(&revision) {
-                changes.insert(annotations::REVISION.to_owned(), Value::String(revision));
-            }
-            // A user's own undo ends what was said about an earlier automatic one.
-            let automatic = self
-                .revisions
-                .all
-                .iter()
-                .filter_map(|set| rollback::failure_of(set))
-                .max_by_key(|failure| failure.at.clone());
-            if automatic.is_none_or(|failure| failure.to != name(new)) {
-                let mut status = self.deployment.status.clone().unwrap_or_default();
-                status::end(
-                    &mut status,
-                    conditions::ROLLED_BACK,
-                    "NewRollout",
-                    "the deployment was taken to another revision",
-                    self.now,
-                );
-                status::end(
-                    &mut status,
-                    conditions::ROLLOUT_REFUSED,
-                    "NewRollout",
-                    "the deployment was taken to another revision",
-                    self.now,
-                );
-                // Written by itself: the patch below is held to the resource version seen.
-                if Some(&status) != self.deployment.status.as_ref() && self.deployment.status.is_some() {
-                    self.write_status(&status);
-                    return;
-                }
-            }
-        }
-        let mut patch =
-            json!({"metadata": {"annotations": changes, "resourceVersion": self.deployment.metadata.resource_version}});
-        if let (Some(managed), Some(meta)) = (managed, patch.get_mut("metadata").and_then(Value::as_object_mut)) {
-            meta.insert("managedFields".to_owned(), json(&managed));
-        }
-        self.act(Action::Patch(patch));
-    }
-}
-
-/// The settings an undo took from the deployment or put back onto it: as they were while `before` was current.
-fn lost_settings(deployment: &Deployment, before: &ReplicaSet) -> Vec<(String, Value)> {
-    annotations::SETTINGS
-        .iter()
-        .filter(|key| note(deployment, key) != note(before, key))
-        .map(|key| ((*key).to_owned(), note(before, key).map_or(Value::Null, |value| Value::String(value.to_owned()))))
-        .collect()
-}
-
-/// The merge patch that takes a deployment to the revision of a replica set, in the way of `kubectl rollout undo`: the
-/// template and the change cause are the revision's, and [`annotations::REVISION_OF`] says so to the deployment loop.
-/// It fails with a conflict when the deployment changed meanwhile.
-pub(super) fn template_patch(deployment: &Deployment, set: &ReplicaSet) -> Value {
-    let template = without_hash(&set.spec.template.clone().unwrap_or_default());
-    let mut notes = Map::from_iter([(annotations::REVISION_OF.to_owned(), Value::String(name(set).to_owned()))]);
-    let cause = note(set, annotations::CHANGE_CAUSE);
-    if cause != note(deployment, annotations::CHANGE_CAUSE) {
-        notes.insert(
-            annotations::CHANGE_CAUSE.to_owned(),
-            cause.map_or(Value::Null, |cause| Value::String(cause.to_owned())),
-        );
-    }
-    let mut patch =
-        json!({"metadata": {"annotations": notes, "resourceVersion": deployment.metadata.resource_version}});
-    if let (Some(change), Some(patch)) = (template_diff(&deployment.spec.template, &template), patch.as_object_mut()) {
-        patch.insert("spec".to_owned(), json!({"template": change}));
-    }
-    patch
-}
-
-fn template_diff(from: &PodTemplateSpec, to: &PodTemplateSpec) -> Option<Value> {
-    merge_diff(&json(from), &json(to))
 }

@@ -1,7 +1,8 @@
 //! Revisions as kubectl reads them: which replica set is which, and the annotations that say so.
 
+use crate::owners;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use proa_crds::{Deployment, ReplicaSet, annotations};
+use proa_crds::{Deployment, Pod, ReplicaSet, annotations};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -81,6 +82,13 @@ pub(super) fn wanted(set: &ReplicaSet) -> i32 {
 /// The replica set's name.
 pub(super) fn name(set: &ReplicaSet) -> &str {
     set.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// The pods of a replica set that are not on their way out.
+pub(super) fn pods_of<'a>(set: &ReplicaSet, pods: &'a [Arc<Pod>]) -> Vec<&'a Pod> {
+    let uid = set.metadata.uid.as_deref().unwrap_or_default();
+    let stays = |pod: &&Pod| owners::is_controlled_by(&pod.metadata, uid) && pod.metadata.deletion_timestamp.is_none();
+    pods.iter().map(AsRef::as_ref).filter(stays).collect()
 }
 
 /// Whether two templates are the same but for the hash label. An absent list or map equals an empty one.

@@ -4,23 +4,24 @@ use super::{
     applied, config,
     hash::template_hash,
     plan::{Action, Planner},
-    revisions::{annotation_changes, annotations_for, name, note, number, wanted, without_hash},
+    revisions::{annotation_changes, annotations_for, name, note, number, pods_of, wanted, without_hash},
     rollback,
     scale::{self, Share, Size, fence, replicas},
     status,
 };
-use crate::{events::Kind, owners, patch::json, pods};
-use k8s_openapi::{api::apps::v1::ReplicaSetSpec, apimachinery::pkg::apis::meta::v1::Time};
+use crate::{events::Kind, owners, pods};
+use k8s_openapi::api::apps::v1::ReplicaSetSpec;
 use kube::core::{ObjectMeta, TypeMeta};
 use proa_crds::{Deployment, Family, ReplicaSet, annotations, conditions, reasons};
 use serde_json::{Map, Value, json};
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     pub(super) fn roll(&mut self) {
         let deployment = self.deployment;
         if deployment.spec.paused == Some(true) || self.is_resized() {
-            if self.tend_new() {
+            // A failed revision is not rolled out after the pause either: it gets no number.
+            if self.held_back().is_none() && self.tend_new() {
                 return;
             }
             self.scale();
@@ -75,6 +76,9 @@ impl Planner<'_> {
             }
         }
         let comes_back = number(new) < revision;
+        if comes_back {
+            self.spend_retry();
+        }
         if (comes_back || !config::is_on(self.deployment)) && note(new, annotations::CONFIG_REVISION).is_some() {
             // A rollout to an earlier template is a rollout: live configuration again.
             changes.insert(annotations::CONFIG_REVISION.to_owned(), Value::Null);
@@ -128,6 +132,7 @@ impl Planner<'_> {
     }
 
     fn create(&mut self) {
+        self.spend_retry();
         let deployment = self.deployment;
         let revision = self.revisions.highest_old() + 1;
         let everyone: i32 = self.revisions.all.iter().map(|set| wanted(set)).sum();
@@ -305,16 +310,23 @@ impl Planner<'_> {
     fn mark_healthy(&mut self) {
         let Some(new) = self.revisions.new else { return };
         if replicas(self.deployment) > 0 && note(new, annotations::HEALTHY).is_none() {
-            let at = json(&Time(self.now));
-            // Without automatic rollback a revision once marked may come good; then the mark is wrong.
-            let patch = json!({"metadata": {"annotations": {annotations::HEALTHY: at, annotations::FAILURE: null}}});
-            self.act(Action::PatchSet { name: name(new).to_owned(), patch });
+            self.annotate_set(name(new), rollback::healthy_since(self.now));
         }
+    }
+
+    /// The revision to go back to should the new one, which has yet to prove itself, fail.
+    fn fallback(&mut self) -> Option<&'a str> {
+        let new = self.revisions.new.filter(|_| self.wants_rollback())?;
+        if rollback::is_healthy(new) {
+            self.plan.look_again(rollback::probation_left(new, self.now)?);
+        }
+        rollback::last_healthy(&self.revisions).map(name)
     }
 
     /// Deletes what is beyond the history limit, oldest first. The last failed revision stays: it must stay known.
     fn clean_up(&mut self) {
         let Some(limit) = self.deployment.spec.revision_history_limit else { return };
+        let fallback = self.fallback();
         let remembered = self
             .revisions
             .old
@@ -327,7 +339,9 @@ impl Planner<'_> {
             .old
             .iter()
             .copied()
-            .filter(|set| set.metadata.deletion_timestamp.is_none() && Some(name(set)) != remembered)
+            .filter(|set| {
+                set.metadata.deletion_timestamp.is_none() && ![remembered, fallback].contains(&Some(name(set)))
+            })
             .collect();
         old.sort_by_key(|set| number(set));
         let surplus = old.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
@@ -382,7 +396,8 @@ impl Planner<'_> {
     /// The copy of the current revision's configuration.
     pub(super) fn keep_config(&mut self) {
         let Some(new) = self.revisions.new.filter(|_| config::is_on(self.deployment)) else { return };
-        match config::keep(new, &self.seen.family.replica_set(), &self.seen.live, self.now) {
+        let pods = pods_of(new, &self.seen.pods);
+        match config::keep(new, &self.seen.family.replica_set(), &self.seen.live, &pods, self.now) {
             config::Keep::Nothing => self.too_much_configuration(None),
             config::Keep::TooLarge(size) => self.too_much_configuration(Some((new, size))),
             config::Keep::Wait(delay) => self.plan.look_again(delay.max(Duration::from_millis(1))),

@@ -2,6 +2,7 @@
 
 use super::{
     revisions::{Revisions, name, note, number, wanted},
+    rollback::failure_of,
     scale::{fence, replicas},
 };
 use jiff::Timestamp;
@@ -122,6 +123,7 @@ pub(super) fn calculate(deployment: &Deployment, revisions: &Revisions<'_>, now:
     set(&mut status, available_condition);
     replica_failure(revisions, &mut status, now);
     config_revision(revisions, &mut status, now);
+    went_elsewhere(revisions, &mut status, now);
     status
 }
 
@@ -151,6 +153,18 @@ fn config_revision(revisions: &Revisions<'_>, status: &mut DeploymentStatus, now
             set_config(status, message, now);
         }
         None => end(status, conditions::CONFIG_REVISION, "Live", "pods read the live configuration", now),
+    }
+}
+
+/// What was said about going back holds while the deployment is at the revision it went back to.
+fn went_elsewhere(revisions: &Revisions<'_>, status: &mut DeploymentStatus, now: Timestamp) {
+    let last = revisions.all.iter().filter_map(|set| failure_of(set)).max_by_key(|failure| failure.at.clone());
+    if let (Some(last), Some(new)) = (last, revisions.new)
+        && last.to != name(new)
+    {
+        for type_ in [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED] {
+            end(status, type_, "NewRollout", "the deployment was taken to another revision", now);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     Plan, pods,
-    taints::{NO_EXECUTE, NO_SCHEDULE, Stay, stay},
+    taints::{NO_EXECUTE, NO_SCHEDULE, NOT_READY, Stay, UNREACHABLE, stay},
 };
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -17,8 +17,6 @@ pub const GRACE: Duration = Duration::from_secs(50);
 /// A node that never told its state gets longer (`--node-startup-grace-period`).
 pub const STARTUP_GRACE: Duration = Duration::from_secs(60);
 
-const NOT_READY: &str = "node.kubernetes.io/not-ready";
-const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// Conditions that keep pods away while they are `True`.
 const PRESSURES: [(&str, &str); 4] = [

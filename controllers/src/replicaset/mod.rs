@@ -294,6 +294,10 @@ impl Loop for ReplicaSets {
                 return self.patch_pods(&pods, &patch, writes).await;
             }
             Action::Status(status) => return self.write_status(&set, &status, writes).await,
+            Action::Refuse(status) => {
+                self.note(&set, Kind::Warning, reasons::SELECTOR_MISMATCH, selector::MISMATCH.to_owned());
+                return self.write_status(&set, &status, writes).await;
+            }
             Action::Create(count, status) => {
                 // Our view may be old: pods of a set that is gone would only be taken away again.
                 self.sets.confirm(key).await?;

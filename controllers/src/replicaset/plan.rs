@@ -7,8 +7,8 @@ use k8s_openapi::{
     api::apps::v1::{ReplicaSetCondition, ReplicaSetStatus},
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use proa_crds::{Pod, ReplicaSet, annotations, conditions};
-use std::sync::Arc;
+use proa_crds::{Pod, ReplicaSet, annotations, conditions, reasons};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// At most this many pods are created or deleted in one go, as on Kubernetes.
 const BURST: usize = 500;
@@ -41,6 +41,8 @@ pub enum Action {
     PointToConfig(Vec<Arc<Pod>>, Option<String>),
     /// Write the status.
     Status(Box<ReplicaSetStatus>),
+    /// Write the status, and an event that says why no pods are made.
+    Refuse(Box<ReplicaSetStatus>),
 }
 
 /// Decides what to do.
@@ -50,6 +52,9 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     let (kept, strangers): (Vec<_>, Vec<_>) =
         seen.pods.iter().cloned().partition(|pod| selector::matches(&set.spec.selector, pod.metadata.labels.as_ref()));
 
+    if !leaving && !selector::matches(&set.spec.selector, template_labels(set)) {
+        return selecting_others(set, now);
+    }
     if !leaving && !selector::is_empty(&set.spec.selector) {
         let adopt = seen.orphans.iter().filter(|pod| pods::is_active(pod)).cloned().map(Action::Adopt);
         let release = strangers.into_iter().map(Action::Release);
@@ -94,6 +99,19 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     plan
 }
 
+/// The pods of such a template would be given up as soon as they are made, and others made in their place, without end.
+/// In the standard family the API server refuses it.
+fn selecting_others(set: &ReplicaSet, now: Timestamp) -> Plan<Action> {
+    let held = set.status.clone().unwrap_or_default();
+    let counted = ReplicaSetStatus { observed_generation: set.metadata.generation, ..held.clone() };
+    let status = failed(counted, reasons::SELECTOR_MISMATCH, selector::MISMATCH.to_owned(), now);
+    if status == held { Plan::nothing() } else { Plan::act(vec![Action::Refuse(Box::new(status))]) }
+}
+
+fn template_labels(set: &ReplicaSet) -> Option<&BTreeMap<String, String>> {
+    set.spec.template.as_ref()?.metadata.as_ref()?.labels.as_ref()
+}
+
 /// The status of that view, and when the next ready pod becomes available.
 fn status(
     set: &ReplicaSet,
@@ -103,15 +121,9 @@ fn status(
     now: Timestamp,
 ) -> (ReplicaSetStatus, Option<std::time::Duration>) {
     let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
-    let template_labels = set
-        .spec
-        .template
-        .as_ref()
-        .and_then(|template| template.metadata.as_ref())
-        .and_then(|meta| meta.labels.as_ref());
     let fully_labeled = |pod: &Pod| {
         let labels = pod.metadata.labels.as_ref();
-        template_labels
+        template_labels(set)
             .into_iter()
             .flatten()
             .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))

@@ -46,6 +46,23 @@ fn only_status(plan: Plan<Action>) -> ReplicaSetStatus {
 }
 
 #[test]
+fn a_selector_that_does_not_select_the_templates_own_pods_makes_none_and_says_so_once() {
+    let mismatch = json!({"spec": {"selector": {"matchLabels": {"app": "other"}}}});
+    for replicas in [0, 3] {
+        let refused = set(replicas, mismatch.clone());
+        let plan = planned(refused.clone(), vec![pod("a", json!({}))]);
+        let [Action::Refuse(status)] = plan.actions.as_slice() else { panic!("{plan:?}") };
+        let condition = &status.conditions.as_ref().expect("conditions")[0];
+        assert_eq!(
+            (condition.type_.as_str(), condition.reason.as_deref(), condition.message.as_deref()),
+            ("ReplicaFailure", Some("SelectorMismatch"), Some("`selector` does not match template `labels`"))
+        );
+        let told = Arc::new(ReplicaSet { status: Some(*status.clone()), ..ReplicaSet::clone(&refused) });
+        assert!(planned(told, vec![]).actions.is_empty());
+    }
+}
+
+#[test]
 fn missing_pods_are_created_and_the_dead_and_the_leaving_do_not_count() {
     let pods = vec![
         pod("a", json!({})),

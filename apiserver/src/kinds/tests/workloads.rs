@@ -130,6 +130,23 @@ fn kinds_nothing_acts_on_say_so_once() {
 }
 
 #[test]
+fn a_misspelt_setting_is_warned_about() {
+    let deployment = |annotations: &str| {
+        created(&format!(
+            "{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: a, annotations: {{{annotations}}}}}, spec: {{selector: {{matchLabels: {{a: b}}}},
+              template: {{metadata: {{labels: {{a: b}}}}, spec: {{containers: [{{name: a, image: i}}]}}}}}}}}",
+        ))
+    };
+    let warnings = |object: &Object| kind_of(object).strategy.warnings(object);
+    let misspelt = "metadata.annotations[proa.dev/rollback]: \"on_failure\" means nothing and is ignored; meant are \"on-failure\" or \"off\"";
+    assert_eq!(warnings(&deployment("proa.dev/rollback: on_failure, proa.dev/config-revisions: 'off'")), [misspelt]);
+    assert_eq!(warnings(&deployment("proa.dev/rollback: on-failure")), Vec::<String>::new());
+    let namespace =
+        created("{apiVersion: v1, kind: Namespace, metadata: {name: a, annotations: {proa.dev/rollback: on_failure}}}");
+    assert_eq!(warnings(&namespace), [misspelt]);
+}
+
+#[test]
 fn jobs_and_cron_jobs() {
     let job = created(
         "{apiVersion: batch/v1, kind: Job, metadata: {name: j, uid: u-1}, spec: {template: {spec: {restartPolicy: Never, containers: [{name: a, image: i}]}}}}",

@@ -1,21 +1,21 @@
 //! Stories of going back: by hand, by itself, with configuration, and what appliers remember.
 
-use super::world::{Sim, manifest, web};
-use crate::deployment::{config, revisions::number};
+use super::world::{Sim, manifest};
+use crate::deployment::revisions::number;
 use kube::ResourceExt;
 use proa_crds::annotations;
 use serde_json::{Value, json};
 
-fn images(sim: &Sim) -> Vec<(String, usize)> {
+pub(super) fn images(sim: &Sim) -> Vec<(String, usize)> {
     sim.images().into_iter().collect()
 }
 
-fn on_failure() -> Value {
+pub(super) fn on_failure() -> Value {
     json!({"metadata": {"annotations": {annotations::ROLLBACK: "on-failure"}}})
 }
 
 /// The deployment's annotations hold nothing that belongs on a replica set.
-fn assert_clean(sim: &Sim) {
+pub(super) fn assert_clean(sim: &Sim) {
     for key in annotations::REPLICA_SET_ONLY {
         assert!(!sim.deployment().annotations().contains_key(key), "{key} is left on the deployment");
     }
@@ -142,6 +142,19 @@ fn a_failed_template_applied_again_is_refused_without_a_single_pod() {
 }
 
 #[test]
+fn a_setting_that_comes_with_a_refused_template_stays() {
+    let mut sim = Sim::new();
+    sim.roll_out(&manifest(3, "v1", on_failure()));
+    sim.roll_out(&manifest(3, "crash", on_failure()));
+    let mut edit = on_failure();
+    let setting = json!({"metadata": {"annotations": {annotations::CONFIG_REVISIONS: "off"}}});
+    crate::sim::merge(&mut edit, &setting);
+    sim.roll_out(&manifest(3, "crash", edit));
+    assert_eq!(sim.condition("RolloutRefused").expect("it").0, "True");
+    assert_eq!(sim.deployment().annotations()[annotations::CONFIG_REVISIONS], "off");
+}
+
+#[test]
 fn an_undo_to_the_failed_revision_is_refused_too() {
     let mut sim = Sim::new();
     sim.roll_out(&manifest(3, "v1", on_failure()));
@@ -222,159 +235,6 @@ fn the_failed_revision_stays_known_without_any_history() {
     assert_eq!(sim.created["crash"], made);
 }
 
-fn with_config(image: &str) -> Value {
-    manifest(
-        2,
-        image,
-        json!({"spec": {"template": {"spec": {"volumes": [{"name": "v", "configMap": {"name": "conf"}}]}}}}),
-    )
-}
-
-fn kept(sim: &Sim, image: &str) -> String {
-    let secret = config::kept_name(&sim.set_of(image).expect("it").name_any());
-    let secret =
-        sim.world.get::<k8s_openapi::api::core::v1::Secret>("secrets", &crate::Key::new("ns", &secret)).expect("kept");
-    let bytes = &secret.data.as_ref().expect("data")["configmap.conf"].0;
-    let content: Value = serde_json::from_slice(bytes).expect("JSON");
-    content["data"]["k"].as_str().expect("text").to_owned()
-}
-
-fn pointers(sim: &Sim) -> Vec<Option<String>> {
-    let mut found: Vec<_> =
-        sim.pods().iter().map(|pod| pod.annotations().get(annotations::CONFIG_REVISION).cloned()).collect();
-    found.dedup();
-    found
-}
-
-#[test]
-fn undo_restores_the_config_that_revision_ran_with_until_the_next_rollout() {
-    let mut sim = Sim::new();
-    sim.config_map("conf", "one");
-    sim.roll_out(&with_config("v1"));
-    assert_eq!(kept(&sim, "v1"), "one");
-    // One apply changes both, the ConfigMap a moment earlier.
-    sim.config_map("conf", "two");
-    sim.settle();
-    sim.roll_out(&with_config("v2"));
-    assert_eq!((kept(&sim, "v1").as_str(), kept(&sim, "v2").as_str()), ("one", "two"));
-    sim.undo(None);
-    sim.settle();
-    let secret = config::kept_name(&sim.set_of("v1").expect("it").name_any());
-    assert_eq!(pointers(&sim), [Some(secret.clone())]);
-    let (status, _, message) = sim.condition("ConfigRevision").expect("it");
-    assert_eq!(status, "True");
-    assert!(message.contains(&secret), "{message}");
-    sim.config_map("conf", "three");
-    sim.world.pass(60);
-    sim.settle();
-    assert_eq!(kept(&sim, "v1"), "one", "what pods read stands still");
-    sim.roll_out(&with_config("v3"));
-    assert_eq!(pointers(&sim), [None]);
-    assert_eq!(sim.condition("ConfigRevision").expect("it").0, "False");
-    assert_eq!(kept(&sim, "v3"), "three");
-    assert!(sim.world.raw("deployments", &web()).is_some());
-}
-
-#[test]
-fn a_current_revision_follows_live_configuration() {
-    let mut sim = Sim::new();
-    sim.config_map("conf", "one");
-    sim.roll_out(&with_config("v1"));
-    sim.config_map("conf", "edited");
-    sim.settle();
-    assert_eq!(kept(&sim, "v1"), "one", "not at once");
-    sim.world.pass(6);
-    sim.settle();
-    assert_eq!(kept(&sim, "v1"), "edited");
-    sim.roll_out(&with_config("v2"));
-    sim.undo(None);
-    sim.settle();
-    assert_eq!(pointers(&sim), [None], "live and kept are the same");
-}
-
-#[test]
-fn applying_an_older_manifest_is_a_rollout_with_live_configuration() {
-    let mut sim = Sim::new();
-    sim.config_map("conf", "one");
-    sim.roll_out(&with_config("v1"));
-    sim.roll_out(&with_config("v2"));
-    sim.config_map("conf", "two");
-    sim.undo(None);
-    sim.settle();
-    assert!(pointers(&sim)[0].is_some());
-    sim.roll_out(&with_config("v2"));
-    sim.roll_out(&with_config("v1"));
-    assert_eq!(pointers(&sim), [None]);
-    sim.world.pass(6);
-    sim.settle();
-    assert_eq!(kept(&sim, "v1"), "two");
-}
-
-#[test]
-fn an_automatic_rollback_brings_the_configuration_back_too() {
-    let edit = |image: &str| {
-        let mut manifest = with_config(image);
-        crate::sim::merge(&mut manifest, &on_failure());
-        manifest
-    };
-    let mut sim = Sim::new();
-    sim.config_map("conf", "good");
-    sim.roll_out(&edit("v1"));
-    sim.config_map("conf", "bad");
-    sim.roll_out(&edit("crash"));
-    assert_eq!(images(&sim), [("v1".into(), 2)]);
-    assert_eq!(kept(&sim, "v1"), "good");
-    assert!(pointers(&sim).iter().all(Option::is_some));
-    assert_eq!(sim.condition("ConfigRevision").expect("it").0, "True");
-}
-
-#[test]
-fn configuration_revisions_can_be_turned_off() {
-    let off = json!({"metadata": {"annotations": {annotations::CONFIG_REVISIONS: "off"}}});
-    let edit = |image: &str| {
-        let mut manifest = with_config(image);
-        crate::sim::merge(&mut manifest, &off);
-        manifest
-    };
-    let mut sim = Sim::new();
-    sim.config_map("conf", "one");
-    sim.roll_out(&edit("v1"));
-    sim.config_map("conf", "two");
-    sim.roll_out(&edit("v2"));
-    sim.undo(None);
-    sim.settle();
-    assert_eq!(pointers(&sim), [None]);
-    assert!(sim.world.list::<k8s_openapi::api::core::v1::Secret>("secrets").is_empty());
-}
-
-#[test]
-fn controllers_that_start_anew_do_not_put_new_configuration_into_the_old_revision() {
-    let mut sim = Sim::new();
-    sim.config_map("conf", "one");
-    sim.roll_out(&with_config("v1"));
-    sim.config_map("conf", "two");
-    sim.restart();
-    sim.settle();
-    assert_eq!(kept(&sim, "v1"), "one");
-    sim.roll_out(&with_config("v2"));
-    assert_eq!((kept(&sim, "v1").as_str(), kept(&sim, "v2").as_str()), ("one", "two"));
-}
-
-#[test]
-fn what_is_too_large_to_be_kept_is_said_and_said_no_more_when_it_shrinks() {
-    let mut sim = Sim::new();
-    sim.config_map("conf", &"x".repeat(1_100_000));
-    sim.roll_out(&with_config("v1"));
-    assert_eq!(
-        sim.condition("ConfigRevision").map(|(status, reason, _)| (status, reason)),
-        Some(("False".into(), "TooLarge".into()))
-    );
-    assert_eq!(sim.events.iter().filter(|event| event.starts_with("ConfigurationTooLarge")).count(), 1);
-    sim.config_map("conf", "small");
-    sim.settle();
-    assert_eq!((sim.condition("ConfigRevision"), kept(&sim, "v1").as_str()), (None, "small"));
-}
-
 #[test]
 fn settings_survive_an_undo_of_stock_kubectl_and_one_taken_away_stays_away() {
     let mut sim = Sim::new();
@@ -406,4 +266,126 @@ fn what_a_later_manifest_set_outside_of_the_template_goes_with_the_manifest_afte
     assert_eq!(sim.deployment().spec.progress_deadline_seconds, Some(77), "an undo is of the template");
     sim.roll_out(&manifest(2, "v3", json!({})));
     assert_eq!(sim.deployment().spec.progress_deadline_seconds, None);
+}
+
+#[test]
+fn a_users_own_undo_ends_what_was_said_and_keeps_the_settings_whatever_happens_on_the_way() {
+    for interrupted_after in [usize::MAX, 1] {
+        let mut sim = Sim::new();
+        sim.roll_out(&manifest(2, "v0", json!({})));
+        sim.roll_out(&manifest(2, "v1", on_failure()));
+        sim.roll_out(&manifest(2, "crash", on_failure()));
+        assert_eq!(sim.condition("RolledBack").expect("it").0, "True");
+        // The revision of before the setting: stock kubectl takes its annotations too.
+        sim.undo(Some(1));
+        assert!(!sim.deployment().annotations().contains_key(annotations::ROLLBACK));
+        sim.step_deployment_to(interrupted_after);
+        sim.edit(json!({"metadata": {"labels": {"somebody": "else"}}}));
+        sim.settle();
+        assert_eq!(images(&sim), [("v0".into(), 2)]);
+        assert_eq!(sim.deployment().annotations()[annotations::ROLLBACK], "on-failure");
+        assert_eq!(sim.condition("RolledBack").expect("it").0, "False");
+        assert_clean(&sim);
+    }
+}
+
+#[test]
+fn a_paused_deployment_is_left_as_it_is_whatever_is_known_of_its_template() {
+    let paused = || json!({"spec": {"paused": true}});
+    let with = |edit: Value| {
+        let mut manifest = on_failure();
+        crate::sim::merge(&mut manifest, &edit);
+        manifest
+    };
+    let mut sim = Sim::new();
+    sim.roll_out(&manifest(2, "v1", on_failure()));
+    sim.roll_out(&manifest(2, "crash", on_failure()));
+    let made = sim.created["crash"];
+    sim.roll_out(&manifest(2, "crash", with(paused())));
+    assert_eq!(sim.image(), "crash", "nobody writes the template of a paused deployment");
+    assert_eq!((images(&sim), number(&sim.set_of("crash").expect("it"))), ([("v1".into(), 2)].to_vec(), 2));
+    sim.roll_out(&manifest(3, "crash", with(paused())));
+    assert_eq!(images(&sim), [("v1".into(), 3)], "it scales");
+    sim.edit(json!({"spec": {"paused": null}}));
+    sim.settle();
+    assert_eq!((sim.image().as_str(), sim.created["crash"]), ("v1", made));
+    assert_eq!(sim.condition("RolloutRefused").expect("it").0, "True");
+
+    // A wish to try again waits for the end of the pause too.
+    sim.edit(paused());
+    sim.edit(json!({"metadata": {"annotations": {annotations::RETRY: "1"}}}));
+    sim.settle();
+    assert_eq!((sim.image().as_str(), sim.created["crash"]), ("v1", made));
+    sim.edit(json!({"spec": {"paused": null}}));
+    sim.settle();
+    assert!(sim.created["crash"] > made);
+}
+
+#[test]
+fn a_retry_is_for_the_revision_refused_last_and_starts_no_other_later() {
+    let retry = |value: &str| json!({"metadata": {"annotations": {annotations::RETRY: value}}});
+    let mut sim = Sim::new();
+    for image in ["v1", "crash1", "crash2", "crash1"] {
+        sim.roll_out(&manifest(2, image, on_failure()));
+        sim.world.pass(1);
+    }
+    let made = |sim: &Sim| [sim.created["crash1"], sim.created["crash2"]];
+    let before = made(&sim);
+    sim.edit(retry("1"));
+    sim.settle();
+    let after = made(&sim);
+    assert!(after[0] > before[0] && after[1] == before[1], "{before:?} {after:?}");
+    let mut both = on_failure();
+    crate::sim::merge(&mut both, &retry("1"));
+    sim.roll_out(&manifest(2, "crash2", both.clone()));
+    assert_eq!(made(&sim), after, "that wish was granted to the other");
+
+    // A wish that came with another template was for nobody.
+    crate::sim::merge(&mut both, &retry("2"));
+    sim.roll_out(&manifest(2, "v3", both.clone()));
+    sim.roll_out(&manifest(2, "crash1", both));
+    assert_eq!(made(&sim), after);
+}
+
+#[test]
+fn a_refused_revision_can_be_retried_although_another_is_healthy_by_now() {
+    let mut sim = Sim::new();
+    for image in ["v1", "crash", "v2", "crash"] {
+        sim.roll_out(&manifest(2, image, on_failure()));
+    }
+    assert_eq!(sim.condition("RolloutRefused").expect("it").0, "True");
+    let made = sim.created["crash"];
+    sim.edit(json!({"metadata": {"annotations": {annotations::RETRY: "1"}}}));
+    sim.settle();
+    assert!(sim.created["crash"] > made);
+    assert_eq!(images(&sim), [("v2".into(), 2)]);
+}
+
+#[test]
+fn what_is_done_about_a_failed_revision_is_told_with_the_condition_and_once() {
+    let mut sim = Sim::new();
+    sim.roll_out(&manifest(2, "v1", on_failure()));
+    sim.apply(&manifest(2, "crash", on_failure()));
+    while sim.condition("RolledBack").is_none() {
+        sim.step_deployment();
+        sim.step_sets();
+        sim.step_nodes(usize::MAX);
+    }
+    let told = |sim: &Sim| sim.events.iter().filter(|event| event.starts_with("RolledBack")).count();
+    assert_eq!((told(&sim), sim.image().as_str()), (1, "crash"), "before the template is written");
+    sim.settle();
+    assert_eq!(told(&sim), 1);
+}
+
+#[test]
+fn a_selector_that_does_not_select_the_templates_own_pods_rolls_nothing_out_and_says_so_once() {
+    let mut sim = Sim::new();
+    let other = json!({"spec": {"selector": {"matchLabels": {"app": "other"}}}});
+    sim.roll_out(&manifest(2, "v1", other));
+    assert!(sim.sets().is_empty());
+    assert_eq!(sim.condition("ReplicaFailure").expect("it").1, "SelectorMismatch");
+    assert_eq!(sim.events, ["SelectorMismatch `selector` does not match template `labels`"]);
+    sim.edit(json!({"spec": {"template": {"metadata": {"labels": {"app": "other"}}}}}));
+    sim.settle();
+    assert_eq!((images(&sim), sim.condition("ReplicaFailure")), ([("v1".into(), 2)].to_vec(), None));
 }

@@ -1,6 +1,8 @@
 //! Stories and laws of deployments, with both plans (deployment, replica set) in a simulated world.
 
+mod configuration;
 mod going_back;
 mod laws;
+mod probation;
 mod rolling;
 mod world;

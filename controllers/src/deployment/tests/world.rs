@@ -138,6 +138,21 @@ impl Sim {
         }
     }
 
+    /// Every pod with that image crashes again and again from now on.
+    pub(super) fn crash(&mut self, image: &str) {
+        for pod in self.pods().iter().filter(|pod| image_of(pod) == image) {
+            let status = json!({"conditions": null, "containerStatuses": crashing(image)["containerStatuses"]});
+            self.world.patch("pods", &Key::new("ns", &pod.name_any()), &json!({"status": status}));
+        }
+    }
+
+    /// Every pod is deleted by hand.
+    pub(super) fn delete_pods(&mut self) {
+        for pod in self.pods() {
+            self.world.delete("pods", &Key::new("ns", &pod.name_any()));
+        }
+    }
+
     /// The controllers start anew: what changed is forgotten.
     pub(super) fn restart(&mut self) {
         self.changed.clear();
@@ -146,6 +161,11 @@ impl Sim {
 
     pub(super) fn deployment(&self) -> Arc<Deployment> {
         self.world.get("deployments", &web()).expect("web")
+    }
+
+    /// The image of the deployment's template.
+    pub(super) fn image(&self) -> String {
+        image_of_template(self.deployment().spec.template.spec.as_ref())
     }
 
     pub(super) fn sets(&self) -> Vec<Arc<ReplicaSet>> {
@@ -215,9 +235,14 @@ impl Sim {
 
     /// One run of the deployment loop; whether it acted.
     pub(super) fn step_deployment(&mut self) -> bool {
+        self.step_deployment_to(usize::MAX)
+    }
+
+    /// A run of the deployment loop that ends after so many actions, as if the next had met a conflict.
+    pub(super) fn step_deployment_to(&mut self, most: usize) -> bool {
         let planned = plan(&self.seen(), self.world.now);
         let acted = !planned.actions.is_empty();
-        for action in planned.actions {
+        for action in planned.actions.into_iter().take(most) {
             if !self.act(action) {
                 break;
             }
@@ -271,7 +296,7 @@ impl Sim {
                 self.world.patch(
                     "replicasets",
                     &key(&name),
-                    &json!({"metadata": {"annotations": {annotations::FAILURE: json(&failure).to_string()}}}),
+                    &json!({"metadata": {"annotations": super::super::rollback::failed_with(&failure)}}),
                 )
             }
             Action::Note(note) => {
@@ -321,7 +346,7 @@ impl Sim {
                     );
                 }
             }
-            replicaset::Action::Status(status) => {
+            replicaset::Action::Status(status) | replicaset::Action::Refuse(status) => {
                 let held = set.status.as_ref().map_or_else(|| json!({}), json);
                 if let Some(change) = merge_diff(&held, &json(&status)) {
                     self.world.patch("replicasets", &key, &json!({"status": change}));
@@ -393,21 +418,26 @@ pub(super) fn image_of(pod: &Pod) -> String {
     image_of_template(Some(&pod.spec))
 }
 
+fn container(image: &str, state: Value, restarts: i32) -> Value {
+    json!({"phase": "Running", "containerStatuses": [{
+        "name": "c", "image": image, "imageID": "", "ready": false, "restartCount": restarts, "state": state,
+        "lastState": if restarts > 0 { json!({"terminated": {"exitCode": 1}}) } else { json!({}) },
+    }]})
+}
+
+fn crashing(image: &str) -> Value {
+    container(image, json!({"waiting": {"reason": "CrashLoopBackOff"}}), 2)
+}
+
 /// `crash…` crashes, `missing…` does not exist, `slow…` never gets ready, anything else is ready at once.
 fn pod_status(image: &str, now: Timestamp) -> Option<Value> {
     let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now);
-    let container = |state: Value, restarts: i32| {
-        json!({"phase": "Running", "containerStatuses": [{
-            "name": "c", "image": image, "imageID": "", "ready": false, "restartCount": restarts, "state": state,
-            "lastState": if restarts > 0 { json!({"terminated": {"exitCode": 1}}) } else { json!({}) },
-        }]})
-    };
     if image.starts_with("crash") {
-        Some(container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), 2))
+        Some(crashing(image))
     } else if image.starts_with("missing") {
-        Some(container(json!({"waiting": {"reason": "ErrImagePull", "message": "not found"}}), 0))
+        Some(container(image, json!({"waiting": {"reason": "ErrImagePull", "message": "not found"}}), 0))
     } else if image.starts_with("slow") {
-        Some(container(json!({"running": {}}), 0))
+        Some(container(image, json!({"running": {}}), 0))
     } else {
         Some(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": at}]}))
     }
