@@ -1,13 +1,11 @@
 //! Stories of single containers: how they start, what they see, how they end.
 
-mod support;
-
+use crate::support::Bench;
 use proa_runtime::logs::LogStream;
 use proa_runtime::{
     ContainerSpec, ContainerState, ExitReason, Mount, MountKind, Resources, Runtime, RuntimeError, User,
 };
 use std::time::Duration;
-use support::Bench;
 
 #[tokio::test]
 async fn a_container_runs_says_its_piece_and_ends() {
