@@ -32,8 +32,10 @@ pub(crate) async fn config(
     api: SocketAddr,
 ) -> anyhow::Result<Config> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let runtime =
-        proa_runtime::Embedded::open(&data.runtime(), program).await.context("cannot open the container runtime")?;
+    let group = proa_kubelet_agent::cgroup_root(&data.instance());
+    let runtime = proa_runtime::Embedded::open(&data.runtime(), program, &group)
+        .await
+        .context("cannot open the container runtime")?;
     let images = proa_images::ImageStore::open(&data.images(), proa_images::Options::default())
         .context("cannot open the image store")?;
     let node_ip = node_ip();

@@ -12,9 +12,8 @@ pub(crate) fn check_machine() -> anyhow::Result<()> {
     if unsafe { libc::geteuid() } != 0 {
         bail!("running containers needs root: start it again with sudo");
     }
-    let filesystems = std::fs::read_to_string("/proc/filesystems").context("cannot read /proc/filesystems")?;
     for (name, module) in [("overlay", "overlay"), ("cgroup", "cgroup (or cgroup2)")] {
-        if !filesystems.lines().any(|line| line.split_whitespace().last().is_some_and(|fs| fs.starts_with(name))) {
+        if !proa_runtime::offers_filesystem(name) && !(name == "cgroup" && proa_runtime::offers_filesystem("cgroup2")) {
             bail!(
                 "this kernel has no {name} support, which containers need: load the module {module} or use another kernel"
             );

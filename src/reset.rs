@@ -12,24 +12,23 @@ use crate::paths::{DataDir, Part};
 /// When a platform still runs on the directory, or something could not be removed.
 pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
     let data = DataDir::new(directory)?;
-    if !data.root().exists() {
-        println!("Nothing to reset: {} does not exist.", data.root().display());
-        return Ok(());
-    }
-    let _server = data.lock(Part::Server)?;
-    let _agent = data.lock(Part::Agent)?;
+    // Without the directory there is nothing to lock, and still what it was the directory of may be there: containers,
+    // interfaces, rules. Their names follow from its path.
+    let exists = data.root().exists();
+    let _locks = exists.then(|| anyhow::Ok((data.lock(Part::Server)?, data.lock(Part::Agent)?))).transpose()?;
     let steps = [
         (
             "containers",
             proa_runtime::reset(&data.runtime(), &proa_kubelet_agent::cgroup_root(&data.instance()))
                 .map_err(anyhow::Error::from),
         ),
-        ("network", proa_network::reset(&data.network()).map_err(anyhow::Error::from)),
+        ("network", proa_network::reset(&data.network(), &data.instance()).map_err(anyhow::Error::from)),
         ("volumes", proa_kubelet_agent::reset(&data.agent()).map_err(anyhow::Error::from)),
     ];
     let mut failures: Vec<String> =
         steps.into_iter().filter_map(|(what, outcome)| Some(format!("{what}: {:#}", outcome.err()?))).collect();
     if failures.is_empty()
+        && exists
         && let Err(error) = empty(data.root())
     {
         failures.push(format!("files: {error}"));
@@ -37,7 +36,11 @@ pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
     if !failures.is_empty() {
         bail!("could not remove everything of {}:\n  {}", data.root().display(), failures.join("\n  "));
     }
-    println!("Removed all of {}.", data.root().display());
+    if exists {
+        println!("Removed all of {}.", data.root().display());
+    } else {
+        println!("{} does not exist; nothing of it is left elsewhere.", data.root().display());
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ mod expansion;
 mod files;
 mod images;
 mod last_words;
+mod mounts;
 mod node;
 mod objects;
 mod pods;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::names;
-use crate::netlink::Socket;
+use crate::netlink::{NetlinkError, Socket};
 use crate::nft;
 use crate::pod::host::Host;
 use crate::pod::{CLAIMS, HOST, INSTANCE, PINS, remove_all};
@@ -20,29 +20,23 @@ type Remove = fn(&Path) -> std::io::Result<()>;
 /// Removes the interfaces, pinned namespaces, nftables table, addresses and routes of the installation whose state is
 /// in `state_dir`, puts changed sysctls back and removes that directory. Works in the calling thread's network namespace. Calling it again is fine.
 ///
-/// Forwarding stays on while another installation has a table in this namespace.
-pub fn reset(state_dir: &Path) -> Result<(), ResetError> {
-    let instance = match fs::read_to_string(state_dir.join(INSTANCE)) {
-        Ok(instance) => instance,
-        // Written before anything is made: without it there is nothing.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+/// Where the directory is gone, or was never used, `instance` says whose interfaces and table to look for; addresses,
+/// routes and sysctls, which only the directory knows, stay. Forwarding stays on while another installation has a table
+/// in this namespace.
+pub fn reset(state_dir: &Path, instance: &str) -> Result<(), ResetError> {
+    let recorded = match fs::read_to_string(state_dir.join(INSTANCE)) {
+        Ok(recorded) => Some(recorded),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => return Err(ResetError(vec![format!("{}: {e}", state_dir.join(INSTANCE).display())])),
     };
-    let instance = instance.trim_end_matches('\n');
+    let instance = recorded.as_ref().map_or(instance, |recorded| recorded.trim_end_matches('\n'));
     let mut errors: Vec<String> = Vec::new();
     let mut others = false;
-    match Socket::netfilter() {
-        Ok(mut socket) => {
-            let own = names::table(instance);
-            errors.extend(nft::delete_table(&mut socket, &own).err().map(|e| e.to_string()));
-            match nft::tables(&mut socket) {
-                Ok(tables) => {
-                    others = tables.iter().any(|t| *t != own && (t == names::TABLE || t.starts_with("proa-")));
-                }
-                Err(e) => errors.push(e.to_string()),
-            }
-        }
-        Err(e) => errors.push(format!("opening a netfilter socket: {e}")),
+    match remove_table(&names::table(instance)) {
+        Ok(left) => others = left,
+        // The record is written before anything is made: without it, a kernel without nftables never had a table.
+        Err(_) if recorded.is_none() => {}
+        Err(e) => errors.push(e.to_string()),
     }
     match Socket::route() {
         Ok(mut socket) => {
@@ -77,4 +71,14 @@ pub fn reset(state_dir: &Path) -> Result<(), ResetError> {
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(ResetError(errors)) }
+}
+
+/// Removes an installation's table, if it is there; whether another installation has one.
+fn remove_table(own: &str) -> Result<bool, NetlinkError> {
+    let mut socket = Socket::netfilter()?;
+    let tables = nft::tables(&mut socket)?;
+    if tables.iter().any(|table| table == own) {
+        nft::delete_table(&mut socket, own)?;
+    }
+    Ok(tables.iter().any(|table| table != own && (table == names::TABLE || table.starts_with("proa-"))))
 }

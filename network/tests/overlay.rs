@@ -69,6 +69,6 @@ fn pods_of_two_nodes_reach_each_other_under_their_own_addresses() {
         assert!(!routes().contains("0001F40A"));
 
         inside(&there.netns, move || drop(second));
-        proa_network::reset(&wire.state_dir).unwrap();
+        proa_network::reset(&wire.state_dir, &wire.instance).unwrap();
     });
 }

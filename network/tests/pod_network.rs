@@ -140,10 +140,25 @@ fn reset_leaves_the_machine_as_it_was_found() {
         assert_ne!(snapshot(node.dir.path()), before);
         let _listener = std::net::TcpListener::bind("10.96.0.10:53").expect("the node answers at the DNS address");
         for _ in 0..2 {
-            proa_network::reset(&node.config.state_dir).unwrap();
+            proa_network::reset(&node.config.state_dir, &node.config.instance).unwrap();
             assert_eq!(snapshot(node.dir.path()), before);
             assert!(!node.config.state_dir.exists());
         }
+    });
+}
+
+#[test]
+fn reset_finds_what_is_left_of_an_installation_whose_directory_is_gone() {
+    machine(|| async {
+        let node = Node::new();
+        let before = interfaces();
+        node.pod("a").await;
+        assert_ne!(interfaces(), before);
+        let elsewhere = node.dir.path().join("nothing-here");
+        proa_network::reset(&elsewhere, "another").unwrap();
+        assert_ne!(interfaces(), before, "another's are left alone");
+        proa_network::reset(&elsewhere, &node.config.instance).unwrap();
+        assert_eq!(interfaces(), before);
     });
 }
 
@@ -177,7 +192,7 @@ fn two_instances_on_one_machine_do_not_sweep_each_other() {
         pods.setup("a", PodNetRequest::default()).await.unwrap();
         pods.sweep(&BTreeSet::new()).await.unwrap();
         assert!(interfaces().contains(&a.interface));
-        proa_network::reset(&other.state_dir).unwrap();
+        proa_network::reset(&other.state_dir, &other.instance).unwrap();
         assert!(interfaces().contains(&a.interface));
     });
 }

@@ -156,7 +156,7 @@ fn a_node_port_answers_outside_inside_and_on_the_machine_itself() {
         }
         let seen = serve::ask(Some(&stranger.netns), at("10.244.0.1:30080")).unwrap().1;
         assert_eq!(seen, stranger.ip, "an endpoint on this node sees who asks");
-        proa_network::reset(&outside_config.state_dir).unwrap();
+        proa_network::reset(&outside_config.state_dir, &outside_config.instance).unwrap();
     });
 }
 
@@ -428,7 +428,7 @@ fn pods_go_out_under_the_nodes_address_and_to_each_other_under_their_own() {
         assert_eq!(serve::ask(Some(&client.netns), s.endpoints[0]).unwrap().1, client.ip);
         let (_, seen) = serve::ask(Some(&stranger.netns), s.endpoints[0]).unwrap();
         assert_eq!(seen, stranger.ip, "what comes in is not touched");
-        proa_network::reset(&outside_config.state_dir).unwrap();
+        proa_network::reset(&outside_config.state_dir, &outside_config.instance).unwrap();
     });
 }
 
@@ -456,7 +456,7 @@ fn an_outside_client_of_an_endpoint_elsewhere_comes_from_this_node() {
         assert_eq!(silent, ErrorKind::TimedOut);
         let client = node.pod("client").await;
         assert_eq!(serve::ask(Some(&client.netns), at(VIP)).unwrap().0, "elsewhere", "inside, any will do");
-        proa_network::reset(&outside_config.state_dir).unwrap();
+        proa_network::reset(&outside_config.state_dir, &outside_config.instance).unwrap();
     });
 }
 
@@ -646,7 +646,7 @@ fn reset_removes_the_table_and_only_ours() {
         let mut batch = Batch::new("somebody-elses");
         batch.add_table();
         batch.commit(&mut socket).unwrap();
-        proa_network::reset(&node.config.state_dir).unwrap();
+        proa_network::reset(&node.config.state_dir, &node.config.instance).unwrap();
         assert_eq!(nft::tables(&mut socket).unwrap(), ["somebody-elses"]);
     });
 }

@@ -10,6 +10,13 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::cgroup::Cgroups;
 use crate::oci::{Capabilities, DeviceNode, Host};
 
+/// Whether this kernel has a file system of that name. Where it is a module (Debian's overlay is one) that nobody has
+/// used yet, asking loads it. A kernel that will not say is given the benefit of the doubt.
+pub fn offers_filesystem(name: &str) -> bool {
+    let asked = rustix::mount::fsopen(name, rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
+    !matches!(asked, Err(rustix::io::Errno::NODEV))
+}
+
 /// Devices are looked up only for those who get all of them.
 pub(crate) fn host(cgroups: &Cgroups, privileged: bool) -> Host {
     let mut devices = Vec::new();
@@ -94,5 +101,16 @@ fn walk(dir: &Path, devices: &mut Vec<DeviceNode>) {
                 devices.extend(device(&path));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_is_asked_for_by_name() {
+        assert!(offers_filesystem("overlay"));
+        assert!(!offers_filesystem("no-such-file-system"));
     }
 }

@@ -34,6 +34,7 @@ pub mod users;
 pub use embedded::{Embedded, layers_in_use, reset};
 pub use error::RuntimeError;
 pub use exit::{Exit, ExitReason};
+pub use host::offers_filesystem;
 pub use runtime::{
     Answer, ContainerState, ContainerStatus, Created, Runtime, RuntimeEvent, Sandbox, SandboxState, Stats,
 };

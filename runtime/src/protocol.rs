@@ -23,6 +23,9 @@ pub(crate) struct Record {
     pub(crate) sandbox: SandboxSpec,
     /// The sandbox's directory, where its namespaces are pinned.
     pub(crate) sandbox_dir: std::path::PathBuf,
+    /// The control group the shim itself goes into; empty in records of old: it stays where it was started.
+    #[serde(default)]
+    pub(crate) shims: String,
     pub(crate) created_at: Timestamp,
 }
 

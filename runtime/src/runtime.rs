@@ -117,7 +117,8 @@ pub enum RuntimeEvent {
 /// A container runtime. Implementations are cheap to share and every verb may run at the same time as
 /// every other; verbs on one container are put in order by the implementation.
 pub trait Runtime: Send + Sync + 'static {
-    /// Makes a sandbox's namespaces and cgroup. Asking again with the same spec returns the one there is.
+    /// Makes a sandbox's namespaces and cgroup. Asking again with the same spec returns the one there is; one that is not
+    /// ready any more is removed first, with its containers.
     fn run_sandbox(&self, spec: SandboxSpec) -> Answer<'_, Sandbox>;
     /// Kills every container in it. The namespaces stay until `remove_sandbox`. Unknown ids are fine.
     fn stop_sandbox<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;

@@ -121,6 +121,32 @@ fn reset_leaves_the_machine_as_it_was_found() {
     });
 }
 
+#[test]
+fn reset_ends_what_is_left_of_a_platform_whose_directory_was_deleted() {
+    let links = |cluster: &Cluster| {
+        let read = || std::fs::read_to_string("/proc/thread-self/net/dev").expect("links");
+        cluster.namespace.enter(read).lines().count()
+    };
+    let mut cluster = Cluster::prepared();
+    let before = links(&cluster);
+    cluster.start(&["--apply", QUICKSTART]);
+    let uid = cluster.kubectl(&["get", "pods", "-o", "jsonpath={.items[0].metadata.uid}"]);
+    let cgroups = cgroups_above(&uid);
+    assert!(!cgroups.is_empty() && links(&cluster) > before && !cluster.shims().is_empty());
+    cluster.stop(Signal::SIGKILL);
+    // All of it but the places where something is mounted.
+    let _ = std::process::Command::new("rm").arg("-rf").arg(cluster.data()).stderr(Stdio::null()).status();
+    let output = cluster.proa(&["reset"]).output().expect("proa runs");
+    assert!(output.status.success(), "{}", text(&output));
+    let left: Vec<&PathBuf> = cgroups.iter().filter(|folder| folder.exists()).collect();
+    assert!(left.is_empty(), "control groups are left: {left:?}");
+    assert_eq!(links(&cluster), before);
+    assert_eq!(cluster.shims(), Vec::<i32>::new());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+    assert!(!mounts.contains(cluster.data().to_str().expect("a path")), "{mounts}");
+    assert_eq!(std::fs::read_dir(cluster.data()).map(Iterator::count).unwrap_or(0), 0, "no file is left");
+}
+
 /// Folders of this platform's control groups, over all hierarchies. Other platforms run at the same time: ours is the one
 /// whose group holds the pod.
 fn cgroups_above(pod: &str) -> Vec<PathBuf> {

@@ -58,15 +58,7 @@ fn a_container_whose_shim_is_killed_is_started_again() {
     cluster.load_busybox();
     cluster.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: box}\nspec: {terminationGracePeriodSeconds: 0, containers: [{name: main, image: 'test/busybox:1', command: [sleep, '3600']}]}\n");
     cluster.kubectl(&["wait", "pod/box", "--for=condition=Ready", "--timeout=30s"]);
-    let data = cluster.data().to_str().expect("a path").to_owned();
-    let shims: Vec<i32> = std::fs::read_dir("/proc")
-        .expect("proc")
-        .flatten()
-        .filter_map(|entry| {
-            let line = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
-            (line.contains("shim") && line.contains(&data)).then(|| entry.file_name().to_str()?.parse().ok())?
-        })
-        .collect();
+    let shims = cluster.shims();
     assert!(!shims.is_empty(), "the container has a shim");
     for shim in shims {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), Signal::SIGKILL).expect("the shim runs");
@@ -87,4 +79,51 @@ fn pods_deleted_while_the_platform_was_down_are_removed_at_the_next_start() {
     cluster.stop(Signal::SIGKILL);
     cluster.start(&[]);
     cluster.kubectl(&["wait", "pod/box", "--for=delete", "--timeout=30s"]);
+}
+
+/// A pod whose init container leaves something in memory and something on the disk.
+const PREPARED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: box}
+spec:
+  terminationGracePeriodSeconds: 0
+  volumes: [{name: memory, emptyDir: {medium: Memory}}, {name: disk, emptyDir: {}}]
+  initContainers:
+  - {name: init, image: 'test/busybox:1', command: [sh, -c, 'echo prepared > /memory/file; echo init >> /disk/log'], volumeMounts: &both [{name: memory, mountPath: /memory}, {name: disk, mountPath: /disk}]}
+  containers:
+  - {name: main, image: 'test/busybox:1', command: [sh, -c, 'cat /memory/file && exec sleep 3600'], volumeMounts: *both}
+";
+
+#[test]
+fn after_a_reboot_pods_run_again_from_their_init_containers_on() {
+    let mut cluster = Cluster::up();
+    cluster.load_busybox();
+    cluster.apply(PREPARED);
+    cluster.kubectl(&["wait", "pod/box", "--for=condition=Ready", "--timeout=30s"]);
+    let before = cluster_value(&cluster, "{.status.podIP}");
+
+    cluster.stop(Signal::SIGKILL);
+    let processes = cluster.shims();
+    assert!(!processes.is_empty(), "the container has a shim");
+    for shim in processes {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), Signal::SIGKILL).expect("the shim runs");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let data = cluster.data().to_str().expect("a path");
+    for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|place| place.starts_with(data)) {
+        nix::mount::umount2(place, nix::mount::MntFlags::MNT_DETACH).expect("it is mounted");
+    }
+    cluster.namespace = crate::harness::Namespace::new();
+    cluster.start(&[]);
+
+    cluster.wait_for("pod/box", ".status.containerStatuses[0].restartCount", "1");
+    cluster.kubectl(&["wait", "pod/box", "--for=condition=Ready", "--timeout=30s"]);
+    assert_eq!(cluster.kubectl(&["logs", "box"]), "prepared\n");
+    assert_eq!(cluster.kubectl(&["exec", "box", "--", "cat", "/disk/log"]), "init\ninit\n");
+    assert_eq!(cluster_value(&cluster, "{.status.podIP}"), before, "the address is still the pod's");
+}
+
+fn cluster_value(cluster: &Cluster, path: &str) -> String {
+    cluster.kubectl(&["get", "pod", "box", "-o", &format!("jsonpath={path}")])
 }

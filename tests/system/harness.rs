@@ -162,6 +162,18 @@ impl Cluster {
         (status, begun.elapsed())
     }
 
+    /// Processes that keep the containers of this platform.
+    pub(crate) fn shims(&self) -> Vec<i32> {
+        let data = self.data().to_str().expect("a path");
+        let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+        processes
+            .filter_map(|entry| {
+                let line = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
+                (line.contains("shim") && line.contains(data)).then(|| entry.file_name().to_str()?.parse().ok())?
+            })
+            .collect()
+    }
+
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.data().join("admin.kubeconfig")
     }

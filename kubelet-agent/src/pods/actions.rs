@@ -139,7 +139,7 @@ pub(crate) fn pod_actions(seen: &Seen<'_>) -> Plan {
         }
     }
     stop_unwell(seen, &list, &mut plan);
-    let initialized = of(Role::Main).any(|i| seen.tracks[i].ever_ran() || seen.tracks[i].state != State::Absent);
+    let initialized = of(Role::Main).any(|i| seen.tracks[i].is_settled());
     if !initialize(seen, &list, initialized, &mut plan) {
         return plan;
     }
@@ -165,7 +165,8 @@ fn initialize(seen: &Seen<'_>, list: &[(Role, Container)], initialized: bool, pl
     for (i, track) in seen.tracks.iter().enumerate() {
         match track.role {
             Role::Init => {
-                if initialized || matches!(&track.state, State::Ended(e) if e.code == 0) {
+                let done = matches!(&track.state, State::Ended(e) if e.code == 0) && !track.displaced;
+                if initialized || done {
                     continue;
                 }
                 start_if_due(seen, i, list, plan);
@@ -190,7 +191,9 @@ fn start_if_due(seen: &Seen<'_>, i: usize, list: &[(Role, Container)], plan: &mu
         State::Absent => true,
         State::Blocked(_) => track.not_before() <= seen.now,
         State::Ended(ended) => {
-            if !track.again && !restarts(seen.spec, list.get(i).map(|(_, c)| c), track.role, ended.code) {
+            // In a new sandbox the init containers run again, whatever became of them in the old one.
+            let again = track.again || (track.displaced && track.role == Role::Init);
+            if !again && !restarts(seen.spec, list.get(i).map(|(_, c)| c), track.role, ended.code) {
                 return;
             }
             track.not_before() <= seen.now
@@ -343,6 +346,29 @@ mod tests {
         assert_eq!(case.plan(2), Plan { actions: vec![], wake_at: Some(at(12)) });
         case.spec.restart_policy = Some("Never".into());
         assert_eq!(case.plan(2).actions, [Action::Finish]);
+    }
+
+    #[test]
+    fn in_a_new_sandbox_init_containers_run_again_before_what_is_to_run_on() {
+        let mut case = Case::new(two());
+        case.spec.restart_policy = Some("OnFailure".into());
+        for i in 0..2 {
+            case.running(i).ends(i, 0, 1);
+        }
+        case.running(2).ends(2, 0, 2);
+        case.running(3).ends(3, 137, 3);
+        assert_eq!(case.plan(3).actions, [Action::Start(3)], "in the same sandbox");
+        case.tracks.iter_mut().for_each(Track::displace);
+        assert_eq!(case.plan(3).actions, [Action::Start(0)]);
+        case.running(0).ends(0, 0, 4);
+        assert_eq!(case.plan(4).actions, [Action::Start(1)]);
+        case.running(1).ends(1, 0, 5);
+        assert_eq!(case.plan(5).actions, [Action::Start(3)], "what has succeeded stays so");
+        case.running(3);
+        assert_eq!(case.plan(6).actions, []);
+
+        case.tracks.iter_mut().for_each(Track::displace);
+        assert_eq!(case.plan(6).actions, [], "what runs is where it runs");
     }
 
     #[test]

@@ -80,8 +80,10 @@ pub(crate) fn tracks(pod: &Pod, found: &[ContainerStatus], now: Timestamp) -> Ve
             let mut runs: Vec<&ContainerStatus> = found.iter().filter(|s| s.name == container.name).collect();
             runs.sort_by_key(|s| s.attempt);
             from_api(&mut track, api, now);
-            if let Some(latest) = runs.iter().rev().find(|s| s.state != ContainerState::Created) {
-                from_runtime(&mut track, latest, api);
+            match runs.iter().rev().find(|s| s.state != ContainerState::Created) {
+                Some(latest) => from_runtime(&mut track, latest, api),
+                // The runtime keeps the last run of each container for as long as its sandbox.
+                None => track.displace(),
             }
             track
         })
@@ -195,6 +197,7 @@ mod tests {
         let pod = pod(status(json!({"containerID": "proa://c0", "state": {"running": {}}})));
         let tracks = tracks(&pod, &[container(0, ContainerState::Exited(exit))], at(9));
         assert!(matches!(&tracks[0].state, State::Ended(e) if e.code == 7 && e.run.attempt == 0));
+        assert!(tracks[0].is_settled());
     }
 
     #[test]
@@ -203,6 +206,7 @@ mod tests {
         let tracks = tracks(&pod, &[], at(9));
         assert!(matches!(&tracks[0].state, State::Ended(e) if e.code == 137 && e.reason == "ContainerStatusUnknown"));
         assert_eq!(tracks[0].next_attempt, 1);
+        assert!(!tracks[0].is_settled(), "the runtime would know it if its sandbox were still there");
     }
 
     #[test]

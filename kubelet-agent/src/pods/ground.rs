@@ -13,7 +13,7 @@ use super::context::Context;
 use super::start::{hostname, labels};
 use super::{Pod, host_network, uid};
 use crate::resources::{self, Qos};
-use crate::{files, volumes};
+use crate::{files, mounts, volumes};
 
 /// The ground as it stands.
 #[derive(Clone, Debug, Default)]
@@ -152,13 +152,8 @@ pub(crate) async fn teardown(ctx: &Arc<Context>, uid: &str) -> Result<(), String
 
 /// Removes the last files of a pod that is gone.
 pub(crate) fn forget(ctx: &Context, uid: &str) {
-    let path = ctx.layout.pod(uid);
-    match std::fs::remove_dir_all(&path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the directory of a pod that is gone stays behind")
-        }
+    if let Err(error) = mounts::remove_tree(&ctx.layout.pod(uid)) {
+        tracing::warn!(uid, error, "the directory of a pod that is gone stays behind");
     }
     ctx.objects.forget_unwanted();
 }

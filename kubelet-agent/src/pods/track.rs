@@ -106,6 +106,8 @@ pub(crate) struct Track {
     pub(crate) failures: u32,
     /// it is to run again whatever the restart policy says (its definition changed)
     pub(crate) again: bool,
+    /// the sandbox of its last run is gone: in the one there is now, nothing of this name has run yet
+    pub(crate) displaced: bool,
 }
 
 /// A probe that decided against a container.
@@ -137,6 +139,20 @@ impl Track {
             hindrance: None,
             failures: 0,
             again: false,
+            displaced: false,
+        }
+    }
+
+    /// Whether it has run, or was to, in the sandbox there is now.
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.displaced && (self.ever_ran() || self.state != State::Absent)
+    }
+
+    /// A new sandbox stands where the old one was. That one's end was not the container's fault.
+    pub(crate) fn displace(&mut self) {
+        if matches!(self.state, State::Ended(_)) {
+            self.displaced = true;
+            self.crashes = 0;
         }
     }
 
@@ -189,6 +205,7 @@ impl Track {
             _ => {}
         }
         self.again = false;
+        self.displaced = false;
     }
 
     /// It runs.

@@ -400,6 +400,7 @@ impl Worker {
                 self.info = info;
                 self.ground = Ground::Ready;
                 self.ground_failures = 0;
+                self.tracks.iter_mut().for_each(Track::displace);
                 self.publish_host_ports();
             }
             Err(error) => {

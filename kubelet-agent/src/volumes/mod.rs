@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, Volume};
-use nix::mount::{MntFlags, MsFlags};
+use nix::mount::MsFlags;
 use tokio::sync::Notify;
 
+use crate::mounts::remove_tree;
 use crate::pods::context::Context;
 use crate::pods::layout::Layout;
 use crate::pods::{Pod, uid};
@@ -202,23 +203,8 @@ fn is_mount_point(path: &Path) -> bool {
 /// Unmounts and removes the volumes of a pod; logs stay. Fine when nothing is there.
 pub(crate) async fn teardown(layout: &Layout, uid: &str) -> Result<(), String> {
     let base = layout.pod(uid);
-    let volumes = base.join("volumes");
     let work = move || -> Result<(), String> {
-        if let Ok(entries) = std::fs::read_dir(&volumes) {
-            for entry in entries.flatten() {
-                let path = entry.path();
-                if is_mount_point(&path) {
-                    nix::mount::umount2(&path, MntFlags::MNT_DETACH).map_err(|e| format!("{}: {e}", path.display()))?;
-                }
-            }
-        }
-        for dir in [volumes, base.join("image-volumes"), base.join("etc")] {
-            match std::fs::remove_dir_all(&dir) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(format!("{}: {e}", dir.display())),
-                _ => {}
-            }
-        }
-        Ok(())
+        ["volumes", "image-volumes", "etc"].iter().try_for_each(|dir| remove_tree(&base.join(dir)))
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
 }

@@ -81,7 +81,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // Namespaces are pinned in the file system: they would outlive the test.
-        let _ = proa_network::reset(&self.config.state_dir);
+        let _ = proa_network::reset(&self.config.state_dir, &self.config.instance);
     }
 }
 

@@ -7,6 +7,7 @@
 mod layout;
 mod limits;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ impl Cgroups {
     pub(crate) fn limits_swap(&self) -> bool {
         match &self.layout {
             Layout::V2(_) => true,
-            Layout::V1(_) => {
+            Layout::V1 { .. } => {
                 self.layout.dir("memory", "").is_some_and(|dir| dir.join("memory.memsw.limit_in_bytes").exists())
             }
         }
@@ -61,10 +62,10 @@ impl Cgroups {
                 }
                 enable_controllers(&dir)?;
             }
-            Layout::V1(_) => {
-                // All hierarchies: libcontainer would make the others below, but could not if `reset` of another
-                // platform took an empty ancestor away at that instant.
-                for dir in self.layout.all_dirs(path) {
+            Layout::V1 { .. } => {
+                // All of them: libcontainer would make the others below, but could not if `reset` of another platform
+                // took an empty ancestor away at that instant.
+                for dir in self.layout.controlled_dirs(path) {
                     make_dirs(&dir)?;
                 }
             }
@@ -90,17 +91,34 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Processes of a group and of the groups below it.
-    pub(crate) fn processes(&self, path: &str) -> Vec<i32> {
-        let mut found = Vec::new();
-        if let Some(dir) = self.layout.process_dir(path) {
+    /// Makes a group that processes go into as they are: it limits nothing.
+    pub(crate) fn create_open(&self, path: &str) -> io::Result<()> {
+        self.layout.open_dirs(path).iter().try_for_each(|dir| make_dirs(dir))
+    }
+
+    /// Moves the calling process into such a group, as far as this machine lets it. The first refusal is returned.
+    pub(crate) fn enter_open(&self, path: &str) -> io::Result<()> {
+        let mut result = Ok(());
+        for dir in self.layout.open_dirs(path) {
+            // 0 is whoever writes it.
+            let entered = fs::write(dir.join("cgroup.procs"), "0").map_err(|error| at(&dir, error));
+            result = result.and(entered);
+        }
+        result
+    }
+
+    /// Processes of a group and of the groups below it. libcontainer puts a process into one hierarchy after the other, so
+    /// one that is just starting is not in all of them.
+    pub(crate) fn processes(&self, path: &str) -> BTreeSet<i32> {
+        let mut found = BTreeSet::new();
+        for dir in self.layout.all_dirs(path) {
             collect(&dir, &mut found);
         }
         found
     }
 
     /// Kills every process of a group and of the groups below it, as far as there are any now.
-    pub(crate) fn kill_once(&self, path: &str) -> Vec<i32> {
+    pub(crate) fn kill_once(&self, path: &str) -> BTreeSet<i32> {
         if let Layout::V2(root) = &self.layout {
             let _ = fs::write(root.join(path).join("cgroup.kill"), "1");
         }
@@ -111,49 +129,33 @@ impl Cgroups {
         processes
     }
 
-    /// Kills every process of a group and of the groups below it, and waits until they are gone.
-    pub(crate) fn kill(&self, path: &str) -> io::Result<()> {
+    /// Kills what runs in a group and in the groups below it, and removes them from every hierarchy, as often as it takes:
+    /// a dying process may fork once more. A group that is not there is fine.
+    pub(crate) fn clear(&self, path: &str) -> io::Result<()> {
+        if path.is_empty() {
+            return Ok(());
+        }
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(1);
         loop {
             let processes = self.kill_once(path);
-            if processes.is_empty() {
-                return Ok(());
+            let mut removed = Ok(());
+            for dir in self.layout.all_dirs(path) {
+                removed = removed.and(remove_tree(&dir));
             }
-            if Instant::now() > deadline {
-                return Err(io::Error::new(ErrorKind::TimedOut, format!("processes {processes:?} do not die")));
+            match removed {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() > deadline && processes.is_empty() => return Err(error),
+                Err(error) if Instant::now() > deadline => {
+                    let message = format!("{error}; processes {processes:?} do not die");
+                    return Err(io::Error::new(error.kind(), message));
+                }
+                Err(_) => {}
             }
             // The kernel offers no event for "this v1 group is empty".
             sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         }
-    }
-
-    /// Removes a group and those below it from every hierarchy. A group that is not there is fine.
-    pub(crate) fn remove(&self, path: &str) -> io::Result<()> {
-        if path.is_empty() {
-            return Ok(());
-        }
-        let mut result = Ok(());
-        for dir in self.layout.all_dirs(path) {
-            if let Err(error) = remove_tree(&dir) {
-                result = Err(error);
-            }
-        }
-        result
-    }
-
-    /// Kills what runs in the group and below, and removes it. A shim that was just starting a container may put one more
-    /// process there in between, so a group that stays busy is killed and removed again.
-    pub(crate) fn clear(&self, path: &str) -> io::Result<()> {
-        let mut outcome = Ok(());
-        for _ in 0..3 {
-            outcome = self.kill(path).and_then(|()| self.remove(path));
-            if !matches!(&outcome, Err(error) if error.kind() == ErrorKind::ResourceBusy) {
-                break;
-            }
-        }
-        outcome
     }
 
     /// Removes the groups above `path` as far as they are empty.
@@ -235,7 +237,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn collect(dir: &Path, found: &mut Vec<i32>) {
+fn collect(dir: &Path, found: &mut BTreeSet<i32>) {
     if let Ok(text) = fs::read_to_string(dir.join("cgroup.procs")) {
         found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
     }
@@ -251,27 +253,20 @@ fn children(dir: &Path) -> Vec<PathBuf> {
     entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }
 
+/// Removes a group and those below it, once. One that is not there is fine.
 fn remove_tree(dir: &Path) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut pause = Duration::from_millis(1);
-    loop {
-        let result = fs::remove_dir(dir);
-        match result {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                return Err(io::Error::new(error.kind(), format!("{}: {error}", dir.display())));
-            }
-            Err(_) => {}
-        }
-        for child in children(dir) {
-            remove_tree(&child)?;
-        }
-        if fs::remove_dir(dir).is_ok() {
-            return Ok(());
-        }
-        // A process that has just been reaped may still be counted for an instant.
-        sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
+    let remove = || match fs::remove_dir(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(at(dir, error)),
+        _ => Ok(()),
+    };
+    // Mostly there is nothing below it.
+    remove().or_else(|_| {
+        children(dir).iter().try_for_each(|child| remove_tree(child))?;
+        remove()
+    })
+}
+
+/// An error with its place.
+fn at(dir: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", dir.display()))
 }

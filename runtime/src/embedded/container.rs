@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::link::{Link, Listener};
+use super::shims;
 use crate::cgroup::Cgroups;
 use crate::disk::{self, Ended};
 use crate::error::RuntimeError;
@@ -173,7 +174,7 @@ impl Container {
         }
     }
 
-    /// The shim is gone: what is on disk says how the container ended, or else it is ended now.
+    /// The shim is gone, or given up: what is on disk says how the container ended, or else it is ended now.
     fn settle(&self, cgroups: &Cgroups) -> Ended {
         if let Ok(ended) = disk::read_json::<Ended>(&self.dir.join(files::EXIT)) {
             return ended;
@@ -183,7 +184,7 @@ impl Container {
             _ => None,
         };
         let mut message = "the process that kept this container (its shim) was killed, so the container was stopped and its exit code is unknown".to_owned();
-        if let Err(error) = cgroups.kill(&self.cgroup()) {
+        if let Err(error) = self.end(cgroups) {
             message = format!("{message}; {error}");
         }
         let exit = Exit {
@@ -197,8 +198,20 @@ impl Container {
         if let Err(error) = disk::write_json(&self.dir.join(files::EXIT), &ended) {
             tracing::warn!(container = self.id(), %error, "cannot keep the exit of a container");
         }
-        let _ = cgroups.remove(&self.cgroup());
         ended
+    }
+
+    /// Ends whatever is left of its processes, its shim first: one that is just setting the container up would put more
+    /// of them where the others were.
+    pub(super) fn end(&self, cgroups: &Cgroups) -> Result<(), RuntimeError> {
+        shims::end(&self.dir).map_err(RuntimeError::io(format!("shim of container {}", self.id())))?;
+        self.clear_cgroup(cgroups)
+    }
+
+    /// Removes its cgroup, with whatever runs in it.
+    pub(super) fn clear_cgroup(&self, cgroups: &Cgroups) -> Result<(), RuntimeError> {
+        let group = self.cgroup();
+        cgroups.clear(&group).map_err(RuntimeError::io(format!("cgroup {group}")))
     }
 
     /// As [`Container::settle`], for one whose shim was not there to connect to.
@@ -208,7 +221,7 @@ impl Container {
     }
 }
 
-/// What listens to a shim. Dropped when the shim is gone.
+/// What listens to a shim.
 struct Ear {
     container: Arc<Container>,
     cgroups: Cgroups,
@@ -270,27 +283,15 @@ impl Listener for Ear {
             Message::Reply { .. } | Message::Detached { .. } => {}
         }
     }
-}
 
-impl Drop for Ear {
-    fn drop(&mut self) {
+    fn gone(self) {
         if !self.welcome || self.container.exit().is_some() {
             return;
         }
         // Killing and waiting for the dead takes time: not here, on a worker of the async runtime.
-        let last = Ear {
-            container: Arc::clone(&self.container),
-            cgroups: self.cgroups.clone(),
-            events: self.events.clone(),
-            greeted: None,
-            welcome: false,
-        };
-        let settle = move || {
-            let ended = last.container.settle(&last.cgroups);
-            last.exited(ended.started_at, ended.exit);
-        };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(settle);
-        }
+        tokio::task::spawn_blocking(move || {
+            let ended = self.container.settle(&self.cgroups);
+            self.exited(ended.started_at, ended.exit);
+        });
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::container::{Container, Phase};
+use super::sandbox::SandboxRecord;
 use super::{Inner, blocking, check, sandbox, spawn};
+use crate::cgroup::Cgroups;
 use crate::error::RuntimeError;
 use crate::exit::Exit;
 use crate::protocol::{Record, Request};
@@ -27,10 +29,12 @@ impl Inner {
         let known = self.sandboxes().get(&spec.id).cloned();
         if let Some(record) = known {
             let sandbox = record.sandbox(&dir);
-            if sandbox.state == SandboxState::Ready && record.spec == spec {
-                return Ok(sandbox);
+            match sandbox.state {
+                SandboxState::Ready if record.spec == spec => return Ok(sandbox),
+                SandboxState::Ready => return Err(RuntimeError::AlreadyExists(spec.id)),
+                // It was stopped, or lost its namespaces when the machine was started again.
+                SandboxState::NotReady => self.dismantle(record).await?,
             }
-            return Err(RuntimeError::AlreadyExists(spec.id));
         }
         let (cgroups, made_dir, made_spec) = (self.cgroups.clone(), dir.clone(), spec.clone());
         let record = blocking(move || sandbox::make(&made_dir, &made_spec, &cgroups)).await?;
@@ -39,7 +43,7 @@ impl Inner {
         Ok(sandbox)
     }
 
-    pub(super) async fn stop_sandbox(self: Arc<Self>, id: &str) -> Result<(), RuntimeError> {
+    pub(super) async fn stop_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let Some(mut record) = self.sandboxes().get(id).cloned() else { return Ok(()) };
         let dir = self.sandbox_dir(id);
         if !record.stopped {
@@ -52,20 +56,26 @@ impl Inner {
         stopped.into_iter().try_for_each(|result| result.map(|_| ()))
     }
 
-    pub(super) async fn remove_sandbox(self: Arc<Self>, id: &str) -> Result<(), RuntimeError> {
-        if !self.sandboxes().contains_key(id) {
-            return Ok(());
-        }
-        Arc::clone(&self).stop_sandbox(id).await?;
+    pub(super) async fn remove_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        self.stop_sandbox(id).await?;
         let turn = self.sandbox_turn(id);
         let _turn = turn.lock().await;
-        let containers = self.containers_of(id);
-        let removed = futures::future::join_all(containers.iter().map(|c| Arc::clone(&self).remove(c.id()))).await;
+        let record = self.sandboxes().get(id).cloned();
+        match record {
+            Some(record) => self.dismantle(record).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a sandbox that takes no more containers, with those it has. The caller holds its turn.
+    async fn dismantle(&self, record: SandboxRecord) -> Result<(), RuntimeError> {
+        let id = record.spec.id.clone();
+        let containers = self.containers_of(&id);
+        let removed = futures::future::join_all(containers.iter().map(|c| self.remove(c.id()))).await;
         removed.into_iter().collect::<Result<(), _>>()?;
-        let Some(record) = self.sandboxes().get(id).cloned() else { return Ok(()) };
-        let (cgroups, dir) = (self.cgroups.clone(), self.sandbox_dir(id));
+        let (cgroups, dir) = (self.cgroups.clone(), self.sandbox_dir(&id));
         blocking(move || sandbox::unmake(&dir, &record.spec, &cgroups)).await?;
-        self.sandboxes().remove(id);
+        self.sandboxes().remove(&id);
         Ok(())
     }
 
@@ -82,6 +92,7 @@ impl Inner {
                 spec,
                 sandbox: record.spec,
                 sandbox_dir: self.sandbox_dir(sandbox),
+                shims: self.shims.clone(),
                 created_at: Timestamp::now(),
             };
             let mut containers = self.containers();
@@ -97,7 +108,7 @@ impl Inner {
             Ok(created) => Ok(created),
             Err(error) => {
                 let (failed, cgroups) = (Arc::clone(&container), self.cgroups.clone());
-                let cleaned = blocking(move || clear(&failed, &cgroups)).await;
+                let cleaned = blocking(move || clear(&failed, Shim::Unknown, &cgroups)).await;
                 if let Err(leftover) = cleaned {
                     tracing::warn!(container = container.id(), %leftover, "a container that failed could not be cleaned up");
                 }
@@ -119,24 +130,38 @@ impl Inner {
         }
     }
 
-    pub(super) async fn remove(self: Arc<Self>, id: &str) -> Result<(), RuntimeError> {
+    pub(super) async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
         let Ok(container) = self.container(id) else { return Ok(()) };
         container.stop(9, Duration::ZERO).await?;
         let _turn = container.turn.lock().await;
-        if let Some(link) = container.link.get() {
-            link.closed().await;
-        }
+        let shim = match container.link.get() {
+            Some(link) => {
+                // Its end of the connection is the last thing a shim lets go of.
+                link.closed().await;
+                Shim::Gone
+            }
+            None => Shim::Unknown,
+        };
         let (removed, cgroups) = (Arc::clone(&container), self.cgroups.clone());
-        blocking(move || clear(&removed, &cgroups)).await?;
+        blocking(move || clear(&removed, shim, &cgroups)).await?;
         self.containers().remove(id);
         Ok(())
     }
 }
 
-/// Removes a dead container's cgroup and directory.
-fn clear(container: &Container, cgroups: &crate::cgroup::Cgroups) -> Result<(), RuntimeError> {
-    let group = container.cgroup();
-    cgroups.kill(&group).and_then(|()| cgroups.remove(&group)).map_err(RuntimeError::io(format!("cgroup {group}")))?;
+/// What is known of a container's shim.
+enum Shim {
+    Gone,
+    /// It may live: looking for it costs a walk over all processes.
+    Unknown,
+}
+
+/// Removes a container's processes, as far as there are any left, its cgroup and its directory.
+fn clear(container: &Container, shim: Shim, cgroups: &Cgroups) -> Result<(), RuntimeError> {
+    match shim {
+        Shim::Gone => container.clear_cgroup(cgroups)?,
+        Shim::Unknown => container.end(cgroups)?,
+    }
     sandbox::remove_dir(&container.dir).map_err(RuntimeError::io(format!("removing {}", container.dir.display())))
 }
 

@@ -29,6 +29,9 @@ pub(super) struct Link {
 /// What a shim says unasked.
 pub(super) trait Listener: Send + 'static {
     fn hear(&mut self, message: Message);
+
+    /// The shim has closed its end. Not called when the agent itself stops listening.
+    fn gone(self);
 }
 
 mod parking {
@@ -64,7 +67,7 @@ mod parking {
 }
 
 impl Link {
-    /// Takes a connected socket and starts hearing. Ends when the shim does, or when `Link` is dropped.
+    /// Takes a connected socket and starts hearing, until the shim ends.
     pub(super) fn start(socket: OwnedFd, mut listener: impl Listener) -> io::Result<Arc<Link>> {
         let socket = std::os::unix::net::UnixStream::from(socket);
         socket.set_nonblocking(true)?;
@@ -81,13 +84,13 @@ impl Link {
                 tracing::debug!(%error, "the connection to a shim ended");
             }
             hearing.pending.close();
-            drop(listener);
+            listener.gone();
             hearing.closed.send_replace(true);
         });
         Ok(link)
     }
 
-    /// When the shim has closed its end and the listener has been dropped.
+    /// When the shim has closed its end and the listener knows.
     pub(super) async fn closed(&self) {
         let mut closed = self.closed.subscribe();
         // The sender lives in `self`.

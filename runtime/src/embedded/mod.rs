@@ -10,6 +10,7 @@ mod link;
 mod recover;
 mod sandbox;
 mod sessions;
+mod shims;
 mod spawn;
 
 use std::collections::BTreeMap;
@@ -46,20 +47,30 @@ struct Inner {
     sandboxes: Mutex<BTreeMap<String, SandboxRecord>>,
     /// Sandboxes are made and removed one by one per id.
     sandbox_turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// The control group the shims go into.
+    shims: String,
     events: broadcast::Sender<RuntimeEvent>,
     /// Setting up a container is CPU work: more at once than cores can take only makes each later.
     launching: Semaphore,
 }
 
+/// The last part of the name of the shims' control group.
+const SHIMS: &str = "shims";
 /// Events a slow listener may be behind before it has to list.
 const EVENTS_KEPT: usize = 4096;
 
 impl Embedded {
     /// Opens a state directory: reconnects to the shims that live, settles the containers of those that
     /// do not, and clears away what no record speaks of. `exe` is the program to re-execute as a shim;
-    /// its `main` must call [`crate::shim_main`] when [`crate::is_shim`] says so.
-    pub async fn open(state_dir: &Path, exe: PathBuf) -> Result<Embedded, RuntimeError> {
+    /// its `main` must call [`crate::shim_main`] when [`crate::is_shim`] says so. `cgroup_root` is the control
+    /// group above those of all sandboxes; the shims get one of their own in it, because whoever ends the agent's
+    /// (systemd, for one) means the agent.
+    pub async fn open(state_dir: &Path, exe: PathBuf, cgroup_root: &str) -> Result<Embedded, RuntimeError> {
         let cgroups = Cgroups::detect().map_err(RuntimeError::io("control groups"))?;
+        let shims = format!("{}/{SHIMS}", cgroup_root.trim_matches('/'));
+        if let Err(error) = cgroups.create_open(&shims) {
+            tracing::warn!(%error, "containers will not outlive the control group of this process");
+        }
         for dir in ["containers", "sandboxes"] {
             let dir = state_dir.join(dir);
             std::fs::create_dir_all(&dir).map_err(RuntimeError::io(format!("making {}", dir.display())))?;
@@ -73,6 +84,7 @@ impl Embedded {
             containers: Mutex::default(),
             sandboxes: Mutex::default(),
             sandbox_turns: Mutex::default(),
+            shims,
             events: broadcast::channel(EVENTS_KEPT).0,
             launching: Semaphore::new((cores * 2).clamp(4, 16)),
         });

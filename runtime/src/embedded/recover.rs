@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::container::{Container, Phase};
 use super::sandbox::{self, SandboxRecord};
-use super::{Inner, spawn};
+use super::{Inner, shims, spawn};
 use crate::cgroup::Cgroups;
 use crate::disk::{self, Ended};
 use crate::error::RuntimeError;
@@ -98,11 +98,12 @@ pub fn reset(state_dir: &Path, cgroup_root: &str) -> Result<(), RuntimeError> {
             result = outcome;
         }
     };
-    for dir in entries(&state_dir.join("containers")) {
+    let containers = state_dir.join("containers");
+    // Shims first: one that is just setting its container up would go on making what is removed below.
+    note(shims::end(&containers).map_err(RuntimeError::io("shims")));
+    for dir in entries(&containers) {
         if let Ok(record) = disk::read_json::<Record>(&dir.join(files::RECORD)) {
             let group = crate::oci::cgroup_path(&record.sandbox, &record.spec.id);
-            note(cgroups.kill(&group).map_err(RuntimeError::io(format!("cgroup {group}"))));
-            wait_for_shim(&dir);
             note(cgroups.clear(&group).map_err(RuntimeError::io(format!("cgroup {group}"))));
         }
         note(sandbox::remove_dir(&dir).map_err(RuntimeError::io(format!("removing {}", dir.display()))));
@@ -123,15 +124,6 @@ pub fn reset(state_dir: &Path, cgroup_root: &str) -> Result<(), RuntimeError> {
     cgroups.remove_empty_ancestors(cgroup_root);
     note(sandbox::remove_dir(state_dir).map_err(RuntimeError::io(format!("removing {}", state_dir.display()))));
     result
-}
-
-/// With its container dead a shim ends by itself; the end of the connection says when.
-fn wait_for_shim(dir: &Path) {
-    use std::io::Read;
-    let Ok(socket) = spawn::connect(dir) else { return };
-    let mut socket = std::os::unix::net::UnixStream::from(socket);
-    let _ = socket.set_read_timeout(Some(GREETING));
-    let _ = std::io::copy(&mut socket.by_ref().take(1 << 20), &mut std::io::sink());
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {

@@ -27,6 +27,9 @@ pub(super) struct SandboxRecord {
     pub(super) spec: SandboxSpec,
     pub(super) created_at: Timestamp,
     pub(super) stopped: bool,
+    /// The boot of the machine it was made in; empty in records of old.
+    #[serde(default)]
+    boot: String,
 }
 
 impl SandboxRecord {
@@ -39,13 +42,18 @@ impl SandboxRecord {
     }
 
     pub(super) fn sandbox(&self, dir: &Path) -> Sandbox {
-        let ready = !self.stopped && self.is_pinned(dir);
+        let ready = !self.stopped && self.is_of_this_boot() && self.is_pinned(dir);
         Sandbox {
             spec: self.spec.clone(),
             state: if ready { SandboxState::Ready } else { SandboxState::NotReady },
             created_at: self.created_at,
             warnings: Vec::new(),
         }
+    }
+
+    /// A sandbox with the host's namespaces alone has no pins, but a control group that no boot outlives.
+    fn is_of_this_boot(&self) -> bool {
+        self.boot.is_empty() || self.boot == boot_id()
     }
 
     /// After a reboot the files are there, the namespaces are not.
@@ -55,13 +63,18 @@ impl SandboxRecord {
     }
 }
 
+/// Another one with every start of the machine (random(4)).
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 /// Makes everything. On error nothing is left.
 pub(super) fn make(dir: &Path, spec: &SandboxSpec, cgroups: &Cgroups) -> Result<SandboxRecord, RuntimeError> {
     for name in spec.sysctls.keys() {
         check_sysctl(spec, name)?;
     }
     fs::create_dir_all(dir).map_err(RuntimeError::io(format!("making {}", dir.display())))?;
-    let record = SandboxRecord { spec: spec.clone(), created_at: Timestamp::now(), stopped: false };
+    let record = SandboxRecord { spec: spec.clone(), created_at: Timestamp::now(), stopped: false, boot: boot_id() };
     // First the record: whatever happens from here on, the next start finds what to clean up.
     let result =
         record.save(dir).map_err(RuntimeError::io("keeping the sandbox")).and_then(|()| pin(dir, spec)).and_then(
@@ -81,12 +94,11 @@ pub(super) fn make(dir: &Path, spec: &SandboxSpec, cgroups: &Cgroups) -> Result<
 
 /// Removes everything; what is not there is fine.
 pub(super) fn unmake(dir: &Path, spec: &SandboxSpec, cgroups: &Cgroups) -> Result<(), RuntimeError> {
-    let killed = cgroups.kill(&spec.cgroup_parent);
-    let removed = cgroups.remove(&spec.cgroup_parent);
+    let cleared = cgroups.clear(&spec.cgroup_parent);
     for pin in PINS {
         unmount(&dir.join(pin));
     }
-    killed.and(removed).map_err(RuntimeError::io(format!("cgroup {}", spec.cgroup_parent)))?;
+    cleared.map_err(RuntimeError::io(format!("cgroup {}", spec.cgroup_parent)))?;
     remove_dir(dir).map_err(RuntimeError::io(format!("removing {}", dir.display())))
 }
 

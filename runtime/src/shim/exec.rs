@@ -1,6 +1,6 @@
 //! Further processes in the container.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -94,7 +94,7 @@ fn start_from(wanted: Wanted<'_>, file: &Path) -> Result<(i32, Option<OwnedFd>),
 
 /// Kills an exec's process and what it started: its descendants, and its session (every exec leads one).
 /// `members` are the processes of the container's cgroup.
-pub(super) fn kill_tree(root: i32, members: &[i32]) {
+pub(super) fn kill_tree(root: i32, members: &BTreeSet<i32>) {
     let mut parents = HashMap::new();
     let mut doomed: HashSet<i32> = HashSet::from([root]);
     for pid in members {

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
+use crate::cgroup::Cgroups;
 use crate::disk;
 use crate::protocol::{Message, Record, frame};
 
@@ -86,6 +87,12 @@ fn detach(dir: &Path, listener: OwnedFd, agent: OwnedFd) -> i32 {
         Ok(record) => record,
         Err(error) => return refuse(agent, &format!("cannot read {}: {error}", files::RECORD)),
     };
+    if !record.shims.is_empty()
+        && let Err(error) = Cgroups::detect().and_then(|cgroups| cgroups.enter_open(&record.shims))
+    {
+        // Some hosts forbid it. The container runs all the same, as long as nobody ends the agent's control group.
+        complain(&format!("staying in the agent's control group: {error}"));
+    }
     // From here on the end of a child is read from a descriptor.
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);

@@ -60,17 +60,23 @@ pub(super) fn mount(layers: &[PathBuf], dir: &Path) -> io::Result<PathBuf> {
     for made in [&upper, &work, &rootfs] {
         fs::create_dir_all(made)?;
     }
-    match mount_by_parts(layers, &upper, &work, &rootfs) {
-        // Before Linux 6.5 there is no `lowerdir+`.
-        Err(error)
-            if error.raw_os_error() == Some(nix::libc::EINVAL) || error.raw_os_error() == Some(nix::libc::ENOSYS) =>
-        {
-            mount_by_options(layers, &upper, &work, &rootfs)
-        }
-        result => result,
+    // Tried without asking, an older kernel would complain in its log for every container.
+    if has_lowerdir_by_parts() {
+        mount_by_parts(layers, &upper, &work, &rootfs)
+    } else {
+        mount_by_options(layers, &upper, &work, &rootfs)
     }
     .map_err(|error| context(error, "mounting the overlay root"))?;
     Ok(rootfs)
+}
+
+/// `lowerdir+` came with Linux 6.5.
+fn has_lowerdir_by_parts() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (6, 5)
 }
 
 fn mount_by_parts(layers: &[PathBuf], upper: &Path, work: &Path, rootfs: &Path) -> io::Result<()> {

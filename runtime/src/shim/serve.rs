@@ -367,7 +367,7 @@ impl Shim {
                 self.streams.ready(port);
             }
         }
-        if let Err(error) = self.cgroups.remove(&self.cgroup) {
+        if let Err(error) = self.cgroups.clear(&self.cgroup) {
             super::complain(&format!("cgroup: {error}"));
         }
     }

@@ -1,13 +1,11 @@
 //! Stories of single containers: how they start, what they see, how they end.
 
-mod support;
-
+use crate::support::Bench;
 use proa_runtime::logs::LogStream;
 use proa_runtime::{
     ContainerSpec, ContainerState, ExitReason, Mount, MountKind, Resources, Runtime, RuntimeError, User,
 };
 use std::time::Duration;
-use support::Bench;
 
 #[tokio::test]
 async fn a_container_runs_says_its_piece_and_ends() {
@@ -219,5 +217,36 @@ async fn limits_hold_can_be_changed_and_use_is_told() {
     let less = Resources { memory_bytes: Some(48 << 20), pids: Some(20), ..Resources::default() };
     bench.runtime.update("c", less).await.unwrap();
     bench.runtime.stop("c", 15, Duration::from_millis(50)).await.unwrap();
+    bench.done().await;
+}
+
+#[tokio::test]
+async fn limits_are_where_the_kernel_reads_them() {
+    let bench = Bench::new().await;
+    let resources = Resources {
+        cpu_shares: Some(1024),
+        cpu_quota_us: Some(50_000),
+        cpu_period_us: None,
+        memory_bytes: Some(64 << 20),
+        pids: Some(20),
+    };
+    bench.launch(ContainerSpec { resources, ..bench.spec("c", &["forever"]) }).await;
+    let holds = |file: &str, value: &str| {
+        let mut texts =
+            bench.groups("pod/c").into_iter().filter_map(|dir| std::fs::read_to_string(dir.join(file)).ok());
+        assert_eq!(texts.next().as_deref().map(str::trim), Some(value), "{file}");
+    };
+    if crate::guest::host_is_on_cgroup_v2() {
+        holds("cpu.weight", "39");
+        holds("cpu.max", "50000 100000");
+        holds("memory.max", "67108864");
+    } else {
+        holds("cpu.shares", "1024");
+        holds("cpu.cfs_quota_us", "50000");
+        holds("memory.limit_in_bytes", "67108864");
+    }
+    holds("pids.max", "20");
+    bench.runtime.update("c", Resources { memory_bytes: Some(96 << 20), ..Resources::default() }).await.unwrap();
+    holds(if crate::guest::host_is_on_cgroup_v2() { "memory.max" } else { "memory.limit_in_bytes" }, "100663296");
     bench.done().await;
 }

@@ -1,7 +1,5 @@
 //! A bench for containers: a state directory, an image of one static file, a sandbox.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -9,15 +7,15 @@ use std::time::Duration;
 use proa_runtime::{ContainerSpec, Embedded, Exit, Runtime, SandboxSpec};
 
 /// How long any single step may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct Bench {
-    pub runtime: std::sync::Arc<Embedded>,
-    pub dir: tempfile::TempDir,
-    pub cgroup: String,
+pub(crate) struct Bench {
+    pub(crate) runtime: std::sync::Arc<Embedded>,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) cgroup: String,
 }
 
-pub fn fixture() -> PathBuf {
+pub(crate) fn fixture() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_proa-runtime-fixture"))
 }
 
@@ -26,8 +24,12 @@ fn name() -> String {
     format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+async fn open(dir: &Path, cgroup: &str) -> std::sync::Arc<Embedded> {
+    Embedded::open(&dir.join("state"), fixture(), cgroup).await.unwrap().into()
+}
+
 impl Bench {
-    pub async fn new() -> Bench {
+    pub(crate) async fn new() -> Bench {
         assert!(rustix::process::geteuid().is_root(), "these tests run real containers: they need root");
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
@@ -40,19 +42,19 @@ impl Bench {
         }
         std::fs::write(image.join("etc/passwd"), "root:x:0:0::/root:\nweb:x:33:34::/var/www:\n").unwrap();
         std::fs::write(image.join("etc/not-a-program"), "x").unwrap();
-        let runtime: std::sync::Arc<Embedded> =
-            Embedded::open(&dir.path().join("state"), fixture()).await.unwrap().into();
-        let bench = Bench { runtime, dir, cgroup: format!("proa-test/{}", name()) };
+        let cgroup = format!("proa-test/{}", name());
+        let runtime = open(dir.path(), &cgroup).await;
+        let bench = Bench { runtime, dir, cgroup };
         bench.runtime.run_sandbox(bench.sandbox("pod")).await.unwrap();
         bench
     }
 
     /// A second agent takes the same directory, and the first is dropped.
-    pub async fn agent_returns(&mut self) {
-        self.runtime = Embedded::open(&self.dir.path().join("state"), fixture()).await.unwrap().into();
+    pub(crate) async fn agent_returns(&mut self) {
+        self.runtime = open(self.dir.path(), &self.cgroup).await;
     }
 
-    pub fn sandbox(&self, id: &str) -> SandboxSpec {
+    pub(crate) fn sandbox(&self, id: &str) -> SandboxSpec {
         SandboxSpec {
             id: id.to_owned(),
             hostname: id.to_owned(),
@@ -61,7 +63,7 @@ impl Bench {
         }
     }
 
-    pub fn spec(&self, id: &str, args: &[&str]) -> ContainerSpec {
+    pub(crate) fn spec(&self, id: &str, args: &[&str]) -> ContainerSpec {
         let mut command = vec!["fixture".to_owned()];
         command.extend(args.iter().map(|arg| (*arg).to_owned()));
         ContainerSpec {
@@ -77,12 +79,12 @@ impl Bench {
         }
     }
 
-    pub fn log(&self, id: &str) -> PathBuf {
+    pub(crate) fn log(&self, id: &str) -> PathBuf {
         self.dir.path().join("logs").join(format!("{id}.log"))
     }
 
     /// What a stream of the log says, put together.
-    pub fn said(&self, id: &str, stream: proa_runtime::logs::LogStream) -> String {
+    pub(crate) fn said(&self, id: &str, stream: proa_runtime::logs::LogStream) -> String {
         let text = std::fs::read(self.log(id)).unwrap_or_default();
         let mut said = String::new();
         for line in text.split_inclusive(|byte| *byte == b'\n') {
@@ -97,11 +99,11 @@ impl Bench {
         said
     }
 
-    pub fn out(&self, id: &str) -> String {
+    pub(crate) fn out(&self, id: &str) -> String {
         self.said(id, proa_runtime::logs::LogStream::Stdout)
     }
 
-    pub async fn launch(&self, spec: ContainerSpec) -> String {
+    pub(crate) async fn launch(&self, spec: ContainerSpec) -> String {
         let id = spec.id.clone();
         self.runtime.create("pod", spec).await.unwrap();
         self.runtime.start(&id).await.unwrap();
@@ -109,12 +111,12 @@ impl Bench {
     }
 
     /// From create to exit.
-    pub async fn run(&self, spec: ContainerSpec) -> Exit {
+    pub(crate) async fn run(&self, spec: ContainerSpec) -> Exit {
         let id = self.launch(spec).await;
         self.exit(&id).await
     }
 
-    pub async fn exit(&self, id: &str) -> Exit {
+    pub(crate) async fn exit(&self, id: &str) -> Exit {
         use futures::StreamExt;
         let mut events = self.runtime.events();
         let wait = async {
@@ -129,7 +131,7 @@ impl Bench {
     }
 
     /// Until the log of a container holds a text.
-    pub async fn until_said(&self, id: &str, text: &str) {
+    pub(crate) async fn until_said(&self, id: &str, text: &str) {
         let wait = async {
             while !self.out(id).contains(text) {
                 // A file has no event that works on every file system.
@@ -142,22 +144,39 @@ impl Bench {
     }
 
     /// Cgroup directories and mounts that exist because of this bench.
-    pub fn traces(&self) -> Vec<String> {
+    pub(crate) fn traces(&self) -> Vec<String> {
         let mut traces = Vec::new();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let dir = self.dir.path().to_str().unwrap();
         traces.extend(mounts.lines().filter(|line| line.contains(dir)).map(str::to_owned));
-        for hierarchy in std::iter::once(PathBuf::from("/sys/fs/cgroup")).chain(dirs(Path::new("/sys/fs/cgroup"))) {
-            for child in dirs(&hierarchy.join(&self.cgroup)) {
-                traces.push(child.display().to_string());
-            }
+        for group in self.groups("") {
+            traces.extend(dirs(&group).iter().map(|child| child.display().to_string()));
         }
         traces
     }
 
-    pub async fn done(self) {
+    /// Directories of a control group of this bench, in whatever hierarchy it exists.
+    pub(crate) fn groups(&self, name: &str) -> Vec<PathBuf> {
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let hierarchies = dirs(&root).into_iter().chain([root]);
+        hierarchies.map(|hierarchy| hierarchy.join(&self.cgroup).join(name)).filter(|group| group.is_dir()).collect()
+    }
+
+    /// Processes that have this bench's directory in their command line: shims, and what is about to be a container.
+    pub(crate) fn shims(&self) -> Vec<i32> {
+        let dir = self.dir.path().to_str().unwrap();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter(|entry| std::fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains(dir)))
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+
+    pub(crate) async fn done(self) {
         self.runtime.remove_sandbox("pod").await.unwrap();
-        assert_eq!(self.traces(), Vec::<String>::new(), "left behind");
+        // The shims' group stays for those to come.
+        let left: Vec<String> = self.traces().into_iter().filter(|trace| !trace.ends_with("/shims")).collect();
+        assert_eq!(left, Vec::<String>::new(), "left behind");
     }
 }
 
@@ -178,7 +197,7 @@ fn dirs(path: &Path) -> Vec<PathBuf> {
 }
 
 /// How many processes live in the pid namespace of a process.
-pub fn alive_beside(pid: u32) -> usize {
+pub(crate) fn alive_beside(pid: u32) -> usize {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let own = namespace(&pid.to_string());
     let entries = std::fs::read_dir("/proc").unwrap().flatten();

@@ -1,11 +1,9 @@
 //! Stories of processes that die at bad moments, and of many containers at once.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use proa_runtime::{ContainerState, ExitReason, Runtime};
-use support::{Bench, PATIENCE};
+use crate::support::{Bench, PATIENCE};
+use proa_runtime::{ContainerState, ExitReason, Runtime, SandboxSpec, SandboxState};
 
 /// The shim of a container: the parent of its init.
 fn shim_of(pid: u32) -> i32 {
@@ -112,18 +110,160 @@ async fn a_hundred_containers_at_once_all_run_and_leave_nothing() {
     bench.done().await;
 }
 
-#[tokio::test]
-async fn reset_ends_everything_and_removes_every_trace() {
-    let bench = Bench::new().await;
-    bench.launch(bench.spec("a", &["forever"])).await;
-    bench.runtime.create("pod", bench.spec("b", &["forever"])).await.unwrap();
-    let pid = pid_of(&bench, "a").await;
-    let state = bench.dir.path().join("state");
-    let cgroup = bench.cgroup.clone();
-    tokio::task::spawn_blocking(move || proa_runtime::reset(&state, &cgroup)).await.unwrap().unwrap();
+/// An agent of its own that dies: what it was about goes no further.
+struct Agent(tokio::runtime::Runtime);
+
+impl Agent {
+    fn new() -> (Agent, Bench) {
+        let agent = Agent(tokio::runtime::Runtime::new().unwrap());
+        let bench = agent.0.block_on(Bench::new());
+        (agent, bench)
+    }
+
+    fn creates(&self, bench: &Bench, spec: proa_runtime::ContainerSpec) {
+        let runtime = bench.runtime.clone();
+        self.0.spawn(async move { runtime.create("pod", spec).await });
+    }
+
+    fn dies(self) {
+        self.0.shutdown_timeout(PATIENCE);
+    }
+}
+
+fn until(what: &str, mut seen: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !seen() {
+        assert!(begin.elapsed() < PATIENCE, "never {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[track_caller]
+fn reset_leaves_nothing(bench: &Bench) {
+    proa_runtime::reset(&bench.dir.path().join("state"), &bench.cgroup).unwrap();
+    assert_eq!(bench.shims(), Vec::<i32>::new(), "processes are left");
+    assert_eq!(bench.traces(), Vec::<String>::new());
+}
+
+#[test]
+fn reset_ends_everything_and_removes_every_trace() {
+    let (agent, bench) = Agent::new();
+    let pid = agent.0.block_on(async {
+        bench.launch(bench.spec("a", &["forever"])).await;
+        bench.runtime.create("pod", bench.spec("b", &["forever"])).await.unwrap();
+        pid_of(&bench, "a").await
+    });
+    agent.dies();
+    assert!(is_alive(pid));
+    reset_leaves_nothing(&bench);
     assert!(!is_alive(pid));
     assert!(!bench.dir.path().join("state").exists());
-    assert_eq!(bench.traces(), Vec::<String>::new());
+}
+
+#[test]
+fn an_agent_that_stops_in_order_ends_no_container() {
+    let (agent, bench) = Agent::new();
+    let pids = agent.0.block_on(async {
+        let mut pids = Vec::new();
+        for n in 0..8 {
+            bench.launch(bench.spec(&format!("c{n}"), &["forever"])).await;
+            pids.push(pid_of(&bench, &format!("c{n}")).await);
+        }
+        // A thread that waits for work like what a lost connection to a shim means.
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+        pids
+    });
+    agent.dies();
+    assert!(pids.iter().all(|pid| is_alive(*pid)));
+    reset_leaves_nothing(&bench);
+}
+
+#[test]
+fn reset_ends_a_shim_that_hangs_before_its_first_word() {
+    let (agent, bench) = Agent::new();
+    // The log is opened when the container is set up and before the agent is told; a pipe that nobody reads does not open.
+    std::fs::create_dir_all(bench.log("c").parent().unwrap()).unwrap();
+    nix::unistd::mkfifo(&bench.log("c"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    agent.creates(&bench, bench.spec("c", &["forever"]));
+    until("in its group", || {
+        let procs =
+            |group: &std::path::PathBuf| std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        bench.groups("pod/c").iter().any(|group| !procs(group).is_empty())
+    });
+    agent.dies();
+    reset_leaves_nothing(&bench);
+}
+
+#[test]
+fn reset_ends_shims_wherever_they_are_in_setting_up() {
+    for _ in 0..3 {
+        let (agent, bench) = Agent::new();
+        for n in 0..16 {
+            agent.creates(&bench, bench.spec(&format!("c{n}"), &["forever"]));
+        }
+        until("several shims", || bench.shims().len() > 4);
+        agent.dies();
+        reset_leaves_nothing(&bench);
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_the_machine_lost_is_made_again() {
+    let mut bench = Bench::new().await;
+    bench.launch(bench.spec("c", &["forever"])).await;
+    // What a reboot leaves: files, but no processes, no mounts, no groups.
+    kill(shim_of(pid_of(&bench, "c").await));
+    bench.exit("c").await;
+    for pin in ["ipc", "shm"] {
+        nix::mount::umount(&bench.dir.path().join("state/sandboxes/pod").join(pin)).unwrap();
+    }
+    bench.agent_returns().await;
+    assert_eq!(bench.runtime.list_sandboxes().await.unwrap()[0].state, SandboxState::NotReady);
+
+    let sandbox = bench.runtime.run_sandbox(bench.sandbox("pod")).await.unwrap();
+    assert_eq!(sandbox.state, SandboxState::Ready);
+    assert!(bench.runtime.list().await.unwrap().is_empty(), "its containers went with it");
+    assert_eq!(bench.run(bench.spec("c", &["exit", "3"])).await.code, 3);
+    bench.done().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_of_an_earlier_boot_is_not_ready_even_without_namespaces_of_its_own() {
+    let mut bench = Bench::new().await;
+    let spec = SandboxSpec { host_ipc: true, host_pid: true, ..bench.sandbox("host") };
+    bench.runtime.run_sandbox(spec.clone()).await.unwrap();
+    let file = bench.dir.path().join("state/sandboxes/host/sandbox.json");
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let record = std::fs::read_to_string(&file).unwrap().replace(boot.trim(), "another");
+    std::fs::write(&file, record).unwrap();
+    bench.agent_returns().await;
+    let state =
+        |sandboxes: Vec<proa_runtime::Sandbox>| sandboxes.into_iter().find(|s| s.spec.id == "host").unwrap().state;
+    assert_eq!(state(bench.runtime.list_sandboxes().await.unwrap()), SandboxState::NotReady);
+    assert_eq!(bench.runtime.run_sandbox(spec).await.unwrap().state, SandboxState::Ready);
+    bench.runtime.remove_sandbox("host").await.unwrap();
+    bench.done().await;
+}
+
+/// `systemctl restart` ends whatever is in the service's group.
+#[tokio::test]
+async fn a_shim_leaves_the_control_groups_of_its_agent() {
+    let bench = Bench::new().await;
+    bench.launch(bench.spec("c", &["forever"])).await;
+    let shim = shim_of(pid_of(&bench, "c").await).to_string();
+    let groups = bench.groups("shims");
+    assert!(!groups.is_empty());
+    for group in &groups {
+        let procs = std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
+        assert!(procs.lines().any(|pid| pid == shim), "{shim} is not in {}", group.display());
+    }
+    // The hierarchies by which systemd knows whose process is whose.
+    for hierarchy in ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"].map(std::path::Path::new) {
+        if hierarchy.join("cgroup.procs").exists() {
+            assert!(groups.iter().any(|group| group.starts_with(hierarchy)), "{}", hierarchy.display());
+        }
+    }
+    bench.done().await;
 }
 
 #[tokio::test]

@@ -1,11 +1,9 @@
 //! Stories of talking to containers: exec, attach, terminals.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Bench, PATIENCE};
 use proa_runtime::{AttachSpec, ContainerSpec, ExecSpec, Runtime, RuntimeError, Session, TerminalSize};
-use support::{Bench, PATIENCE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn command(args: &[&str]) -> ExecSpec {
@@ -96,7 +94,7 @@ async fn an_exec_that_takes_too_long_is_killed_with_its_children() {
     // Zombies do not count: the orphans of an exec are the container's init's to reap.
     let pid = bench.runtime.status("c").await.unwrap().pid.unwrap();
     let gone = async {
-        while support::alive_beside(pid) > 1 {
+        while crate::support::alive_beside(pid) > 1 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
