@@ -22,7 +22,7 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
         cli::Image::Ls { data } => list(&open(&data, Vec::new())?),
         cli::Image::Rm { references, data } => {
             let images = open(&data, Vec::new())?;
-            let layers = proa_runtime::layers_in_use(&DataDir::new(&data.data_dir)?.runtime());
+            let layers = proa_runtime::layers_in_use(&DataDir::create(&data.data_dir)?.runtime());
             let used = |image: &Image| images.layer_paths(image).iter().any(|layer| layers.contains(layer));
             let in_use = images.list().into_iter().filter(used).map(|image| image.id).collect();
             for reference in references {
@@ -42,7 +42,7 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
 }
 
 fn open(data: &cli::DataDir, plain_http: Vec<String>) -> anyhow::Result<ImageStore> {
-    let directory = DataDir::new(&data.data_dir)?.images();
+    let directory = DataDir::create(&data.data_dir)?.images();
     ImageStore::open(&directory, Options { plain_http })
         .with_context(|| format!("cannot open the images in {}", directory.display()))
 }

@@ -31,6 +31,7 @@ pub(crate) async fn config(
     tls: Tls,
     api: SocketAddr,
 ) -> anyhow::Result<Config> {
+    let data_dir = data.create_agent().with_context(|| format!("cannot create {}", data.agent().display()))?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let runtime =
         proa_runtime::Embedded::open(&data.runtime(), program).await.context("cannot open the container runtime")?;
@@ -42,7 +43,7 @@ pub(crate) async fn config(
         family,
         node_ip,
         node_labels: Default::default(),
-        data_dir: data.agent(),
+        data_dir,
         runtime: Arc::new(runtime),
         images: Arc::new(images),
         network: NetworkConfig {

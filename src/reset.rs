@@ -9,13 +9,12 @@ use crate::paths::{DataDir, Part};
 /// Stops and removes everything that belongs to `directory`; goes on past what fails and reports all of it.
 ///
 /// # Errors
-/// When a platform still runs on the directory, or something could not be removed.
+/// When the directory is not Proa's, a platform still runs on it, or something could not be removed.
 pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
-    let data = DataDir::new(directory)?;
-    if !data.root().exists() {
-        println!("Nothing to reset: {} does not exist.", data.root().display());
+    let Some(data) = DataDir::find(directory)? else {
+        println!("Nothing to reset in {}.", directory.display());
         return Ok(());
-    }
+    };
     let _server = data.lock(Part::Server)?;
     let _agent = data.lock(Part::Agent)?;
     let steps = [
@@ -29,27 +28,21 @@ pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
     ];
     let mut failures: Vec<String> =
         steps.into_iter().filter_map(|(what, outcome)| Some(format!("{what}: {:#}", outcome.err()?))).collect();
-    if failures.is_empty()
-        && let Err(error) = empty(data.root())
-    {
-        failures.push(format!("files: {error}"));
+    let mut left = Vec::new();
+    if failures.is_empty() {
+        match data.empty() {
+            Ok(names) => left = names,
+            Err(error) => failures.push(format!("files: {error}")),
+        }
     }
     if !failures.is_empty() {
         bail!("could not remove everything of {}:\n  {}", data.root().display(), failures.join("\n  "));
     }
-    println!("Removed all of {}.", data.root().display());
-    Ok(())
-}
-
-/// Empties the directory; itself it may be a mount point or somebody else's.
-fn empty(directory: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
+    if left.is_empty() {
+        println!("Removed all of {}.", data.root().display());
+    } else {
+        let left: Vec<_> = left.iter().map(|name| name.to_string_lossy()).collect();
+        println!("Removed all of Proa in {}; what is not Proa's stays: {}.", data.root().display(), left.join(", "));
     }
     Ok(())
 }

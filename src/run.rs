@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli;
-use crate::paths::{DataDir, Part};
+use crate::paths::{DataDir, Part, UNFINISHED};
 use crate::progress::Progress;
 use crate::{apply, identity, node, preflight, samples};
 
@@ -102,8 +102,7 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
 /// `proa agent`: one node, against any API server.
 pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     preflight::check_machine()?;
-    preflight::create_data_dir(&args.data.data_dir)?;
-    let data = DataDir::new(&args.data.data_dir)?;
+    let data = DataDir::create(&args.data.data_dir)?;
     let _lock = data.lock(Part::Agent)?;
     let client = client_from(&args.kubeconfig).await?;
     let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
@@ -192,8 +191,7 @@ struct ControlPlane {
 
 impl ControlPlane {
     async fn start(args: &cli::ServerArgs, parts: &Parts, progress: &Progress) -> anyhow::Result<ControlPlane> {
-        preflight::create_data_dir(&args.data.data_dir)?;
-        let data = DataDir::new(&args.data.data_dir)?;
+        let data = DataDir::create(&args.data.data_dir)?;
         let lock = data.lock(Part::Server)?;
         let listener: TcpListener = preflight::bind(args.listen).await?;
         let listen = listener.local_addr()?;
@@ -296,7 +294,7 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     }
     let mut temporary: PathBuf = path.to_owned();
-    temporary.as_mut_os_string().push(".new");
+    temporary.as_mut_os_string().push(UNFINISHED);
     std::fs::OpenOptions::new()
         .create(true)
         .truncate(true)

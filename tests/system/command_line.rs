@@ -69,6 +69,22 @@ fn a_taken_port_and_a_second_platform_on_one_directory_are_refused_in_one_senten
 }
 
 #[test]
+fn a_directory_of_others_is_neither_used_nor_removed() {
+    let cluster = Cluster::prepared();
+    std::fs::create_dir(cluster.data()).expect("somebody's directory");
+    let thesis = cluster.data().join("thesis.tex");
+    std::fs::write(&thesis, "42").expect("somebody's file");
+    for command in ["up", "reset"] {
+        let output = cluster.proa(&[command]).output().expect("proa runs");
+        assert!(!output.status.success());
+        assert_eq!(text(&output).lines().count(), 1, "{}", text(&output));
+        assert!(text(&output).contains("is no data directory of Proa, it holds thesis.tex"), "{}", text(&output));
+    }
+    assert_eq!(std::fs::read_dir(cluster.data()).expect("it").count(), 1);
+    std::fs::remove_file(thesis).expect("it is there");
+}
+
+#[test]
 fn without_root_it_says_that_it_needs_root() {
     let cluster = Cluster::prepared();
     let mut command = cluster.proa(&["up"]);
