@@ -8,6 +8,7 @@ mod cli;
 mod echo;
 mod identity;
 mod images;
+mod kubeconfig;
 mod node;
 mod paths;
 mod preflight;

@@ -1,6 +1,6 @@
 //! Starting the parts: all in one process (`up`), or each in its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli;
+use crate::kubeconfig::Access;
+use crate::node::ThisNode;
 use crate::paths::{DataDir, Part, UNFINISHED};
 use crate::progress::Progress;
 use crate::{apply, identity, node, preflight, samples};
@@ -21,35 +23,35 @@ use crate::{apply, identity, node, preflight, samples};
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let progress = Progress::new();
     preflight::check_machine()?;
-    let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
+    let node_name = args.node.name.map_or_else(node::host_name, Ok)?;
     let parts = Parts::new();
     let control = ControlPlane::start(&args.server, &parts, &progress).await?;
     let _lock = control.data.lock(Part::Agent)?;
 
+    let as_controllers = control.client("system:kube-controller-manager")?;
+    let this_node = ThisNode {
+        name: node_name.clone(),
+        ip: control.node_ip,
+        // Asked before the controllers start: then nobody assigns the same to another.
+        pod_cidr: node::first_block(&as_controllers).await?,
+        registries: args.node.registries.into(),
+    };
     parts.spawn("controllers", {
-        let (client, shutdown) = (control.client("system:kube-controller-manager")?, parts.shutdown.clone());
+        let shutdown = parts.shutdown.clone();
         // The lock on the data directory lets one such process live at a time: the next one leads again at once.
-        let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"));
-        async move { Ok(proa_controllers::run(client, options, shutdown).await?) }
+        let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"))?;
+        async move { Ok(proa_controllers::run(as_controllers, options, shutdown).await?) }
     });
     let tls = {
-        let ip = node::node_ip();
         let identity = control.server.pki().server(
             &format!("system:node:{node_name}"),
             std::slice::from_ref(&node_name),
-            &[ip],
+            &[control.node_ip],
         )?;
         proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
     };
-    let agent = node::config(
-        control.client("system:proa-agent")?,
-        Family::Standard,
-        node_name.clone(),
-        &control.data,
-        tls,
-        control.address,
-    )
-    .await?;
+    let client = control.client("system:proa-agent")?;
+    let agent = node::config(client, Family::Standard, this_node, &control.data, tls, control.address).await?;
     let images = agent.images.clone();
     parts.spawn("agent", {
         let shutdown = parts.shutdown.clone();
@@ -88,12 +90,13 @@ pub(crate) async fn server(args: cli::Server) -> anyhow::Result<()> {
 
 /// `proa controllers`: the loops and the scheduler, against any API server.
 pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
-    let client = client_from(&args.kubeconfig).await?;
+    let access = Access::read(&args.kubeconfig)?;
+    let client = access.client().await?;
     let parts = Parts::new();
     let shutdown = parts.shutdown.clone();
     let host = node::host_name()?;
     let identity = identity::of_this_process(&host);
-    let mut options = controller_options(args.family.into(), node::certificate_authority(&args.kubeconfig)?, identity);
+    let mut options = controller_options(args.family.into(), access.certificate_authority()?, identity)?;
     options.has_ended = Arc::new(move |holder| identity::has_ended(&host, holder));
     parts.spawn("controllers", async move { Ok(proa_controllers::run(client, options, shutdown).await?) });
     parts.until_stopped(async { Ok(()) }).await
@@ -104,13 +107,18 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     preflight::check_machine()?;
     let data = DataDir::create(&args.data.data_dir)?;
     let _lock = data.lock(Part::Agent)?;
-    let client = client_from(&args.kubeconfig).await?;
-    let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
-    let authority = node::certificate_authority(&args.kubeconfig)?;
-    let api = api_address(&args.kubeconfig)?;
+    let access = Access::read(&args.kubeconfig)?;
+    let client = access.client().await?;
+    let api = access.server()?;
+    let this_node = ThisNode {
+        name: args.node.name.map_or_else(node::host_name, Ok)?,
+        ip: node::ip_towards(api.ip()),
+        pod_cidr: None,
+        registries: args.node.registries.into(),
+    };
+    let tls = node::self_signed(&this_node.name, this_node.ip, access.certificate_authority()?)?;
     let parts = Parts::new();
-    let tls = node::self_signed(&node_name, authority)?;
-    let config = node::config(client, args.family.into(), node_name, &data, tls, api).await?;
+    let config = node::config(client, args.family.into(), this_node, &data, tls, api).await?;
     let images = config.images.clone();
     let shutdown = parts.shutdown.clone();
     parts.spawn("agent", async move { Ok(proa_kubelet_agent::run(config, shutdown).await?) });
@@ -119,8 +127,13 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
 }
 
 /// The loops of one family; `root_ca` is what pods shall trust the API server by, `identity` the name to lead under.
-fn controller_options(family: Family, root_ca: String, identity: String) -> proa_controllers::Options {
-    proa_controllers::Options { identity, root_ca: Some(root_ca), ..proa_controllers::Options::new(family) }
+fn controller_options(family: Family, root_ca: String, identity: String) -> anyhow::Result<proa_controllers::Options> {
+    Ok(proa_controllers::Options {
+        identity,
+        root_ca: Some(root_ca),
+        node_blocks: Some(node::blocks()?),
+        ..proa_controllers::Options::new(family)
+    })
 }
 
 /// Tasks that make up this process; when one ends by itself, the process ends with its error.
@@ -185,7 +198,9 @@ fn part_ended(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::Joi
 struct ControlPlane {
     data: DataDir,
     server: proa_apiserver::Server,
+    /// Where clients, pods and other machines reach it.
     address: SocketAddr,
+    node_ip: IpAddr,
     _lock: std::fs::File,
 }
 
@@ -195,13 +210,19 @@ impl ControlPlane {
         let lock = data.lock(Part::Server)?;
         let listener: TcpListener = preflight::bind(args.listen).await?;
         let listen = listener.local_addr()?;
+        let node_ip = node::ip_towards(listen.ip());
+        let address = SocketAddr::new(node::advertised(listen.ip(), node_ip), listen.port());
         let store = proa_store::Embedded::open(&data.store(), proa_store::Options::default())
             .await
             .with_context(|| format!("cannot open the store in {}", data.store().display()))?;
-        let config = proa_apiserver::Config { listen: Some(listen), ..proa_apiserver::Config::new(data.root()) };
+        let config = proa_apiserver::Config {
+            listen: Some(listen),
+            advertise: address.ip(),
+            ..proa_apiserver::Config::new(data.root())
+        };
         let server =
             proa_apiserver::Server::open(config, Arc::new(store)).await.context("cannot start the API server")?;
-        let url = format!("https://{listen}");
+        let url = format!("https://{address}");
         let kubeconfig = server.kubeconfig(&url, "kubernetes-admin", &["system:masters"])?;
         write_private(&data.admin_kubeconfig(), &kubeconfig)?;
         if let Some(file) = &args.kubeconfig {
@@ -212,7 +233,7 @@ impl ControlPlane {
             async move { Ok(server.serve(listener, shutdown).await?) }
         });
         progress.done("API server", &url);
-        Ok(ControlPlane { data, server, address: listen, _lock: lock })
+        Ok(ControlPlane { data, server, address, node_ip, _lock: lock })
     }
 
     /// A client in this process: no socket, no TLS, the same code.
@@ -275,15 +296,6 @@ async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
         .await
         .context("the node did not become ready")?;
     Ok(())
-}
-
-pub(crate) async fn client_from(kubeconfig: &Path) -> anyhow::Result<Client> {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)
-        .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("{} is not a usable kubeconfig", kubeconfig.display()))?;
-    Ok(Client::try_from(config)?)
 }
 
 /// Writes a file only its owner may read: it holds a private key.

@@ -6,6 +6,7 @@ mod family;
 mod faults;
 mod harness;
 mod kubectl;
+mod machines;
 mod network;
 mod parts;
 mod pods;
