@@ -15,6 +15,7 @@ mod preflight;
 mod progress;
 mod reset;
 mod rollback;
+mod rollout;
 mod run;
 mod samples;
 

@@ -60,17 +60,21 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || samples::ensure(&images)).await??;
     progress.done("images", "example/echo v1, v2, broken");
 
+    let client = control.client("system:admin")?;
     parts
         .until_stopped(async {
-            let client = control.client("system:admin")?;
-            node_ready(&client, &node_name).await?;
-            progress.done("node", format!("{node_name} is ready"));
-            let mut applied = Vec::new();
-            for file in &args.apply {
-                applied.extend(apply::apply(&client, file, &progress).await?);
-            }
-            announce(&progress, &control, &apply::answering_at(&client, &applied).await);
-            Ok(())
+            let outcome = match node_ready(&client, &node_name).await {
+                Ok(()) => {
+                    progress.done("node", format!("{node_name} is ready"));
+                    apply::apply(&client, &args.apply, &progress).await
+                }
+                Err(error) => {
+                    progress.failed(&format!("{error:#}"));
+                    apply::Outcome { failed: true, ..Default::default() }
+                }
+            };
+            let addresses = apply::answering_at(&client, &outcome.applied).await;
+            announce(&progress, &control, &outcome, &addresses);
         })
         .await
 }
@@ -80,12 +84,7 @@ pub(crate) async fn server(args: cli::Server) -> anyhow::Result<()> {
     let progress = Progress::new();
     let parts = Parts::new();
     let control = ControlPlane::start(&args.server, &parts, &progress).await?;
-    parts
-        .until_stopped(async {
-            announce(&progress, &control, &[]);
-            Ok(())
-        })
-        .await
+    parts.until_stopped(async { announce(&progress, &control, &Default::default(), &[]) }).await
 }
 
 /// `proa controllers`: the loops and the scheduler, against any API server.
@@ -99,7 +98,7 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
     let mut options = controller_options(args.family.into(), access.certificate_authority()?, identity)?;
     options.has_ended = Arc::new(move |holder| identity::has_ended(&host, holder));
     parts.spawn("controllers", async move { Ok(proa_controllers::run(client, options, shutdown).await?) });
-    parts.until_stopped(async { Ok(()) }).await
+    parts.until_stopped(async {}).await
 }
 
 /// `proa agent`: one node, against any API server.
@@ -123,7 +122,7 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     let shutdown = parts.shutdown.clone();
     parts.spawn("agent", async move { Ok(proa_kubelet_agent::run(config, shutdown).await?) });
     tokio::task::spawn_blocking(move || samples::ensure(&images)).await??;
-    parts.until_stopped(async { Ok(()) }).await
+    parts.until_stopped(async {}).await
 }
 
 /// The loops of one family; `root_ca` is what pods shall trust the API server by, `identity` the name to lead under.
@@ -153,7 +152,7 @@ impl Parts {
     }
 
     /// Runs `story` beside the parts, then stays until SIGINT or SIGTERM or until a part fails; stops all of them cleanly.
-    async fn until_stopped(self, story: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    async fn until_stopped(self, story: impl Future<Output = ()>) -> anyhow::Result<()> {
         let mut tasks = self.tasks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -164,14 +163,7 @@ impl Parts {
                 _ = interrupt.recv() => break Ok(()),
                 _ = terminate.recv() => break Ok(()),
                 Some(ended) = tasks.join_next() => break Err(part_ended(ended)),
-                result = &mut story, if !told => match result {
-                    Ok(()) => told = true,
-                    // What was asked for on the command line failed; the platform itself is well and goes on, so that it can be looked at.
-                    Err(error) => {
-                        eprintln!("proa: {error:#}");
-                        told = true;
-                    }
-                },
+                () = &mut story, if !told => told = true,
             }
         };
         self.shutdown.cancel();
@@ -249,36 +241,23 @@ impl ControlPlane {
     }
 }
 
-/// The last words before the platform is the user's.
-fn announce(progress: &Progress, control: &ControlPlane, addresses: &[String]) {
-    let mut text = format!("\nReady in {:.2} s.", progress.elapsed().as_secs_f64());
+/// The last words before the platform is the user's. What was asked for on the command line may have failed; the platform
+/// itself is well, so that it can be looked at.
+fn announce(progress: &Progress, control: &ControlPlane, outcome: &apply::Outcome, addresses: &[String]) {
+    let without = if outcome.failed { ", but for what failed above" } else { "" };
+    let mut text = format!("\nReady in {:.2} s{without}.", progress.elapsed().as_secs_f64());
     for address in addresses {
         text.push_str(&format!("  {address}"));
     }
-    text.push_str(&format!(
-        "\n\n  export KUBECONFIG={}\n  kubectl get pods -o wide\n",
-        control.data.admin_kubeconfig().display()
-    ));
-    if !addresses.is_empty() {
-        text.push_str(
-            "  kubectl set image deployment/web echo=example/echo:v2 && kubectl rollout status deployment/web\n  kubectl rollout undo deployment/web\n",
-        );
+    let kubeconfig = format!("export KUBECONFIG={}", control.data.admin_kubeconfig().display());
+    let steps =
+        [kubeconfig, "kubectl get pods -o wide".to_owned()].into_iter().chain(apply::next_steps(&outcome.applied));
+    text.push_str("\n\n");
+    for step in steps {
+        text.push_str(&format!("  {step}\n"));
     }
     text.push_str("\nCtrl-C stops the control plane; containers keep running until `proa reset`.");
     progress.say(&text);
-}
-
-/// Where pods reach the API server when no `kubernetes` Service says so.
-fn api_address(kubeconfig: &Path) -> anyhow::Result<SocketAddr> {
-    use std::net::ToSocketAddrs;
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)?;
-    let server =
-        file.clusters.into_iter().find_map(|named| named.cluster?.server).context("the kubeconfig names no server")?;
-    let url: warp::http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
-    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    let found =
-        (host, url.port_u16().unwrap_or(443)).to_socket_addrs().with_context(|| format!("cannot find {host}"))?.next();
-    found.with_context(|| format!("{host} has no address"))
 }
 
 async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
