@@ -256,7 +256,10 @@ fn announce(progress: &Progress, control: &ControlPlane, outcome: &apply::Outcom
     for step in steps {
         text.push_str(&format!("  {step}\n"));
     }
-    text.push_str("\nCtrl-C stops the control plane; containers keep running until `proa reset`.");
+    let data = control.data.root();
+    let of_it =
+        if data == Path::new(cli::DEFAULT_DATA_DIR) { "".into() } else { format!(" --data-dir {}", data.display()) };
+    text.push_str(&format!("\nCtrl-C stops the control plane; containers keep running until `proa reset{of_it}`."));
     progress.say(&text);
 }
 

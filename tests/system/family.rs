@@ -70,4 +70,10 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     assert_eq!(rollback(&[]), "deployment/web goes back from revision 3 to revision 2\n");
     eventually("v2 runs again", || (images() == "example/echo:v2 example/echo:v2").then_some(()));
     assert_eq!(cluster.kubectl(&["get", "pods", "-o", "name"]), "", "no standard pod was made");
+
+    // Without `-n` the namespace is the kubeconfig's.
+    cluster.kubectl(&["config", "set-context", "--current", "--namespace=elsewhere"]);
+    let mut elsewhere = cluster.namespace.command(crate::harness::PROA);
+    let output = elsewhere.args(["rollback", "deployment/web", "--kubeconfig", kubeconfig]).output().expect("it runs");
+    assert_eq!(text(&output), "proa: there is no deployment \"web\" in namespace \"elsewhere\"\n");
 }
