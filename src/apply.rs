@@ -17,7 +17,7 @@ use proa_crds::annotations::LAST_APPLIED;
 use serde_json::{Value, json};
 
 use crate::progress::Progress;
-use crate::rollout;
+use crate::rollout::Rollouts;
 
 /// The field manager of `kubectl apply` without `--server-side`.
 const CLIENT_SIDE_APPLY: &str = "kubectl-client-side-apply";
@@ -47,6 +47,7 @@ impl Outcome {
 /// Applies every document of `files` in order, then waits for the Deployments among them.
 pub(crate) async fn apply(client: &Client, files: &[PathBuf], progress: &Progress) -> Outcome {
     let mut outcome = Outcome::default();
+    let Some(rollouts) = outcome.note(Rollouts::from_now(client, progress).await, progress) else { return outcome };
     for file in files {
         let Some(documents) = outcome.note(read(file), progress) else { continue };
         for document in documents {
@@ -60,7 +61,7 @@ pub(crate) async fn apply(client: &Client, files: &[PathBuf], progress: &Progres
     let mut results = Vec::new();
     for object in &outcome.applied {
         if let Some(deployment) = &object.deployment {
-            results.push(rollout::finished(client, object, deployment, progress).await);
+            results.push(rollouts.finished(object, deployment).await);
         }
     }
     for result in results {

@@ -17,26 +17,42 @@ use crate::progress::Progress;
 /// How long a rollout may take before `up` stops waiting for it (the platform goes on).
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Waits until the newest revision of a Deployment serves. `applied` is the Deployment as the apply left it.
-///
-/// # Errors
-/// When the rollout fails, goes back, or takes longer than two minutes.
-pub(crate) async fn finished(
-    client: &Client,
-    object: &Applied,
-    applied: &Deployment,
-    progress: &Progress,
-) -> anyhow::Result<()> {
-    let outcome = tokio::time::timeout(PATIENCE, follow(client, object, applied, progress)).await;
-    outcome.with_context(|| format!("{object} is not rolled out after {PATIENCE:?}: kubectl describe {object}"))?
+/// Follows rollouts from one moment on.
+pub(crate) struct Rollouts<'a> {
+    client: &'a Client,
+    progress: &'a Progress,
+    /// The resource version of that moment: what happened before is not told.
+    since: String,
+}
+
+impl<'a> Rollouts<'a> {
+    /// From now on.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub(crate) async fn from_now(client: &'a Client, progress: &'a Progress) -> anyhow::Result<Rollouts<'a>> {
+        let events = Api::<Event>::all(client.clone()).list_metadata(&ListParams::default().limit(1)).await?;
+        Ok(Rollouts { client, progress, since: events.metadata.resource_version.unwrap_or_default() })
+    }
+
+    /// Waits until the newest revision of a Deployment serves. `applied` is the Deployment as the apply left it.
+    ///
+    /// # Errors
+    /// When the rollout fails, goes back, or takes longer than two minutes.
+    pub(crate) async fn finished(&self, object: &Applied, applied: &Deployment) -> anyhow::Result<()> {
+        let namespace = object.namespace.as_deref().unwrap_or("default");
+        let events = Api::namespaced(self.client.clone(), namespace);
+        let outcome = tokio::select! {
+            outcome = tokio::time::timeout(PATIENCE, follow(self.client, object, applied, self.progress)) => outcome,
+            never = tell_events(events, &object.name, &self.since, self.progress) => never,
+        };
+        outcome.with_context(|| format!("{object} is not rolled out after {PATIENCE:?}: kubectl describe {object}"))?
+    }
 }
 
 async fn follow(client: &Client, object: &Applied, applied: &Deployment, progress: &Progress) -> anyhow::Result<()> {
     let namespace = object.namespace.as_deref().unwrap_or("default");
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let told =
-        tokio::spawn(tell_events(Api::namespaced(client.clone(), namespace), object.name.clone(), progress.clone()));
-    let _told = scopeguard(told);
     let settled = |deployment: &Deployment| -> anyhow::Result<bool> {
         match judge(deployment, applied) {
             State::Failed(why) => bail!("{object}: {why}"),
@@ -92,9 +108,12 @@ fn judge(deployment: &Deployment, applied: &Deployment) -> State {
     if status.observed_generation < deployment.metadata.generation {
         return State::Rolling { ready, wanted };
     }
-    if let Some(failed) =
-        status.conditions.iter().flatten().find(|condition| is_failure(condition, deployment, applied))
-    {
+    // A refusal says more than the rollback it repeats.
+    let failed = [ROLLOUT_REFUSED, ROLLED_BACK, PROGRESSING].into_iter().find_map(|type_| {
+        let mut conditions = status.conditions.iter().flatten().filter(|condition| condition.type_ == type_);
+        conditions.find(|condition| is_failure(condition, deployment, applied))
+    });
+    if let Some(failed) = failed {
         return State::Failed(failed.message.clone().unwrap_or_else(|| "the rollout failed".to_owned()));
     }
     let updated = status.updated_replicas.unwrap_or(0);
@@ -120,37 +139,29 @@ fn is_failure(condition: &DeploymentCondition, now: &Deployment, applied: &Deplo
     }
 }
 
-/// Tells what the node does for the pods of one workload: each distinct event once.
-async fn tell_events(events: Api<Event>, workload: String, progress: Progress) -> Result<(), kube::Error> {
+/// Tells what the nodes do for the pods of one workload: each distinct event once, for as long as it is polled. Without
+/// events the rollout is the same.
+async fn tell_events<T>(events: Api<Event>, workload: &str, since: &str, progress: &Progress) -> T {
     let prefix = format!("{workload}-");
     let mut told = BTreeSet::new();
-    let mut stream = std::pin::pin!(events.watch(&WatchParams::default(), "").await?);
-    while let Some(event) = stream.try_next().await? {
-        let (WatchEvent::Added(event) | WatchEvent::Modified(event)) = event else { continue };
-        let about = event.involved_object.name.unwrap_or_default();
-        let (reason, message) = (event.reason.unwrap_or_default(), event.message.unwrap_or_default());
-        if about.starts_with(&prefix) && told.insert((reason.clone(), message.clone())) {
-            match event.type_.as_deref() {
-                Some("Warning") => progress.warn(&reason.to_lowercase(), format!("{about}: {message}")),
-                _ if matches!(reason.as_str(), "Pulling" | "Pulled" | "Started") => {
-                    progress.doing(&reason.to_lowercase(), message)
+    if let Ok(stream) = events.watch(&WatchParams::default(), since).await {
+        let mut stream = std::pin::pin!(stream);
+        while let Ok(Some(event)) = stream.try_next().await {
+            let (WatchEvent::Added(event) | WatchEvent::Modified(event)) = event else { continue };
+            let about = event.involved_object.name.unwrap_or_default();
+            let (reason, message) = (event.reason.unwrap_or_default(), event.message.unwrap_or_default());
+            if about.starts_with(&prefix) && told.insert((reason.clone(), message.clone())) {
+                match event.type_.as_deref() {
+                    Some("Warning") => progress.warn(&reason.to_lowercase(), format!("{about}: {message}")),
+                    _ if matches!(reason.as_str(), "Pulling" | "Pulled" | "Started") => {
+                        progress.doing(&reason.to_lowercase(), message)
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
         }
     }
-    Ok(())
-}
-
-/// Ends the task when the waiting ends, whichever way.
-fn scopeguard(task: tokio::task::JoinHandle<Result<(), kube::Error>>) -> impl Drop {
-    struct Abort(tokio::task::JoinHandle<Result<(), kube::Error>>);
-    impl Drop for Abort {
-        fn drop(&mut self) {
-            self.0.abort();
-        }
-    }
-    Abort(task)
+    std::future::pending().await
 }
 
 #[cfg(test)]
@@ -188,6 +199,9 @@ mod tests {
 
     #[test]
     fn a_rollback_of_what_was_applied_is_one() {
+        let both = json!([condition(ROLLED_BACK, "True")[0], condition(ROLLOUT_REFUSED, "True")[0]]);
+        let (applied, back) = (deployment(4, "bad", json!({})), deployment(5, "v1", status(5, 2, both)));
+        assert_eq!(judge(&back, &applied), State::Failed(format!("{ROLLOUT_REFUSED} says why")));
         for type_ in [ROLLED_BACK, ROLLOUT_REFUSED] {
             let applied = deployment(4, "bad", status(3, 2, condition(type_, "True")));
             let back = deployment(5, "v1", status(5, 2, condition(type_, "True")));
