@@ -1,50 +1,108 @@
-//! `up --apply`: applies manifests as `kubectl apply` would, then watches until what they start is rolled out.
+//! `up --apply`: applies manifests as `kubectl apply` would, waits until what they start is rolled out, and tells where
+//! it answers.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use futures::TryStreamExt;
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Event, Service};
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
+use k8s_openapi::api::core::v1::Service;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::{self, Scope};
 use kube::{Client, ResourceExt};
+use proa_apimachinery::Object;
+use proa_apimachinery::managed_fields::{self, Manager, Operation};
+use proa_crds::annotations::LAST_APPLIED;
+use serde_json::{Value, json};
 
 use crate::progress::Progress;
+use crate::rollout::Rollouts;
 
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// How long a rollout may take before `up` stops waiting for it (the platform goes on).
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The field manager of `kubectl apply` without `--server-side`.
+const CLIENT_SIDE_APPLY: &str = "kubectl-client-side-apply";
+const MANAGER: &str = "proa";
+/// How often an object may change under our hands before we give up.
+const TRIES: usize = 5;
 
-/// Applies every document of `file` in order and waits for the Deployments among them.
-///
-/// # Errors
-/// When the file cannot be read, an object is refused, or a rollout fails or takes longer than two minutes.
-pub(crate) async fn apply(client: &Client, file: &Path, progress: &Progress) -> anyhow::Result<Vec<Applied>> {
+/// What became of the manifests; what failed has been told.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) applied: Vec<Applied>,
+    pub(crate) failed: bool,
+}
+
+impl Outcome {
+    /// Takes in a result; an error is told and no reason to stop.
+    fn note<T>(&mut self, result: anyhow::Result<T>, progress: &Progress) -> Option<T> {
+        result
+            .map_err(|error| {
+                self.failed = true;
+                progress.failed(&format!("{error:#}"));
+            })
+            .ok()
+    }
+}
+
+/// Applies every document of `files` in order, then waits for the Deployments among them.
+pub(crate) async fn apply(client: &Client, files: &[PathBuf], progress: &Progress) -> Outcome {
+    let mut outcome = Outcome::default();
+    let Some(rollouts) = outcome.note(Rollouts::from_now(client, progress).await, progress) else { return outcome };
+    for file in files {
+        let Some(documents) = outcome.note(read(file), progress) else { continue };
+        for document in documents {
+            let applied = apply_one(client, document, progress).await;
+            let applied = applied.with_context(|| format!("in {}", file.display()));
+            if let Some(applied) = outcome.note(applied, progress) {
+                outcome.applied.push(applied);
+            }
+        }
+    }
+    let mut results = Vec::new();
+    for object in &outcome.applied {
+        if let Some(deployment) = &object.deployment {
+            results.push(rollouts.finished(object, deployment).await);
+        }
+    }
+    for result in results {
+        outcome.note(result, progress);
+    }
+    outcome
+}
+
+fn read(file: &Path) -> anyhow::Result<Vec<Value>> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let documents =
         proa_apimachinery::yaml::from_yaml(&text).with_context(|| format!("{} is no manifest", file.display()))?;
-    let mut applied = Vec::new();
-    for document in documents {
-        applied.push(apply_one(client, document, progress).await.with_context(|| format!("in {}", file.display()))?);
+    Ok(documents.into_iter().flat_map(items).collect())
+}
+
+/// The objects of a document: of a list its items, which are of the list's kind when they say none.
+fn items(document: Value) -> Vec<Value> {
+    let text = |field: &str| document.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (version, list) = (text("apiVersion"), text("kind"));
+    let (Some(kind), Some(Value::Array(items))) = (list.strip_suffix("List"), document.get("items")) else {
+        return if document.is_null() { Vec::new() } else { vec![document] };
+    };
+    let mut all = Vec::new();
+    for mut item in items.clone() {
+        if let Some(item) = item.as_object_mut().filter(|_| !kind.is_empty()) {
+            item.entry("apiVersion").or_insert_with(|| version.as_str().into());
+            item.entry("kind").or_insert_with(|| kind.into());
+        }
+        all.extend(self::items(item));
     }
-    for object in applied.iter().filter(|object| object.kind == "Deployment" && object.api_version == "apps/v1") {
-        tokio::time::timeout(PATIENCE, rolled_out(client, object, progress))
-            .await
-            .with_context(|| format!("{object} is not rolled out after {PATIENCE:?}: kubectl describe {object}"))??;
-    }
-    Ok(applied)
+    all
 }
 
 /// One applied object, named as kubectl names it.
 pub(crate) struct Applied {
-    pub(crate) api_version: String,
-    pub(crate) kind: String,
+    api_version: String,
+    kind: String,
     pub(crate) namespace: Option<String>,
     pub(crate) name: String,
+    /// As the API server answered, for a Deployment.
+    deployment: Option<Deployment>,
 }
 
 impl std::fmt::Display for Applied {
@@ -53,7 +111,7 @@ impl std::fmt::Display for Applied {
     }
 }
 
-async fn apply_one(client: &Client, document: serde_json::Value, progress: &Progress) -> anyhow::Result<Applied> {
+async fn apply_one(client: &Client, document: Value, progress: &Progress) -> anyhow::Result<Applied> {
     let mut object: DynamicObject =
         serde_json::from_value(document.clone()).context("a document is no Kubernetes object")?;
     let types = object.types.clone().context("a document has no apiVersion and kind")?;
@@ -69,119 +127,59 @@ async fn apply_one(client: &Client, document: serde_json::Value, progress: &Prog
     };
     // With kubectl's own record of what was applied, a later `kubectl apply -f` of the same file finds what it expects.
     object.annotations_mut().insert(LAST_APPLIED.into(), record(document, namespace.as_deref()));
-    let name = object.name_any();
-    let before = api.get_metadata_opt(&name).await?.and_then(|object| object.resource_version());
-    let after = api.patch(&name, &PatchParams::apply("proa").force(), &Patch::Apply(&object)).await?;
+    let name = object.metadata.name.clone().context("a document has no metadata.name")?;
+    let what = format!("{}/{name}", types.kind.to_lowercase());
+    let before = take_over(&api, &name, &types.api_version).await.with_context(|| what.clone())?;
+    let applied = api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await;
+    let after = applied.with_context(|| what.clone())?;
     let verb = match before {
         None => "created",
         Some(before) if Some(&before) == after.resource_version().as_ref() => "unchanged",
         Some(_) => "configured",
     };
-    let applied = Applied { api_version: types.api_version, kind: types.kind, namespace, name };
-    progress.done(verb, applied.to_string());
-    Ok(applied)
+    progress.done(verb, what);
+    let is_deployment = (types.api_version.as_str(), types.kind.as_str()) == ("apps/v1", "Deployment");
+    let deployment = if is_deployment { Some(after.try_parse()?) } else { None };
+    Ok(Applied { api_version: types.api_version, kind: types.kind, namespace, name, deployment })
+}
+
+/// Makes what `kubectl apply` owns of the object ours, so that a field which has left the file goes; the object's resource
+/// version, if it is there.
+async fn take_over(api: &Api<DynamicObject>, name: &str, api_version: &str) -> anyhow::Result<Option<String>> {
+    let applier = Manager { name: MANAGER, operation: Operation::Apply, api_version, subresource: "" };
+    for _ in 0..TRIES {
+        let Some(live) = api.get_opt(name).await? else { return Ok(None) };
+        let version = live.resource_version();
+        let mut object = Object::from_value(serde_json::to_value(live)?).ok().context("the server sent no object")?;
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        if !managed_fields::take_over(&mut object, CLIENT_SIDE_APPLY, applier, &now) {
+            return Ok(version);
+        }
+        let managed = object.get(&["metadata", "managedFields"]);
+        let patch = json!({"metadata": {"resourceVersion": version, "managedFields": managed}});
+        match api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(written) => return Ok(written.resource_version()),
+            Err(kube::Error::Api(status)) if status.is_conflict() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("it is being changed all the time")
 }
 
 /// What kubectl writes into the annotation: the document with its namespace and (maybe empty) annotations spelled out, on
 /// a line of its own.
-fn record(mut document: serde_json::Value, namespace: Option<&str>) -> String {
-    if let Some(metadata) = document.get_mut("metadata").and_then(serde_json::Value::as_object_mut) {
+fn record(mut document: Value, namespace: Option<&str>) -> String {
+    if let Some(metadata) = document.get_mut("metadata").and_then(Value::as_object_mut) {
         if let Some(namespace) = namespace {
             metadata.insert("namespace".into(), namespace.into());
         }
-        let annotations = metadata.entry("annotations").or_insert_with(|| serde_json::json!({}));
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
         if let Some(annotations) = annotations.as_object_mut() {
             annotations.remove(LAST_APPLIED);
         }
     }
     document.sort_all_objects();
     format!("{document}\n")
-}
-
-/// Follows a Deployment until its newest revision serves, telling every step.
-async fn rolled_out(client: &Client, object: &Applied, progress: &Progress) -> anyhow::Result<()> {
-    let namespace = object.namespace.as_deref().unwrap_or("default");
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    let told =
-        tokio::spawn(tell_events(Api::namespaced(client.clone(), namespace), object.name.clone(), progress.clone()));
-    let _told = scopeguard(told);
-    let selector = format!("metadata.name={}", object.name);
-    loop {
-        let list = deployments.list(&ListParams::default().fields(&selector)).await?;
-        let version = list.metadata.resource_version.clone().unwrap_or_default();
-        let Some(deployment) = list.items.first() else { bail!("{object} was deleted while it was rolling out") };
-        if settled(deployment, object, progress)? {
-            return Ok(());
-        }
-        let mut events = std::pin::pin!(deployments.watch(&WatchParams::default().fields(&selector), &version).await?);
-        while let Some(event) = events.try_next().await? {
-            match event {
-                WatchEvent::Added(deployment) | WatchEvent::Modified(deployment) => {
-                    if settled(&deployment, object, progress)? {
-                        return Ok(());
-                    }
-                }
-                WatchEvent::Deleted(_) => bail!("{object} was deleted while it was rolling out"),
-                // The watch ended or grew too old: list again.
-                WatchEvent::Error(_) => break,
-                WatchEvent::Bookmark(_) => {}
-            }
-        }
-    }
-}
-
-/// Whether the rollout is over. `kubectl rollout status` decides in the same way.
-fn settled(deployment: &Deployment, object: &Applied, progress: &Progress) -> anyhow::Result<bool> {
-    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let status = deployment.status.clone().unwrap_or_default();
-    if let Some(failed) = status.conditions.iter().flatten().find(|condition| {
-        (condition.type_ == "Progressing" && condition.status == "False")
-            || (condition.type_ == "RolledBack" && condition.status == "True")
-    }) {
-        bail!("{object}: {}", failed.message.as_deref().unwrap_or("the rollout failed"));
-    }
-    let current = status.observed_generation >= deployment.metadata.generation;
-    let (updated, available) = (status.updated_replicas.unwrap_or(0), status.available_replicas.unwrap_or(0));
-    let done = current && updated >= wanted && available >= wanted && status.replicas.unwrap_or(0) == updated;
-    if done {
-        progress.done(&object.to_string(), format!("{available} of {wanted} pods ready"));
-    } else {
-        progress.waiting(format!("{object}: {available} of {wanted} pods ready"));
-    }
-    Ok(done)
-}
-
-/// Tells what the node does for the pods of one workload: each distinct event once.
-async fn tell_events(events: Api<Event>, workload: String, progress: Progress) -> Result<(), kube::Error> {
-    let prefix = format!("{workload}-");
-    let mut told: BTreeMap<(String, String), ()> = BTreeMap::new();
-    let mut stream = std::pin::pin!(events.watch(&WatchParams::default(), "").await?);
-    while let Some(event) = stream.try_next().await? {
-        let (WatchEvent::Added(event) | WatchEvent::Modified(event)) = event else { continue };
-        let about = event.involved_object.name.unwrap_or_default();
-        let (reason, message) = (event.reason.unwrap_or_default(), event.message.unwrap_or_default());
-        if about.starts_with(&prefix) && told.insert((reason.clone(), message.clone()), ()).is_none() {
-            match event.type_.as_deref() {
-                Some("Warning") => progress.warn(&reason.to_lowercase(), format!("{about}: {message}")),
-                _ if matches!(reason.as_str(), "Pulling" | "Pulled" | "Started") => {
-                    progress.doing(&reason.to_lowercase(), message)
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Ends the task when the waiting ends, whichever way.
-fn scopeguard(task: tokio::task::JoinHandle<Result<(), kube::Error>>) -> impl Drop {
-    struct Abort(tokio::task::JoinHandle<Result<(), kube::Error>>);
-    impl Drop for Abort {
-        fn drop(&mut self) {
-            self.0.abort();
-        }
-    }
-    Abort(task)
 }
 
 /// Addresses on this machine under which the applied Services answer.
@@ -191,7 +189,7 @@ pub(crate) async fn answering_at(client: &Client, applied: &[Applied]) -> Vec<St
         let services: Api<Service> = Api::namespaced(client.clone(), object.namespace.as_deref().unwrap_or("default"));
         let Ok(service) = services.get(&object.name).await else { continue };
         let Some(spec) = service.spec else { continue };
-        for port in spec.ports.iter().flatten() {
+        for port in spec.ports.iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP") {
             match (port.node_port, spec.cluster_ip.as_deref()) {
                 (Some(node_port), _) => addresses.push(format!("http://127.0.0.1:{node_port}")),
                 (None, Some(ip)) if ip != "None" => addresses.push(format!("http://{ip}:{}", port.port)),
@@ -200,4 +198,72 @@ pub(crate) async fn answering_at(client: &Client, applied: &[Applied]) -> Vec<St
         }
     }
     addresses
+}
+
+/// What a person may want to type next: about the first Deployment that was applied.
+pub(crate) fn next_steps(applied: &[Applied]) -> Vec<String> {
+    let Some((object, deployment)) = applied.iter().find_map(|object| Some((object, object.deployment.as_ref()?)))
+    else {
+        return Vec::new();
+    };
+    let kubectl = match object.namespace.as_deref() {
+        None | Some("default") => "kubectl".to_owned(),
+        Some(namespace) => format!("kubectl -n {namespace}"),
+    };
+    let template = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let sample = template.iter().flat_map(|spec| &spec.containers).find_map(|container| {
+        let version = container.image.as_deref()?.strip_prefix("example/echo:")?;
+        Some(format!("{}=example/echo:{}", container.name, if version == "v2" { "v1" } else { "v2" }))
+    });
+    let first = match sample {
+        Some(image) => format!("{kubectl} set image {object} {image} && {kubectl} rollout status {object}"),
+        None => format!("{kubectl} rollout history {object}"),
+    };
+    vec![first, format!("{kubectl} rollout undo {object}")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_its_items_in_order() {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}},
+            {"apiVersion": "v1", "kind": "ConfigMapList", "items": [{"metadata": {"name": "b"}}]},
+        ]});
+        let named: Vec<String> =
+            items(list).iter().map(|o| format!("{} {}", o["kind"], o["metadata"]["name"])).collect();
+        assert_eq!(named, [r#""Service" "a""#, r#""ConfigMap" "b""#]);
+        let custom = json!({"apiVersion": "x.dev/v1", "kind": "AllowList", "metadata": {"name": "no list of objects"}});
+        assert_eq!(items(custom.clone()), [custom]);
+        assert!(items(Value::Null).is_empty());
+    }
+
+    #[test]
+    fn the_next_steps_are_about_what_was_applied() {
+        let deployment = |namespace: &str, image: &str| {
+            let spec =
+                json!({"selector": {}, "template": {"spec": {"containers": [{"name": "main", "image": image}]}}});
+            Applied {
+                api_version: "apps/v1".into(),
+                kind: "Deployment".into(),
+                namespace: Some(namespace.into()),
+                name: "front".into(),
+                deployment: Some(serde_json::from_value(json!({"metadata": {}, "spec": spec})).expect("a deployment")),
+            }
+        };
+        assert_eq!(
+            next_steps(&[deployment("shop", "example/echo:v2")]),
+            [
+                "kubectl -n shop set image deployment/front main=example/echo:v1 && kubectl -n shop rollout status deployment/front",
+                "kubectl -n shop rollout undo deployment/front",
+            ]
+        );
+        assert_eq!(
+            next_steps(&[deployment("default", "nginx")]),
+            ["kubectl rollout history deployment/front", "kubectl rollout undo deployment/front"]
+        );
+        assert!(next_steps(&[]).is_empty());
+    }
 }

@@ -64,12 +64,33 @@ pub(crate) struct ServerArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct Node {
+    /// Name of this machine's node [default: the host name]
+    #[arg(long = "node-name", value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) registries: Registries,
+}
+
+#[derive(Args)]
+pub(crate) struct Registries {
+    /// Speak plain HTTP to this registry (loopback registries are spoken to in HTTP anyway)
+    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
+    insecure: Vec<String>,
+}
+
+impl From<Registries> for proa_images::Options {
+    fn from(registries: Registries) -> Self {
+        proa_images::Options { plain_http: registries.insecure }
+    }
+}
+
+#[derive(Args)]
 pub(crate) struct Up {
     #[command(flatten)]
     pub(crate) server: ServerArgs,
-    /// Name of this machine's node [default: the host name]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) node_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) node: Node,
     /// Apply these manifests once the API answers, and wait until they are rolled out
     #[arg(long, value_name = "FILE")]
     pub(crate) apply: Vec<PathBuf>,
@@ -98,9 +119,8 @@ pub(crate) struct Agent {
     pub(crate) kubeconfig: PathBuf,
     #[command(flatten)]
     pub(crate) data: DataDir,
-    /// Name of this machine's node [default: the host name]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) node_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) node: Node,
     /// Which API family of the workload kinds to serve
     #[arg(long, value_enum, default_value = "standard")]
     pub(crate) family: FamilyArg,
@@ -114,9 +134,9 @@ pub(crate) struct Rollback {
     /// Revision to go back to [default: the one before the current]
     #[arg(long, value_name = "N")]
     pub(crate) to: Option<i64>,
-    /// Namespace of the object
-    #[arg(short, long, default_value = "default")]
-    pub(crate) namespace: String,
+    /// Namespace of the object [default: the kubeconfig's]
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
     /// Credentials and address of the API server [default: $KUBECONFIG, then DIR/admin.kubeconfig]
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -151,9 +171,8 @@ pub(crate) enum Image {
     Pull {
         /// Reference, such as `registry.example/app:v1`
         reference: String,
-        /// Speak plain HTTP to this registry (loopback registries are spoken to in HTTP anyway)
-        #[arg(long, value_name = "HOST[:PORT]")]
-        insecure_registry: Vec<String>,
+        #[command(flatten)]
+        registries: Registries,
         #[command(flatten)]
         data: DataDir,
     },
@@ -182,6 +201,33 @@ impl From<FamilyArg> for proa_crds::Family {
         match family {
             FamilyArg::Standard => proa_crds::Family::Standard,
             FamilyArg::Proa => proa_crds::Family::Proa,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_registry_in_plain_http_can_be_named_wherever_images_are_pulled() {
+        let registries = |command: &str| -> proa_images::Options {
+            let words = command.split(' ').chain(["--insecure-registry", "registry.test:5000"]);
+            match Cli::try_parse_from(words).expect("a command").command {
+                Command::Up(up) => up.node.registries.into(),
+                Command::Agent(agent) => agent.node.registries.into(),
+                Command::Image(Image::Pull { registries, .. }) => registries.into(),
+                _ => panic!("{command} pulls nothing"),
+            }
+        };
+        for command in ["proa up", "proa agent --kubeconfig file", "proa image pull registry.test:5000/app:v1"] {
+            assert_eq!(registries(command).plain_http, ["registry.test:5000"], "{command}");
         }
     }
 }

@@ -12,17 +12,18 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
     match command {
         cli::Image::Load { file, data } => {
             let archive = File::open(&file).with_context(|| format!("cannot open {}", file.display()))?;
-            for reference in
-                open(&data, Vec::new())?.load(archive).with_context(|| format!("cannot load {}", file.display()))?
+            for reference in open(&data, Options::default())?
+                .load(archive)
+                .with_context(|| format!("cannot load {}", file.display()))?
             {
                 println!("Loaded image: {reference}");
             }
             Ok(())
         }
-        cli::Image::Ls { data } => list(&open(&data, Vec::new())?),
+        cli::Image::Ls { data } => list(&open(&data, Options::default())?),
         cli::Image::Rm { references, data } => {
-            let images = open(&data, Vec::new())?;
-            let layers = proa_runtime::layers_in_use(&DataDir::new(&data.data_dir)?.runtime());
+            let images = open(&data, Options::default())?;
+            let layers = proa_runtime::layers_in_use(&DataDir::create(&data.data_dir)?.runtime());
             let used = |image: &Image| images.layer_paths(image).iter().any(|layer| layers.contains(layer));
             let in_use = images.list().into_iter().filter(used).map(|image| image.id).collect();
             for reference in references {
@@ -31,8 +32,8 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        cli::Image::Pull { reference, insecure_registry, data } => {
-            let images = open(&data, insecure_registry)?;
+        cli::Image::Pull { reference, registries, data } => {
+            let images = open(&data, registries.into())?;
             let image =
                 images.pull(&reference, None, |_| {}).await.with_context(|| format!("cannot pull {reference}"))?;
             println!("{}", image.id);
@@ -41,10 +42,9 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
     }
 }
 
-fn open(data: &cli::DataDir, plain_http: Vec<String>) -> anyhow::Result<ImageStore> {
-    let directory = DataDir::new(&data.data_dir)?.images();
-    ImageStore::open(&directory, Options { plain_http })
-        .with_context(|| format!("cannot open the images in {}", directory.display()))
+fn open(data: &cli::DataDir, options: Options) -> anyhow::Result<ImageStore> {
+    let directory = DataDir::create(&data.data_dir)?.images();
+    ImageStore::open(&directory, options).with_context(|| format!("cannot open the images in {}", directory.display()))
 }
 
 fn list(images: &ImageStore) -> anyhow::Result<()> {

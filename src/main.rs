@@ -8,12 +8,14 @@ mod cli;
 mod echo;
 mod identity;
 mod images;
+mod kubeconfig;
 mod node;
 mod paths;
 mod preflight;
 mod progress;
 mod reset;
 mod rollback;
+mod rollout;
 mod run;
 mod samples;
 

@@ -41,11 +41,3 @@ pub(crate) async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
         _ => anyhow::anyhow!("cannot listen on {listen}: {error}"),
     })
 }
-
-/// Makes the data directory, or says why it cannot be had.
-pub(crate) fn create_data_dir(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
-        format!("cannot create the data directory {}: choose another with --data-dir DIR", path.display())
-    })
-}

@@ -48,6 +48,11 @@ impl Progress {
         self.line("!", what, detail.as_ref());
     }
 
+    /// A step that failed.
+    pub(crate) fn failed(&self, why: &str) {
+        self.spinner.suspend(|| eprintln!("  ✘ {why}"));
+    }
+
     /// Text as it is, below the steps.
     pub(crate) fn say(&self, text: &str) {
         self.spinner.finish_and_clear();

@@ -9,13 +9,14 @@ use crate::paths::{DataDir, Part};
 /// Stops and removes everything that belongs to `directory`; goes on past what fails and reports all of it.
 ///
 /// # Errors
-/// When a platform still runs on the directory, or something could not be removed.
+/// When the directory is not Proa's, a platform still runs on it, or something could not be removed.
 pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
-    let data = DataDir::new(directory)?;
+    let found = DataDir::find(directory)?;
     // Without the directory there is nothing to lock, and still what it was the directory of may be there: containers,
     // interfaces, rules. Their names follow from its path.
-    let exists = data.root().exists();
-    let _locks = exists.then(|| anyhow::Ok((data.lock(Part::Server)?, data.lock(Part::Agent)?))).transpose()?;
+    let data = found.clone().map_or_else(|| DataDir::gone(directory), Ok)?;
+    let _locks =
+        found.as_ref().map(|data| anyhow::Ok((data.lock(Part::Server)?, data.lock(Part::Agent)?))).transpose()?;
     let steps = [
         (
             "containers",
@@ -27,32 +28,23 @@ pub(crate) fn run(directory: &Path) -> anyhow::Result<()> {
     ];
     let mut failures: Vec<String> =
         steps.into_iter().filter_map(|(what, outcome)| Some(format!("{what}: {:#}", outcome.err()?))).collect();
-    if failures.is_empty()
-        && exists
-        && let Err(error) = empty(data.root())
-    {
-        failures.push(format!("files: {error}"));
+    let mut left = Vec::new();
+    if let Some(data) = found.as_ref().filter(|_| failures.is_empty()) {
+        match data.empty() {
+            Ok(names) => left = names,
+            Err(error) => failures.push(format!("files: {error}")),
+        }
     }
     if !failures.is_empty() {
         bail!("could not remove everything of {}:\n  {}", data.root().display(), failures.join("\n  "));
     }
-    if exists {
+    if found.is_none() {
+        println!("There is no data directory {}, and nothing of it is left elsewhere.", data.root().display());
+    } else if left.is_empty() {
         println!("Removed all of {}.", data.root().display());
     } else {
-        println!("{} does not exist; nothing of it is left elsewhere.", data.root().display());
-    }
-    Ok(())
-}
-
-/// Empties the directory; itself it may be a mount point or somebody else's.
-fn empty(directory: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
+        let left: Vec<_> = left.iter().map(|name| name.to_string_lossy()).collect();
+        println!("Removed all of Proa in {}; what is not Proa's stays: {}.", data.root().display(), left.join(", "));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use kube::Client;
 use proa_crds::Family;
 
 use crate::cli;
-use crate::run::{COMMAND_LINE, client_from};
+use crate::kubeconfig::{Access, COMMAND_LINE};
 
 pub(crate) async fn run(args: cli::Rollback) -> anyhow::Result<()> {
     let Some((kind, name)) = args.target.split_once('/') else {
@@ -20,13 +20,14 @@ pub(crate) async fn run(args: cli::Rollback) -> anyhow::Result<()> {
         bail!("cannot roll back a {kind}: only Deployments have revisions to go back to yet");
     }
     let client = client(args.kubeconfig).await?;
+    let namespace = args.namespace.unwrap_or_else(|| client.default_namespace().to_owned());
     let families = match args.family {
         Some(family) => vec![Family::from(family)],
         None if kind.ends_with("proa.dev") => vec![Family::Proa],
         None => vec![Family::Standard, Family::Proa],
     };
     for family in families {
-        match proa_controllers::rollback(client.clone(), family, &args.namespace, name, args.to).await {
+        match proa_controllers::rollback(client.clone(), family, &namespace, name, args.to).await {
             Ok(done) => {
                 println!("{done}");
                 return Ok(());
@@ -35,17 +36,17 @@ pub(crate) async fn run(args: cli::Rollback) -> anyhow::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    bail!("there is no deployment {name:?} in namespace {:?}", args.namespace)
+    bail!("there is no deployment {name:?} in namespace {namespace:?}")
 }
 
 /// `--kubeconfig`, else what `$KUBECONFIG` or the user's home names, else the default data directory's.
 async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
-    let Some(file) = kubeconfig else {
-        if let Ok(client) = Client::try_default().await {
-            return Ok(client);
-        }
-        let default = PathBuf::from(cli::DEFAULT_DATA_DIR).join("admin.kubeconfig");
-        return client_from(&default, COMMAND_LINE).await.context("no kubeconfig: give one with --kubeconfig");
-    };
-    client_from(&file, COMMAND_LINE).await
+    if let Some(file) = kubeconfig {
+        return Access::read(&file)?.client(COMMAND_LINE).await;
+    }
+    if let Ok(client) = Client::try_default().await {
+        return Ok(client);
+    }
+    let default = PathBuf::from(cli::DEFAULT_DATA_DIR).join("admin.kubeconfig");
+    Access::read(&default).context("no kubeconfig: give one with --kubeconfig")?.client(COMMAND_LINE).await
 }

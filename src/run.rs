@@ -1,6 +1,6 @@
 //! Starting the parts: all in one process (`up`), or each in its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +15,9 @@ use tower::ServiceExt;
 use warp::http;
 
 use crate::cli;
-use crate::paths::{DataDir, Part};
+use crate::kubeconfig::{AGENT, Access, COMMAND_LINE, CONTROLLERS, UserAgent};
+use crate::node::ThisNode;
+use crate::paths::{DataDir, Part, UNFINISHED};
 use crate::progress::Progress;
 use crate::{apply, identity, node, preflight, samples};
 
@@ -23,36 +25,35 @@ use crate::{apply, identity, node, preflight, samples};
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let progress = Progress::new();
     preflight::check_machine()?;
-    let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
+    let node_name = args.node.name.map_or_else(node::host_name, Ok)?;
     let parts = Parts::new();
     let control = ControlPlane::start(&args.server, &parts, &progress).await?;
     let _lock = control.data.lock(Part::Agent)?;
 
+    let as_controllers = control.client("system:kube-controller-manager", CONTROLLERS);
+    let this_node = ThisNode {
+        name: node_name.clone(),
+        ip: control.node_ip,
+        // Asked before the controllers start: then nobody assigns the same to another.
+        pod_cidr: node::first_block(&as_controllers).await?,
+        registries: args.node.registries.into(),
+    };
     parts.spawn("controllers", {
-        let (client, shutdown) =
-            (control.client("system:kube-controller-manager", CONTROLLERS), parts.shutdown.clone());
+        let shutdown = parts.shutdown.clone();
         // The lock on the data directory lets one such process live at a time: the next one leads again at once.
-        let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"));
-        async move { Ok(proa_controllers::run(client, options, shutdown).await?) }
+        let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"))?;
+        async move { Ok(proa_controllers::run(as_controllers, options, shutdown).await?) }
     });
     let tls = {
-        let ip = node::node_ip();
         let identity = control.server.pki().server(
             &format!("system:node:{node_name}"),
             std::slice::from_ref(&node_name),
-            &[ip],
+            &[control.node_ip],
         )?;
         proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
     };
-    let agent = node::config(
-        control.client("system:proa-agent", AGENT),
-        Family::Standard,
-        node_name.clone(),
-        &control.data,
-        tls,
-        control.address,
-    )
-    .await?;
+    let client = control.client("system:proa-agent", AGENT);
+    let agent = node::config(client, Family::Standard, this_node, &control.data, tls, control.address).await?;
     let images = agent.images.clone();
     parts.spawn("agent", {
         let shutdown = parts.shutdown.clone();
@@ -61,17 +62,21 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || samples::ensure(&images)).await??;
     progress.done("images", "example/echo v1, v2, broken");
 
+    let client = control.client("system:admin", COMMAND_LINE);
     parts
         .until_stopped(async {
-            let client = control.client("system:admin", COMMAND_LINE);
-            node_ready(&client, &node_name).await?;
-            progress.done("node", format!("{node_name} is ready"));
-            let mut applied = Vec::new();
-            for file in &args.apply {
-                applied.extend(apply::apply(&client, file, &progress).await?);
-            }
-            announce(&progress, &control, &apply::answering_at(&client, &applied).await);
-            Ok(())
+            let outcome = match node_ready(&client, &node_name).await {
+                Ok(()) => {
+                    progress.done("node", format!("{node_name} is ready"));
+                    apply::apply(&client, &args.apply, &progress).await
+                }
+                Err(error) => {
+                    progress.failed(&format!("{error:#}"));
+                    apply::Outcome { failed: true, ..Default::default() }
+                }
+            };
+            let addresses = apply::answering_at(&client, &outcome.applied).await;
+            announce(&progress, &control, &outcome, &addresses);
         })
         .await
 }
@@ -81,50 +86,55 @@ pub(crate) async fn server(args: cli::Server) -> anyhow::Result<()> {
     let progress = Progress::new();
     let parts = Parts::new();
     let control = ControlPlane::start(&args.server, &parts, &progress).await?;
-    parts
-        .until_stopped(async {
-            announce(&progress, &control, &[]);
-            Ok(())
-        })
-        .await
+    parts.until_stopped(async { announce(&progress, &control, &Default::default(), &[]) }).await
 }
 
 /// `proa controllers`: the loops and the scheduler, against any API server.
 pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
-    let client = client_from(&args.kubeconfig, CONTROLLERS).await?;
+    let access = Access::read(&args.kubeconfig)?;
+    let client = access.client(CONTROLLERS).await?;
     let parts = Parts::new();
     let shutdown = parts.shutdown.clone();
     let host = node::host_name()?;
     let identity = identity::of_this_process(&host);
-    let mut options = controller_options(args.family.into(), node::certificate_authority(&args.kubeconfig)?, identity);
+    let mut options = controller_options(args.family.into(), access.certificate_authority()?, identity)?;
     options.has_ended = Arc::new(move |holder| identity::has_ended(&host, holder));
     parts.spawn("controllers", async move { Ok(proa_controllers::run(client, options, shutdown).await?) });
-    parts.until_stopped(async { Ok(()) }).await
+    parts.until_stopped(async {}).await
 }
 
 /// `proa agent`: one node, against any API server.
 pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     preflight::check_machine()?;
-    preflight::create_data_dir(&args.data.data_dir)?;
-    let data = DataDir::new(&args.data.data_dir)?;
+    let data = DataDir::create(&args.data.data_dir)?;
     let _lock = data.lock(Part::Agent)?;
-    let client = client_from(&args.kubeconfig, AGENT).await?;
-    let node_name = args.node_name.map_or_else(node::host_name, Ok)?;
-    let authority = node::certificate_authority(&args.kubeconfig)?;
-    let api = api_address(&args.kubeconfig)?;
+    let access = Access::read(&args.kubeconfig)?;
+    let client = access.client(AGENT).await?;
+    let api = access.server()?;
+    let this_node = ThisNode {
+        name: args.node.name.map_or_else(node::host_name, Ok)?,
+        ip: node::ip_towards(api.ip()),
+        pod_cidr: None,
+        registries: args.node.registries.into(),
+    };
+    let tls = node::self_signed(&this_node.name, this_node.ip, access.certificate_authority()?)?;
     let parts = Parts::new();
-    let tls = node::self_signed(&node_name, authority)?;
-    let config = node::config(client, args.family.into(), node_name, &data, tls, api).await?;
+    let config = node::config(client, args.family.into(), this_node, &data, tls, api).await?;
     let images = config.images.clone();
     let shutdown = parts.shutdown.clone();
     parts.spawn("agent", async move { Ok(proa_kubelet_agent::run(config, shutdown).await?) });
     tokio::task::spawn_blocking(move || samples::ensure(&images)).await??;
-    parts.until_stopped(async { Ok(()) }).await
+    parts.until_stopped(async {}).await
 }
 
 /// The loops of one family; `root_ca` is what pods shall trust the API server by, `identity` the name to lead under.
-fn controller_options(family: Family, root_ca: String, identity: String) -> proa_controllers::Options {
-    proa_controllers::Options { identity, root_ca: Some(root_ca), ..proa_controllers::Options::new(family) }
+fn controller_options(family: Family, root_ca: String, identity: String) -> anyhow::Result<proa_controllers::Options> {
+    Ok(proa_controllers::Options {
+        identity,
+        root_ca: Some(root_ca),
+        node_blocks: Some(node::blocks()?),
+        ..proa_controllers::Options::new(family)
+    })
 }
 
 /// Tasks that make up this process; when one ends by itself, the process ends with its error.
@@ -144,7 +154,7 @@ impl Parts {
     }
 
     /// Runs `story` beside the parts, then stays until SIGINT or SIGTERM or until a part fails; stops all of them cleanly.
-    async fn until_stopped(self, story: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    async fn until_stopped(self, story: impl Future<Output = ()>) -> anyhow::Result<()> {
         let mut tasks = self.tasks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -155,14 +165,7 @@ impl Parts {
                 _ = interrupt.recv() => break Ok(()),
                 _ = terminate.recv() => break Ok(()),
                 Some(ended) = tasks.join_next() => break Err(part_ended(ended)),
-                result = &mut story, if !told => match result {
-                    Ok(()) => told = true,
-                    // What was asked for on the command line failed; the platform itself is well and goes on, so that it can be looked at.
-                    Err(error) => {
-                        eprintln!("proa: {error:#}");
-                        told = true;
-                    }
-                },
+                () = &mut story, if !told => told = true,
             }
         };
         self.shutdown.cancel();
@@ -189,24 +192,31 @@ fn part_ended(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::Joi
 struct ControlPlane {
     data: DataDir,
     server: proa_apiserver::Server,
+    /// Where clients, pods and other machines reach it.
     address: SocketAddr,
+    node_ip: IpAddr,
     _lock: std::fs::File,
 }
 
 impl ControlPlane {
     async fn start(args: &cli::ServerArgs, parts: &Parts, progress: &Progress) -> anyhow::Result<ControlPlane> {
-        preflight::create_data_dir(&args.data.data_dir)?;
-        let data = DataDir::new(&args.data.data_dir)?;
+        let data = DataDir::create(&args.data.data_dir)?;
         let lock = data.lock(Part::Server)?;
         let listener: TcpListener = preflight::bind(args.listen).await?;
         let listen = listener.local_addr()?;
+        let node_ip = node::ip_towards(listen.ip());
+        let address = SocketAddr::new(node::advertised(listen.ip(), node_ip), listen.port());
         let store = proa_store::Embedded::open(&data.store(), proa_store::Options::default())
             .await
             .with_context(|| format!("cannot open the store in {}", data.store().display()))?;
-        let config = proa_apiserver::Config { listen: Some(listen), ..proa_apiserver::Config::new(data.root()) };
+        let config = proa_apiserver::Config {
+            listen: Some(listen),
+            advertise: address.ip(),
+            ..proa_apiserver::Config::new(data.root())
+        };
         let server =
             proa_apiserver::Server::open(config, Arc::new(store)).await.context("cannot start the API server")?;
-        let url = format!("https://{listen}");
+        let url = format!("https://{address}");
         let kubeconfig = server.kubeconfig(&url, "kubernetes-admin", &["system:masters"])?;
         write_private(&data.admin_kubeconfig(), &kubeconfig)?;
         if let Some(file) = &args.kubeconfig {
@@ -217,7 +227,7 @@ impl ControlPlane {
             async move { Ok(server.serve(listener, shutdown).await?) }
         });
         progress.done("API server", &url);
-        Ok(ControlPlane { data, server, address: listen, _lock: lock })
+        Ok(ControlPlane { data, server, address, node_ip, _lock: lock })
     }
 
     /// A client in this process: no socket, no TLS, the same code.
@@ -237,36 +247,26 @@ impl ControlPlane {
     }
 }
 
-/// The last words before the platform is the user's.
-fn announce(progress: &Progress, control: &ControlPlane, addresses: &[String]) {
-    let mut text = format!("\nReady in {:.2} s.", progress.elapsed().as_secs_f64());
+/// The last words before the platform is the user's. What was asked for on the command line may have failed; the platform
+/// itself is well, so that it can be looked at.
+fn announce(progress: &Progress, control: &ControlPlane, outcome: &apply::Outcome, addresses: &[String]) {
+    let without = if outcome.failed { ", but for what failed above" } else { "" };
+    let mut text = format!("\nReady in {:.2} s{without}.", progress.elapsed().as_secs_f64());
     for address in addresses {
         text.push_str(&format!("  {address}"));
     }
-    text.push_str(&format!(
-        "\n\n  export KUBECONFIG={}\n  kubectl get pods -o wide\n",
-        control.data.admin_kubeconfig().display()
-    ));
-    if !addresses.is_empty() {
-        text.push_str(
-            "  kubectl set image deployment/web echo=example/echo:v2 && kubectl rollout status deployment/web\n  kubectl rollout undo deployment/web\n",
-        );
+    let kubeconfig = format!("export KUBECONFIG={}", control.data.admin_kubeconfig().display());
+    let steps =
+        [kubeconfig, "kubectl get pods -o wide".to_owned()].into_iter().chain(apply::next_steps(&outcome.applied));
+    text.push_str("\n\n");
+    for step in steps {
+        text.push_str(&format!("  {step}\n"));
     }
-    text.push_str("\nCtrl-C stops the control plane; containers keep running until `proa reset`.");
+    let data = control.data.root();
+    let of_it =
+        if data == Path::new(cli::DEFAULT_DATA_DIR) { "".into() } else { format!(" --data-dir {}", data.display()) };
+    text.push_str(&format!("\nCtrl-C stops the control plane; containers keep running until `proa reset{of_it}`."));
     progress.say(&text);
-}
-
-/// Where pods reach the API server when no `kubernetes` Service says so.
-fn api_address(kubeconfig: &Path) -> anyhow::Result<SocketAddr> {
-    use std::net::ToSocketAddrs;
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)?;
-    let server =
-        file.clusters.into_iter().find_map(|named| named.cluster?.server).context("the kubeconfig names no server")?;
-    let url: http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
-    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    let found =
-        (host, url.port_u16().unwrap_or(443)).to_socket_addrs().with_context(|| format!("cannot find {host}"))?.next();
-    found.with_context(|| format!("{host} has no address"))
 }
 
 async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
@@ -286,26 +286,6 @@ async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a part calls itself towards the API server, which takes the word before the slash for the field manager of a
-/// write that names none.
-#[derive(Clone, Copy)]
-pub(crate) struct UserAgent(&'static str);
-
-const CONTROLLERS: UserAgent = UserAgent(concat!("proa-controllers/", env!("CARGO_PKG_VERSION")));
-const AGENT: UserAgent = UserAgent(concat!("proa-agent/", env!("CARGO_PKG_VERSION")));
-/// The commands a user gives.
-pub(crate) const COMMAND_LINE: UserAgent = UserAgent(concat!("proa/", env!("CARGO_PKG_VERSION")));
-
-pub(crate) async fn client_from(kubeconfig: &Path, agent: UserAgent) -> anyhow::Result<Client> {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)
-        .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
-    let mut config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("{} is not a usable kubeconfig", kubeconfig.display()))?;
-    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent.0)));
-    Ok(Client::try_from(config)?)
-}
-
 /// Writes a file only its owner may read: it holds a private key.
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write;
@@ -314,7 +294,7 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     }
     let mut temporary: PathBuf = path.to_owned();
-    temporary.as_mut_os_string().push(".new");
+    temporary.as_mut_os_string().push(UNFINISHED);
     std::fs::OpenOptions::new()
         .create(true)
         .truncate(true)

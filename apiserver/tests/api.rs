@@ -179,6 +179,31 @@ async fn a_token_dies_with_its_account() {
 }
 
 #[tokio::test]
+async fn who_one_is_is_answered_in_the_version_of_the_question() {
+    let world = world().await;
+    for version in ["authentication.k8s.io/v1", "authentication.k8s.io/v1beta1"] {
+        let question = json!({"apiVersion": version, "kind": "SelfSubjectReview"});
+        let answer = world.ok("POST", &format!("/apis/{version}/selfsubjectreviews"), &question).await;
+        assert_eq!(answer["apiVersion"], version);
+        assert!(answer["status"]["userInfo"]["username"].is_string(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_pods_cannot_do_yet_is_refused_by_name_before_anything_is_looked_for() {
+    let world = world().await;
+    for (verb, subresource) in [("GET", "resize"), ("PATCH", "resize"), ("PATCH", "ephemeralcontainers")] {
+        let uri = format!("/api/v1/namespaces/default/pods/web/{subresource}");
+        let admin = User::new("admin", &["system:masters"]);
+        let media = [("content-type", "application/merge-patch+json")];
+        let (status, refusal) = world.call_as(admin, verb, &uri, &media, b"{}".to_vec()).await;
+        assert_eq!(status, 403, "{verb} {refusal}");
+        let message = refusal["message"].as_str().unwrap();
+        assert!(message.contains(&format!("{subresource:?} is not supported by Proa yet")), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn nobody_grants_what_they_do_not_hold() {
     let world = world().await;
     let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles";

@@ -17,6 +17,7 @@ pub mod informer;
 pub mod key;
 pub mod namespace;
 pub mod node;
+pub mod nodeipam;
 pub mod owners;
 pub mod patch;
 pub mod pod_status;
@@ -38,6 +39,7 @@ pub use deployment::{Outcome, RollbackError, rollback};
 pub use election::HasEnded;
 pub use informer::{Change, Informer, Informers};
 pub use key::Key;
+pub use nodeipam::Blocks;
 pub use queue::Queue;
 pub use runner::{ActError, Loop, Plan, Writes};
 
@@ -64,6 +66,8 @@ pub struct Options {
     /// The certificate of the API server's CA, PEM, to be published in every namespace. Without one nothing is
     /// published. Standard family only.
     pub root_ca: Option<String>,
+    /// The pod addresses to divide among the nodes. Without, nodes bring their own.
+    pub node_blocks: Option<Blocks>,
 }
 
 impl Options {
@@ -75,6 +79,7 @@ impl Options {
             has_ended: std::sync::Arc::new(|_| false),
             clock: Clock::default(),
             root_ca: None,
+            node_blocks: None,
         }
     }
 }
@@ -108,6 +113,9 @@ fn start_loops(context: &Context, options: &Options) {
     scheduler::start(context);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
+    if let Some(blocks) = options.node_blocks {
+        context.start(nodeipam::NodeIpam::new(context, blocks));
+    }
     context.start(podgc::PodGc::new(context));
     let catalogue = catalogue::Catalogue::start(
         context,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -70,10 +71,10 @@ pub(crate) struct Busy {
 }
 
 impl ImageStore {
-    /// Opens a directory, made if absent. What an earlier process left unfinished is removed.
+    /// Opens a directory, made if absent and closed to others: a layer may hold programs with the set-uid bit. What an earlier process left unfinished is removed.
     pub fn open(dir: &Path, options: Options) -> Result<ImageStore, ImageError> {
         let failed = || ImageError::io(format!("opening the image store {}", dir.display()));
-        fs::create_dir_all(dir.join("layers")).map_err(failed())?;
+        own_dir(dir).and_then(|()| fs::create_dir_all(dir.join("layers"))).map_err(failed())?;
         // Unfinished work can only be told from work in progress when nobody is at work.
         let alone = open_lock(dir, WORK_LOCK).map_err(failed())?;
         let blobs = Blobs::open(dir, alone.try_lock().is_ok()).map_err(failed())?;
@@ -424,6 +425,11 @@ const INDEX_LOCK: &str = "images.lock";
 /// Held shared by work in progress, alone by who removes things.
 const WORK_LOCK: &str = "work.lock";
 
+fn own_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+}
+
 fn open_lock(dir: &Path, name: &str) -> io::Result<File> {
     File::options().write(true).create(true).truncate(false).open(dir.join(name))
 }
@@ -436,6 +442,5 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 /// Whatever the umask says.
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), ImageError> {
-    use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(ImageError::io("setting a mode"))
 }

@@ -28,6 +28,14 @@ fn kept(dir: &Path) -> usize {
 }
 
 #[test]
+fn nobody_but_the_owner_may_look_into_a_store() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, _store) = store();
+    let mode = fs::metadata(dir.path().join("images")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "a layer may hold programs with the set-uid bit");
+}
+
+#[test]
 fn an_oci_layout_is_loaded_listed_and_unpacked() {
     let (_dir, store) = store();
     let made = Made::new(&[tar(&[("etc/a", b"lower")]), tar(&[("etc/b", b"upper")])]);

@@ -68,8 +68,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
         node = registration.register(labels.clone(), config.network.pod_cidr) => node,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let assigned = registered.spec.pod_cidr.as_deref().and_then(|c| c.parse().ok());
-    let pod_cidr = match assigned.or(config.network.pod_cidr) {
+    let pod_cidr = match node::block(&registered).or(config.network.pod_cidr) {
         Some(cidr) => cidr,
         None => tokio::select! {
             cidr = registration.pod_cidr() => cidr,

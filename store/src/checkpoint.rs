@@ -13,7 +13,7 @@ use crate::codec::{
     DecodeError, FRAME_HEADER_LEN, FileKind, HEADER_LEN, Header, VERSION, open_frame, payload_len, read_entries,
     read_frame, seal_frame, write_entry,
 };
-use crate::disk::sync_dir;
+use crate::disk::{sync_dir, to_write};
 use crate::error::OpenError;
 use crate::segment::{checkpoint_name, fresh_salt};
 use crate::state::{HistoryBounds, State};
@@ -40,7 +40,7 @@ pub(crate) fn write(dir: &Path, state: &RwLock<State>, revision: Revision) -> io
 
 fn write_file(path: &Path, state: &RwLock<State>, revision: Revision) -> io::Result<()> {
     let salt = fresh_salt();
-    let mut file = File::create(path)?;
+    let mut file = to_write().truncate(true).open(path)?;
     file.write_all(&Header { revision, salt }.encode(FileKind::Checkpoint))?;
     let mut frame = Vec::new();
     open_frame(&mut frame, revision);

@@ -1,8 +1,8 @@
 //! The few file operations the log needs, so that tests can make them fail.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// A file that is appended to.
@@ -40,8 +40,21 @@ pub(crate) struct RealDisk;
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path) -> io::Result<Box<dyn Medium>> {
-        Ok(Box::new(File::options().write(true).create(true).truncate(false).open(path)?))
+        Ok(Box::new(to_write().truncate(false).open(path)?))
     }
+}
+
+/// How every file of the store is made: what lies in it is for its owner alone.
+pub(crate) fn to_write() -> OpenOptions {
+    let mut options = File::options();
+    options.write(true).create(true).mode(0o600);
+    options
+}
+
+/// Makes the store's directory; one that is there is closed to others.
+pub(crate) fn own_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
 /// Makes file creations, renames and removals in a directory durable.

@@ -1,6 +1,6 @@
 //! The embedded back end: one directory, no server.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, RealDisk, own_dir, to_write};
 use crate::error::{CommitError, OpenError, RangeError, WatchError};
 use crate::log::Log;
 use crate::recovery::recover;
@@ -99,7 +99,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the store in `dir`, making it when it does not exist.
+    /// Opens the store in `dir`, making it when it does not exist. Nobody but its owner may look into it: Secrets lie there
+    /// as they are.
     ///
     /// # Errors
     ///
@@ -111,7 +112,7 @@ impl Embedded {
     }
 
     pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Embedded, OpenError> {
-        fs::create_dir_all(dir).map_err(|e| OpenError::io(dir, e))?;
+        own_dir(dir).map_err(|e| OpenError::io(dir, e))?;
         let lock = lock(dir)?;
         let bounds =
             HistoryBounds { events: options.history_events, bytes: options.history_bytes, age: options.history_age };
@@ -161,7 +162,7 @@ impl Embedded {
 /// Holds the directory for as long as the file is open; the kernel lets go when the process dies.
 fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("LOCK");
-    let file = File::options().write(true).create(true).truncate(false).open(&path);
+    let file = to_write().truncate(false).open(&path);
     let file = file.map_err(|e| OpenError::io(&path, e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),

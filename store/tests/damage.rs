@@ -129,6 +129,21 @@ async fn many_files(dir: &Path) -> u64 {
 }
 
 #[tokio::test]
+async fn nobody_but_the_owner_may_read_any_of_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    fs::create_dir(&store).unwrap();
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
+    many_files(&store).await;
+    assert_eq!(mode(&store), 0o700, "as an older version left it, and closed since");
+    for file in files(&store, "") {
+        assert_eq!(mode(&file), 0o600, "{}", file.display());
+    }
+}
+
+#[tokio::test]
 async fn logs_stay_bounded_and_history_survives_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let revision = many_files(dir.path()).await;

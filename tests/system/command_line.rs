@@ -69,6 +69,42 @@ fn a_taken_port_and_a_second_platform_on_one_directory_are_refused_in_one_senten
 }
 
 #[test]
+fn a_directory_of_others_is_neither_used_nor_removed() {
+    let cluster = Cluster::prepared();
+    std::fs::create_dir(cluster.data()).expect("somebody's directory");
+    let thesis = cluster.data().join("thesis.tex");
+    std::fs::write(&thesis, "42").expect("somebody's file");
+    for command in ["up", "reset"] {
+        let output = cluster.proa(&[command]).output().expect("proa runs");
+        assert!(!output.status.success());
+        assert_eq!(text(&output).lines().count(), 1, "{}", text(&output));
+        assert!(text(&output).contains("is no data directory of Proa, it holds thesis.tex"), "{}", text(&output));
+    }
+    assert_eq!(std::fs::read_dir(cluster.data()).expect("it").count(), 1);
+    std::fs::remove_file(thesis).expect("it is there");
+}
+
+#[test]
+fn apply_removes_what_left_the_file_and_goes_on_past_what_fails() {
+    let mut cluster = Cluster::up();
+    let settings =
+        |data: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{{data}}}\n");
+    cluster.apply(&settings("colour: blue, taste: sweet"));
+    cluster.stop(Signal::SIGTERM);
+    let file = cluster.scratch().join("file.yaml");
+    let list = r#"{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}]}"#;
+    let nonsense = "apiVersion: v1\nkind: Nonsense\nmetadata: {name: a}\n";
+    std::fs::write(&file, format!("{nonsense}---\n{}---\n{list}\n", settings("colour: red"))).expect("a manifest");
+    let said = cluster.start(&["--apply", file.to_str().expect("a path")]);
+    assert!(said.contains("no kind Nonsense in v1") && said.contains(", but for what failed above."), "{said}");
+    assert_eq!(cluster.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data}"]), r#"{"colour":"red"}"#);
+    cluster.kubectl(&["get", "namespace", "shop"]);
+    // And kubectl goes on from there.
+    cluster.apply(&settings("taste: sour"));
+    assert_eq!(cluster.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data}"]), r#"{"taste":"sour"}"#);
+}
+
+#[test]
 fn without_root_it_says_that_it_needs_root() {
     let cluster = Cluster::prepared();
     let mut command = cluster.proa(&["up"]);

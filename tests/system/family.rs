@@ -1,20 +1,8 @@
 //! One type, two families: the custom kinds on a plain API server, driven by the same controllers and the same agent.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
-use crate::harness::{Cluster, eventually, text};
-
-/// A part in a process of its own, ended with the test.
-struct Part(Child);
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        // SIGTERM first, as a user would: the agent leaves its containers to `reset`.
-        let _ =
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::Signal::SIGTERM);
-        let _ = self.0.wait();
-    }
-}
+use crate::harness::{Cluster, Part, eventually, text};
 
 #[test]
 fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
@@ -40,7 +28,7 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
         controllers.args(["controllers", "--family", "proa.dev", "--kubeconfig", kubeconfig]);
         Part(controllers.spawn().expect("proa controllers starts"))
     };
-    let mut leader = controllers();
+    let leader = controllers();
     let lease =
         ["-n", "kube-system", "get", "lease", "proa-controllers-proa.dev", "-o", "jsonpath={.spec.holderIdentity}"];
     eventually("somebody leads", || cluster.try_kubectl(&lease).status.success().then_some(()));
@@ -67,8 +55,7 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
 
     // The leader dies; whoever stood by goes on.
     assert_eq!(cluster.kubectl(&lease), holder);
-    leader.0.kill().expect("the leader runs");
-    leader.0.wait().expect("its end");
+    leader.kill();
     let rollback = |arguments: &[&str]| {
         let mut rollback = cluster.namespace.command(crate::harness::PROA);
         let rollback = rollback.args(["rollback", "deployment/web", "--kubeconfig", kubeconfig]).args(arguments);
@@ -83,6 +70,13 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     assert_eq!(rollback(&[]), "deployment/web goes back from revision 3 to revision 2\n");
     eventually("v2 runs again", || (images() == "example/echo:v2 example/echo:v2").then_some(()));
     assert_eq!(cluster.kubectl(&["get", "pods", "-o", "name"]), "", "no standard pod was made");
+
+    // Without `-n` the namespace is the kubeconfig's.
+    cluster.kubectl(&["config", "set-context", "--current", "--namespace=elsewhere"]);
+    let mut elsewhere = cluster.namespace.command(crate::harness::PROA);
+    let output = elsewhere.args(["rollback", "deployment/web", "--kubeconfig", kubeconfig]).output().expect("it runs");
+    assert_eq!(text(&output), "proa: there is no deployment \"web\" in namespace \"elsewhere\"\n");
+    cluster.kubectl(&["config", "set-context", "--current", "--namespace="]);
 
     let astray = second.replacen("app: web", "app: astray", 1).replacen("app: web", "app: astray", 1);
     let output = cluster.try_kubectl_stdin(&["apply", "-f", "-"], &astray);

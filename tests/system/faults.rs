@@ -25,7 +25,7 @@ spec:
 fn killing_the_platform_loses_no_container_no_exit_code_and_no_log_line() {
     let mut cluster = Cluster::up();
     cluster.load_busybox();
-    let out = cluster.data().join("out");
+    let out = cluster.scratch().join("out");
     cluster.apply(&COUNTER.replace("OUT", out.to_str().expect("a path")));
     cluster.kubectl(&["wait", "pod/counter", "pod/ends", "--for=condition=Ready", "--timeout=30s"]);
     let id = || cluster_container(&cluster, "counter");

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -18,10 +18,12 @@ pub(crate) const PROA: &str = env!("CARGO_BIN_EXE_proa");
 /// How long a start may take before the test gives up.
 const START: Duration = Duration::from_secs(60);
 
-/// A network namespace with nothing but `lo`, gone when dropped.
-pub(crate) struct Namespace(OwnedFd);
+/// A network namespace, gone with its last holder.
+#[derive(Clone)]
+pub(crate) struct Namespace(Arc<OwnedFd>);
 
 impl Namespace {
+    /// One with nothing but `lo`.
     pub(crate) fn new() -> Namespace {
         assert!(nix::unistd::geteuid().is_root(), "the system tests run real containers: run them as root");
         let fd = std::thread::spawn(|| {
@@ -29,7 +31,12 @@ impl Namespace {
             bring_up_loopback();
             OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").expect("the namespace's file"))
         });
-        Namespace(fd.join().expect("the namespace's thread"))
+        Namespace(Arc::new(fd.join().expect("the namespace's thread")))
+    }
+
+    /// The one pinned at `path`.
+    pub(crate) fn at(path: &Path) -> Namespace {
+        Namespace(Arc::new(OwnedFd::from(std::fs::File::open(path).expect("the pinned namespace"))))
     }
 
     /// A command that runs in the namespace.
@@ -77,7 +84,7 @@ fn bring_up_loopback() {
 /// A running `proa up`.
 pub(crate) struct Cluster {
     pub(crate) namespace: Namespace,
-    pub(crate) dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     child: Option<Child>,
     kubectl: PathBuf,
 }
@@ -101,8 +108,13 @@ impl Cluster {
         Cluster { namespace: Namespace::new(), dir, child: None, kubectl: newest_kubectl() }
     }
 
-    /// The data directory.
-    pub(crate) fn data(&self) -> &Path {
+    /// The data directory; made by the first command that needs it.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// A folder for the test's own files.
+    pub(crate) fn scratch(&self) -> &Path {
         self.dir.path()
     }
 
@@ -189,7 +201,7 @@ impl Cluster {
         command
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())
-            .env("HOME", self.data())
+            .env("HOME", self.scratch())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -253,7 +265,7 @@ impl Cluster {
 
     /// Makes and loads the image `test/busybox:1` from the machine's static busybox.
     pub(crate) fn load_busybox(&self) {
-        let archive = self.data().join("busybox.tar");
+        let archive = self.scratch().join("busybox.tar");
         std::fs::write(&archive, busybox_archive()).expect("the archive is written");
         let output = self.proa(&["image", "load"]).arg(&archive).output().expect("proa image load runs");
         assert!(output.status.success(), "{}", text(&output));
@@ -277,6 +289,31 @@ impl Drop for Cluster {
             let output = output.expect("proa reset runs");
             assert!(output.status.success(), "proa reset: {}", text(&output));
         }
+    }
+}
+
+/// A part of the platform in a process of its own, ended with the test.
+pub(crate) struct Part(pub(crate) Child);
+
+impl Part {
+    /// SIGKILL: what a crash is like.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().expect("the part runs");
+        self.0.wait().expect("its exit status");
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // SIGTERM first, as a user would: the agent leaves its containers to `reset`. Killed already is as good: `wait`
+        // knows the status.
+        if self.0.try_wait().ok().flatten().is_none() {
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(self.0.id() as i32),
+                nix::sys::signal::Signal::SIGTERM,
+            );
+        }
+        let _ = self.0.wait();
     }
 }
 
@@ -328,7 +365,9 @@ pub(crate) fn kubectls() -> Vec<PathBuf> {
     versions.sort();
     versions.dedup();
     if versions.is_empty() {
-        return vec![plain.expect("the system tests need kubectl on the PATH")];
+        return vec![plain.expect(
+            "the system tests need kubectl on the PATH: https://kubernetes.io/docs/tasks/tools/install-kubectl-linux/",
+        )];
     }
     versions.into_iter().map(|(_, path)| path).collect()
 }
@@ -341,6 +380,11 @@ fn newest_kubectl() -> PathBuf {
 fn busybox_archive() -> Vec<u8> {
     let program = std::fs::read("/bin/busybox")
         .expect("the tests' image is made from /bin/busybox: apt-get install busybox-static");
+    let interpreter = b"/ld-linux";
+    assert!(
+        !program.windows(interpreter.len()).any(|bytes| bytes == interpreter),
+        "/bin/busybox needs libraries that the tests' image has not: apt-get install busybox-static"
+    );
     let mut layer = tar::Builder::new(Vec::new());
     for folder in ["bin/", "tmp/", "etc/", "home/"] {
         let mut header = tar::Header::new_ustar();

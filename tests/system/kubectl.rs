@@ -177,6 +177,7 @@ fn the_cluster_tells_about_itself() {
             assert!(resources.contains(name), "{name} is missing in\n{resources}");
         }
         assert_eq!(kubectl(&["auth", "can-i", "create", "pods"]), "yes\n");
+        assert!(kubectl(&["auth", "whoami"]).contains("kubernetes-admin"));
         assert!(kubectl(&["get", "nodes"]).contains("Ready"));
         assert!(kubectl(&["version"]).contains("Server Version"));
         assert!(kubectl(&["get", "namespaces"]).contains("kube-system"));

@@ -9,6 +9,7 @@ mod faults;
 mod guest;
 mod harness;
 mod kubectl;
+mod machines;
 mod network;
 mod parts;
 mod pods;

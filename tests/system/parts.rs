@@ -1,32 +1,8 @@
 //! The parts of the platform, each in a process of its own.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
-use crate::harness::{Cluster, PROA, eventually, text};
-
-/// A part in a process of its own, ended with the test.
-struct Part(Child);
-
-impl Part {
-    /// SIGKILL: what a crash is like.
-    fn kill(mut self) {
-        self.0.kill().expect("the part runs");
-        self.0.wait().expect("its exit status");
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        // Killed already is as good: SIGTERM then finds nobody, and `wait` knows the status.
-        if self.0.try_wait().ok().flatten().is_none() {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(self.0.id() as i32),
-                nix::sys::signal::Signal::SIGTERM,
-            );
-        }
-        let _ = self.0.wait();
-    }
-}
+use crate::harness::{Cluster, PROA, Part, eventually, text};
 
 fn controllers(cluster: &Cluster) -> Part {
     let mut command = cluster.namespace.command(PROA);

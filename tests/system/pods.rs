@@ -216,7 +216,7 @@ spec:
       postStart: {exec: {command: [sh, -c, 'echo started >> /out/log']}}
       preStop: {exec: {command: [sh, -c, 'echo stopping >> /out/log']}}
 "
-        .replace("OUT", cluster.data().join("out").to_str().expect("a path"))
+        .replace("OUT", cluster.scratch().join("out").to_str().expect("a path"))
         .as_str(),
     );
     cluster.kubectl(&["wait", "pod/stubborn", "--for=condition=Ready", "--timeout=30s"]);
@@ -227,7 +227,10 @@ spec:
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(std::fs::read_to_string(cluster.data().join("out/log")).expect("the log"), "started\nstopping\nterm\n");
+    assert_eq!(
+        std::fs::read_to_string(cluster.scratch().join("out/log")).expect("the log"),
+        "started\nstopping\nterm\n"
+    );
 }
 
 #[test]
@@ -259,8 +262,8 @@ spec:
         assert!(String::from_utf8_lossy(&failed.stderr).starts_with("err\n"), "{}", text(&failed));
         assert_eq!(cluster.kubectl_stdin(&["exec", "-i", "box", "-c", "main", "--", "cat"], "through\n"), "through\n");
 
-        let file = cluster.data().join(format!("file-{round}"));
-        let back = cluster.data().join(format!("back-{round}"));
+        let file = cluster.scratch().join(format!("file-{round}"));
+        let back = cluster.scratch().join(format!("back-{round}"));
         let content: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
         std::fs::write(&file, &content).expect("a file");
         cluster.kubectl(&["cp", file.to_str().expect("a path"), "box:/tmp/file", "-c", "main"]);

@@ -10,6 +10,7 @@ mod extract;
 mod ownership;
 mod path;
 mod set;
+mod take_over;
 mod typed;
 mod wire;
 
@@ -92,6 +93,12 @@ pub fn apply(
 /// change them, is believed on the main resource; `[{}]` wipes them all.
 pub fn update(schema: &Schema, live: Option<&Object>, new: &mut Object, manager: Manager<'_>, now: &str) {
     ownership::update(schema, live, new, manager, now);
+}
+
+/// Before an object that `from` kept by client-side apply is applied by `applier`: makes the applier own all that `from`
+/// owns, so that it can remove what is no longer wanted. Whether anything changed.
+pub fn take_over(object: &mut Object, from: &str, applier: Manager<'_>, now: &str) -> bool {
+    take_over::take_over(object, from, applier, now)
 }
 
 /// The set of fields a value consists of.

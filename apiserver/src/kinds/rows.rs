@@ -571,6 +571,11 @@ const ROWS: &[Row] = &[
     // reviews: answered, never stored
     row!("authentication", "authentication.k8s.io", "TokenReview", "tokenreviews").cluster().answered(),
     row!("authentication", "authentication.k8s.io", "SelfSubjectReview", "selfsubjectreviews").cluster().answered(),
+    // `kubectl auth whoami` up to 1.27 asks in this version alone.
+    row!("authentication", "authentication.k8s.io", "SelfSubjectReview", "selfsubjectreviews")
+        .version("v1beta1")
+        .cluster()
+        .answered(),
     row!("authorization", "authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews").cluster().answered(),
     row!("authorization", "authorization.k8s.io", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
         .cluster()

@@ -112,9 +112,7 @@ async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
     match info.subresource.as_str() {
         "" => {}
         // Refused by name before it is looked for: the client learns that it is known and not done.
-        "resize" | "ephemeralcontainers"
-            if call.resource.kind.plural == "pods" && matches!(info.verb, "update" | "patch") =>
-        {
+        "resize" | "ephemeralcontainers" if call.resource.kind.plural == "pods" => {
             let why = format!("the subresource {:?} is not supported by Proa yet", info.subresource);
             return Err(ApiError::forbidden(call.resource.group_resource(), &info.name, &why));
         }

@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::NodeSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
 use proa_crds::annotations::SERVING_CERTIFICATE;
 use proa_crds::{Family, Node};
 use proa_network::Cidr;
@@ -27,6 +28,8 @@ const LEASE_SECONDS: i32 = 40;
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The whole status at least this often (kubelet's nodeStatusReportFrequency).
 const REPORT: Duration = Duration::from_secs(300);
+/// How long a node may be without its block of pod addresses before that is said.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often changes of the machine are looked for.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -44,6 +47,11 @@ pub(crate) fn labels(name: &str, extra: &BTreeMap<String, String>) -> BTreeMap<S
     .into();
     labels.extend(extra.iter().map(|(k, v)| (k.clone(), v.clone())));
     labels
+}
+
+/// The node's block of pod addresses, once it has one.
+pub(crate) fn block(node: &Node) -> Option<Cidr> {
+    node.spec.pod_cidr.as_deref()?.parse().ok()
 }
 
 /// Talks to the API about this node.
@@ -99,15 +107,31 @@ impl Registration {
 
     /// The node's block of pod addresses; waits until something assigns it.
     pub(crate) async fn pod_cidr(&self) -> Cidr {
-        let mut delay = Duration::from_millis(50);
+        let complain = async {
+            tokio::time::sleep(PATIENCE).await;
+            tracing::warn!(node = self.name, "the node waits for its podCIDR: do the controllers of its family run?");
+            std::future::pending().await
+        };
+        tokio::select! {
+            cidr = self.assigned() => cidr,
+            never = complain => never,
+        }
+    }
+
+    async fn assigned(&self) -> Cidr {
         loop {
-            if let Ok(node) = self.nodes.get(&self.name).await
-                && let Some(cidr) = node.spec.pod_cidr.as_deref().and_then(|c| c.parse().ok())
-            {
-                return cidr;
+            let has = |node: Option<&Node>| node.is_some_and(|node| block(node).is_some());
+            match await_condition(self.nodes.clone(), &self.name, has).await {
+                Ok(node) => {
+                    if let Some(cidr) = node.as_ref().and_then(block) {
+                        return cidr;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the node cannot be watched; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
             }
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(Duration::from_secs(2));
         }
     }
 

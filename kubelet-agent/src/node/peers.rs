@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The part of a Node the overlay needs; `None` while it is not complete.
 fn peer(node: &Node) -> Option<Peer> {
-    let pod_cidr = node.spec.pod_cidr.as_deref()?.parse().ok()?;
+    let pod_cidr = super::block(node)?;
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let node = addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()?;
     Some(Peer { node, pod_cidr })

@@ -1,0 +1,114 @@
+//! A kubeconfig file: the client it describes, and what the parts need to know of the same cluster besides.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use base64::Engine;
+use kube::Client;
+use kube::config::{Cluster, Kubeconfig};
+use warp::http::{HeaderValue, header};
+
+/// What a part calls itself towards the API server, which takes the word before the slash for the field manager of a
+/// write that names none.
+#[derive(Clone, Copy)]
+pub(crate) struct UserAgent(pub(crate) &'static str);
+
+pub(crate) const CONTROLLERS: UserAgent = UserAgent(concat!("proa-controllers/", env!("CARGO_PKG_VERSION")));
+pub(crate) const AGENT: UserAgent = UserAgent(concat!("proa-agent/", env!("CARGO_PKG_VERSION")));
+/// The commands a user gives.
+pub(crate) const COMMAND_LINE: UserAgent = UserAgent(concat!("proa/", env!("CARGO_PKG_VERSION")));
+
+/// A file as read once; everything follows its current context.
+pub(crate) struct Access {
+    path: PathBuf,
+    kubeconfig: Kubeconfig,
+}
+
+impl Access {
+    /// # Errors
+    /// When the file cannot be read or is no kubeconfig.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Access> {
+        let kubeconfig =
+            Kubeconfig::read_from(path).with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
+        Ok(Access { path: path.to_owned(), kubeconfig })
+    }
+
+    /// A client that calls itself so.
+    pub(crate) async fn client(&self, agent: UserAgent) -> anyhow::Result<Client> {
+        let options = kube::config::KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(self.kubeconfig.clone(), &options);
+        let mut config = config.await.with_context(|| format!("{} is not a usable kubeconfig", self.path.display()))?;
+        config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent.0)));
+        Ok(Client::try_from(config)?)
+    }
+
+    /// The certificate authority of the cluster, PEM.
+    pub(crate) fn certificate_authority(&self) -> anyhow::Result<String> {
+        let cluster = self.cluster()?;
+        if let Some(data) = &cluster.certificate_authority_data {
+            let pem = base64::engine::general_purpose::STANDARD
+                .decode(data)
+                .context("certificate-authority-data is no base64")?;
+            return String::from_utf8(pem).context("certificate-authority-data is no PEM text");
+        }
+        match &cluster.certificate_authority {
+            Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {path}")),
+            None => bail!("{} names no certificate authority: nobody could tell whom to trust", self.path.display()),
+        }
+    }
+
+    /// Where the API server answers.
+    pub(crate) fn server(&self) -> anyhow::Result<SocketAddr> {
+        let server = self.cluster()?.server.as_deref();
+        let server = server.with_context(|| format!("{} names no server", self.path.display()))?;
+        let url: warp::http::Uri = server.parse().with_context(|| format!("{server:?} is no URL"))?;
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+        let address = (host, url.port_u16().unwrap_or(443));
+        let found = address.to_socket_addrs().with_context(|| format!("cannot find {host}"))?.next();
+        found.with_context(|| format!("{host} has no address"))
+    }
+
+    fn cluster(&self) -> anyhow::Result<&Cluster> {
+        let file = &self.kubeconfig;
+        let current = file.current_context.as_deref().unwrap_or_default();
+        let context = file.contexts.iter().find(|named| named.name == current).and_then(|named| named.context.as_ref());
+        let context = context.with_context(|| format!("{} has no context {current:?}", self.path.display()))?;
+        let cluster = file.clusters.iter().find(|named| named.name == context.cluster);
+        cluster
+            .and_then(|named| named.cluster.as_ref())
+            .with_context(|| format!("{} has no cluster {:?}", self.path.display(), context.cluster))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO_CLUSTERS: &str = "
+clusters:
+- {name: first, cluster: {server: 'https://192.0.2.1:6443', certificate-authority-data: Zmlyc3Q=}}
+- {name: second, cluster: {server: 'https://[2001:db8::2]', certificate-authority-data: c2Vjb25k}}
+users: [{name: me, user: {}}]
+contexts:
+- {name: one, context: {cluster: first, user: me}}
+- {name: two, context: {cluster: second, user: me}}
+";
+
+    fn access(current: &str) -> Access {
+        let kubeconfig = Kubeconfig::from_yaml(&format!("{TWO_CLUSTERS}current-context: {current}\n"));
+        Access { path: "file".into(), kubeconfig: kubeconfig.expect("a kubeconfig") }
+    }
+
+    #[test]
+    fn of_several_clusters_the_current_contexts_is_meant() {
+        let said = |access: &Access| {
+            let server = access.server().expect("an address").to_string();
+            (server, access.certificate_authority().expect("a certificate"))
+        };
+        assert_eq!(said(&access("one")), ("192.0.2.1:6443".into(), "first".into()));
+        assert_eq!(said(&access("two")), ("[2001:db8::2]:443".into(), "second".into()));
+        let error = access("three").server().expect_err("no such context");
+        assert_eq!(error.to_string(), "file has no context \"three\"");
+    }
+}

@@ -1,0 +1,121 @@
+//! Two machines: a platform, and an agent that joins it over a wire.
+
+use std::path::{Path, PathBuf};
+
+use proa_network::{NetConfig, PodNetRequest, PodNetwork};
+
+use crate::harness::{Cluster, Namespace, PROA, Part, eventually, text};
+
+/// The addresses of the platform's machine and of the other one.
+const FIRST: &str = "192.168.7.1";
+const BOTH: &str = "192.168.7.0/24";
+
+/// A second machine, connected to the first one's namespace by a pair of interfaces; gone when dropped.
+struct Machine<'a> {
+    first: &'a Namespace,
+    namespace: Namespace,
+    wire: PathBuf,
+    data: PathBuf,
+}
+
+impl<'a> Machine<'a> {
+    fn beside(first: &'a Namespace, scratch: &Path) -> Machine<'a> {
+        let wire = scratch.join("wire");
+        let block = BOTH.parse().expect("a block");
+        let config = NetConfig {
+            state_dir: wire.clone(),
+            instance: wire.display().to_string(),
+            pod_cidr: block,
+            cluster_cidr: block,
+            service_cidr: None,
+            mtu: None,
+        };
+        let there = first.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let network = PodNetwork::open(config).expect("the first end of the wire");
+            runtime.block_on(network.setup("second", PodNetRequest::default())).expect("the second end")
+        });
+        Machine { first, namespace: Namespace::at(&there.netns), wire, data: scratch.join("second") }
+    }
+
+    fn agent(&self, name: &str, kubeconfig: &Path) -> Part {
+        let mut command = self.namespace.command(PROA);
+        command.args(["agent", "--node-name", name, "--kubeconfig"]).arg(kubeconfig).arg("--data-dir").arg(&self.data);
+        Part(command.spawn().expect("proa agent starts"))
+    }
+}
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        let reset = self.namespace.command(PROA).arg("reset").arg("--data-dir").arg(&self.data).output();
+        let unplugged = self.first.enter(|| proa_network::reset(&self.wire));
+        if !std::thread::panicking() {
+            let reset = reset.expect("proa reset runs");
+            assert!(reset.status.success(), "{}", text(&reset));
+            unplugged.expect("the wire is taken away");
+        }
+    }
+}
+
+/// `second` starts once it reaches `first`, and `third`, on the first machine again, once it reaches `second`: by name, the
+/// one under its own address, the other through a service address.
+const PODS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: first, labels: {app: first}}
+spec:
+  nodeSelector: {kubernetes.io/hostname: node-1}
+  terminationGracePeriodSeconds: 0
+  containers: [{name: echo, image: 'example/echo:v1'}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: first}
+spec: {clusterIP: None, selector: {app: first}, ports: [{port: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: second, labels: {app: second}}
+spec:
+  nodeSelector: {kubernetes.io/hostname: node-2}
+  terminationGracePeriodSeconds: 0
+  initContainers: [{name: wait, image: 'example/echo:v1', args: [--wait-for, 'http://first:8080/healthz']}]
+  containers: [{name: echo, image: 'example/echo:v1'}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: second}
+spec: {selector: {app: second}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: third}
+spec:
+  nodeSelector: {kubernetes.io/hostname: node-1}
+  terminationGracePeriodSeconds: 0
+  initContainers: [{name: wait, image: 'example/echo:v1', args: [--wait-for, 'http://second/healthz']}]
+  containers: [{name: echo, image: 'example/echo:v1'}]
+";
+
+#[test]
+fn pods_of_two_machines_reach_each_other_and_the_api_server() {
+    let mut cluster = Cluster::prepared();
+    let scratch = cluster.scratch().to_owned();
+    let network = cluster.namespace.clone();
+    let machine = Machine::beside(&network, &scratch);
+    cluster.start(&["--listen", &format!("{FIRST}:6443")]);
+    let _agent = machine.agent("node-2", &cluster.kubeconfig());
+    eventually("the second machine registers", || {
+        cluster.try_kubectl(&["get", "node", "node-2"]).status.success().then_some(())
+    });
+    cluster.kubectl(&["wait", "node/node-2", "--for=condition=Ready", "--timeout=30s"]);
+    let blocks = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
+    assert_eq!(blocks, "10.244.0.0/24 10.244.1.0/24");
+
+    cluster.apply(PODS);
+    cluster.kubectl(&["wait", "pod/first", "pod/second", "pod/third", "--for=condition=Ready", "--timeout=30s"]);
+    // The API server reaches the second machine's agent, and a pod there the API server, through its Service: it is known,
+    // and may do nothing.
+    let said = cluster.kubectl_fails(&["exec", "second", "--", "/proa", "rollback", "deployment/none"]);
+    assert!(said.contains("system:serviceaccount:default:default") && said.contains("forbidden"), "{said}");
+}
