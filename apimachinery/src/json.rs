@@ -45,6 +45,12 @@ pub fn from_json(bytes: &[u8], max_depth: usize) -> Result<(Value, Vec<Path>), J
     Ok((value, duplicates))
 }
 
+/// The whole number a float stands for, where there is one: Go's encoder prints such a float without a fraction.
+pub(crate) fn whole(number: f64) -> Option<i64> {
+    // Below 2^63, so the conversion is exact.
+    (number.fract() == 0.0 && number.abs() < 9_223_372_036_854_775_808.0).then_some(number as i64)
+}
+
 /// Counts brackets outside of strings: linear, and no deeper on the stack than this function.
 fn nests_deeper(bytes: &[u8], limit: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);

@@ -43,8 +43,25 @@ pub fn from_yaml_strict(bytes: &[u8]) -> Result<Vec<(Value, Vec<Path>)>, YamlErr
     };
     let documents: Vec<Option<Tracked>> =
         serde_saphyr::from_multiple_with_options(text, options).map_err(|error| YamlError(error.to_string()))?;
-    let documents = documents.into_iter().flatten().map(|tracked| (tracked.value, tracked.duplicates));
+    let documents = documents.into_iter().flatten().map(|mut tracked| {
+        as_json(&mut tracked.value);
+        (tracked.value, tracked.duplicates)
+    });
     Ok(documents.filter(|(value, _)| !value.is_null()).collect())
+}
+
+/// On its way to JSON a YAML float passes through Go's encoder: `replicas: 3.0` arrives as 3 (sigs.k8s.io/yaml).
+fn as_json(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            if let Some(whole) = number.as_f64().and_then(crate::json::whole) {
+                *value = whole.into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(as_json),
+        Value::Object(map) => map.values_mut().for_each(as_json),
+        _ => {}
+    }
 }
 
 /// Writes one document, ending in a newline. Strings that YAML 1.1 would read as something else are quoted.
@@ -75,7 +92,8 @@ mod tests {
             ("a: \"on\"", json!({"a": "on"})),
             ("a: no", json!({"a": false})),
             ("a: 0644", json!({"a": 420})),
-            ("a: 1e3", json!({"a": 1000.0})),
+            ("a: 1e3", json!({"a": 1000})),
+            ("a: [3.0, -0.5]", json!({"a": [3, -0.5]})),
             ("a: ~", json!({"a": null})),
             ("a: 1.5", json!({"a": 1.5})),
             ("a: 1h", json!({"a": "1h"})),

@@ -425,6 +425,7 @@ proptest! {
             schema.validate(&b, Some(&a));
             schema.validate(&b, None);
             let mut value = b.clone();
+            schema.canonicalize(&mut value);
             schema.prune(&mut value);
             schema.default(&mut value);
             let mut pruned_again = value.clone();

@@ -127,7 +127,10 @@ fn wrong_types_are_errors_with_a_path() {
             pod(json!({"priority": 1.5})),
             Some("spec.priority: Invalid value: \"number\": spec.priority in body must be of type integer: \"number\""),
         ),
-        (pod(json!({"priority": 1.0})), None),
+        (
+            pod(json!({"priority": 1.0})),
+            Some("spec.priority: Invalid value: \"1.0\": spec.priority in body must be of type int32: 1.0"),
+        ),
         (
             pod(json!({"priority": 3_000_000_000_i64})),
             Some(
@@ -148,12 +151,17 @@ fn wrong_types_are_errors_with_a_path() {
             None,
         ),
         (
+            pod(json!({"containers": [{"livenessProbe": {"httpGet": {"port": 4_294_967_296_i64}}}]})),
+            Some("port in body must be of type int32: 4294967296"),
+        ),
+        (
             pod(json!({"containers": [{"livenessProbe": {"httpGet": {"port": []}}}]})),
             Some("must be of type integer,string"),
         ),
         (pod(json!({"restartPolicy": null, "containers": null})), None),
         (json!({"metadata": {"creationTimestamp": null}}), None),
         (json!({"metadata": {"creationTimestamp": "yesterday"}}), Some("RFC 3339")),
+        (json!({"metadata": {"creationTimestamp": "9999-12-31T23:59:59-12:00"}}), Some("RFC 3339")),
         (json!([]), Some("<nil>: Invalid value: \"array\"")),
     ];
     for (value, expected) in table {
@@ -167,6 +175,32 @@ fn wrong_types_are_errors_with_a_path() {
     assert_eq!(errors("Secret", &secret).len(), 1);
     let quantity = pod(json!({"containers": [{"resources": {"requests": {"cpu": "1 core"}}}]}));
     assert!(errors("Pod", &quantity)[0].starts_with("spec.containers[0].resources.requests.cpu: Invalid value"));
+}
+
+#[test]
+fn values_are_stored_in_one_form_whatever_they_were_sent_in() {
+    let container = json!({
+        "name": "a", "args": [null, "b"], "resources": {"limits": {"cpu": 0.5, "memory": "1024Ki"}},
+        "env": [{"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": 1}}}],
+    });
+    let mut value = pod(json!({"containers": [container], "nodeSelector": {"zone": null}, "priority": 1.0}));
+    value["metadata"]["finalizers"] = json!([null]);
+    value["metadata"]["creationTimestamp"] = json!("2026-01-01T01:00:00.25+01:00");
+    of("Pod").canonicalize(&mut value);
+    assert_eq!(value["metadata"]["finalizers"], json!([""]));
+    assert_eq!(value["metadata"]["creationTimestamp"], "2026-01-01T00:00:00Z");
+    assert_eq!(value["spec"]["nodeSelector"], json!({"zone": ""}));
+    assert_eq!(value["spec"]["priority"], json!(1.0), "refused as it is: Go's decoder takes no fraction");
+    let container = &value["spec"]["containers"][0];
+    assert_eq!(container["args"], json!(["", "b"]));
+    assert_eq!(container["resources"]["limits"], json!({"cpu": "500m", "memory": "1Mi"}));
+    assert_eq!(container["env"][0]["valueFrom"]["resourceFieldRef"]["divisor"], "1");
+    let mut lease = json!({"spec": {"renewTime": "2026-01-01T00:00:00Z"}});
+    of("Lease").canonicalize(&mut lease);
+    assert_eq!(lease["spec"]["renewTime"], "2026-01-01T00:00:00.000000Z");
+    let mut secret = json!({"data": {"a": "aGVs\nbG8=", "b": null}});
+    of("Secret").canonicalize(&mut secret);
+    assert_eq!(secret["data"], json!({"a": "aGVsbG8=", "b": ""}));
 }
 
 #[test]

@@ -5,53 +5,51 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt;
 use http::{HeaderMap, Method};
+use parking_lot::Mutex;
 use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
+use proa_store::{CommitError, Expect, Revision, Txn};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::cache::Item;
 use crate::core::Core;
 use crate::http::Request;
 use crate::kinds;
+use crate::kinds::crd::FINALIZER;
 use crate::registry::options::WriteOptions;
 use crate::registry::{self, Call, meta, write};
 use crate::request_info::{Query, RequestInfo};
+use crate::resources::{Custom, Resource};
 use crate::user::{MASTERS, User};
 
 const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-/// Holds a deleted definition until its instances are gone. Kubernetes' own name for it has no slash, which
-/// the validation of finalizers asks of everybody.
-const FINALIZER: &str = "apiextensions.k8s.io/customresourcecleanup";
+/// How many instances of a definition that goes are deleted at a time: they share the store's writes.
+const CONCURRENT_DELETES: usize = 64;
 
-/// How far the definitions have been taken up.
+/// What those who take up definitions share.
+#[derive(Default)]
 pub struct Definitions {
-    revision: watch::Sender<u64>,
+    /// One at a time: an older look at the definitions must not undo a newer one.
+    taking_up: Mutex<()>,
     /// Wakes the loop though no definition changed: an instance of one that is going has.
     again: Notify,
 }
 
-impl Default for Definitions {
-    fn default() -> Self {
-        Definitions { revision: watch::Sender::new(0), again: Notify::new() }
-    }
-}
-
-impl Definitions {
-    /// Waits until definitions up to `revision` are served.
-    pub async fn reached(&self, revision: u64) {
-        // An error means the server is closing: nobody is waiting for an answer then.
-        let _ = self.revision.subscribe().wait_for(|have| *have >= revision).await;
-    }
-}
-
 /// Takes up all definitions once; called before the server answers anything.
 pub fn load(core: &Arc<Core>) {
-    for item in core.caches.resource(RESOURCE).items("") {
-        serve(core, &item);
+    take_up(core);
+}
+
+/// Serves what was just committed, so that whoever is told of a definition can use it. A server that is
+/// closing has nobody left to tell.
+pub async fn serve_now(core: &Arc<Core>) {
+    if core.caches.consistent().await.is_ok() {
+        take_up(core);
     }
 }
 
@@ -61,12 +59,9 @@ pub async fn follow(core: Arc<Core>) {
     let mut changed = cache.subscribe();
     loop {
         changed.borrow_and_update();
-        let revision = cache.last_revision();
-        let items = cache.items("");
-        take_up(&core, &items);
-        core.definitions.revision.send_replace(revision);
-        for item in &items {
-            if let Err(error) = settle(&core, item).await {
+        take_up(&core);
+        for item in cache.items("") {
+            if let Err(error) = settle(&core, &item).await {
                 // A conflict means somebody else wrote: that write wakes this loop again.
                 tracing::debug!(name = item.name(), %error, "the definition's status waits");
             }
@@ -80,15 +75,17 @@ pub async fn follow(core: Arc<Core>) {
     }
 }
 
-fn take_up(core: &Arc<Core>, items: &[Arc<Item>]) {
+fn take_up(core: &Arc<Core>) {
+    let _one = core.definitions.taking_up.lock();
+    let items = core.caches.resource(RESOURCE).items("");
     let table = core.resources.table();
     let served: Vec<_> = table.all().filter_map(|resource| resource.custom.clone()).collect();
     for custom in &served {
         if !items.iter().any(|item| item.name() == custom.definition) {
-            core.resources.set_custom(&core.caches, &custom.definition, 0, Vec::new());
+            core.resources.remove_custom(&custom.definition);
         }
     }
-    for item in items {
+    for item in &items {
         let known = served.iter().any(|custom| custom.definition == item.name() && custom.revision == item.revision);
         if !known {
             serve(core, item);
@@ -100,7 +97,12 @@ fn serve(core: &Arc<Core>, item: &Item) {
     let object = item.object();
     // A definition whose names are taken by an older one is stored, but not served.
     let kinds = if conflict(core, &object).is_some() { Vec::new() } else { kinds::crd::from_crd(&object) };
-    core.resources.set_custom(&core.caches, item.name(), item.revision, kinds);
+    let definition = Custom {
+        definition: item.name().to_owned(),
+        revision: item.revision,
+        terminating: object.deletion_timestamp().is_some(),
+    };
+    core.resources.set_custom(&core.caches, definition, kinds);
 }
 
 /// The other resource that has this definition's plural or kind already.
@@ -214,26 +216,38 @@ fn set_condition(
 
 /// Deletes the instances of a deleted definition; once none is left, lets the definition go.
 async fn clean_up(core: &Arc<Core>, object: &Object) -> Result<(), ApiError> {
+    // By where they are stored: a definition that serves no version has instances all the same.
+    let cache = core.caches.resource(object.name());
+    let mut changed = cache.subscribe();
+    changed.borrow_and_update();
     let table = core.resources.table();
-    let resource =
-        table.all().find(|resource| resource.custom.as_ref().is_some_and(|custom| custom.definition == object.name()));
-    if let Some(resource) = resource {
-        let base = format!("/apis/{}/{}", resource.kind.group, resource.kind.version);
-        let mut left = false;
-        for item in resource.cache.items("") {
-            let place = if resource.namespaced() { format!("namespaces/{}/", item.namespace()) } else { String::new() };
-            let path = format!("{base}/{place}{}/{}", resource.kind.plural, item.name());
-            match send(core, Method::DELETE, &path, "", &Value::Null).await {
-                Err(error) if error.code != 404 => return Err(error),
-                _ => {}
+    let mine =
+        |resource: &&Arc<Resource>| resource.custom.as_ref().is_some_and(|custom| custom.definition == object.name());
+    let served = table.all().find(mine).cloned();
+    let foreign = table.all().any(|resource| !mine(&resource) && Arc::ptr_eq(&resource.cache, &cache));
+    if !foreign {
+        let delete = |item: Arc<Item>| {
+            let (core, served) = (Arc::clone(core), served.clone());
+            async move {
+                match served {
+                    Some(resource) => delete_instance(&core, &resource, &item).await,
+                    None => remove_unserved(&core, &item).await,
+                }
             }
-            left |=
-                core.caches.consistent().await.is_ok() && resource.cache.get(item.namespace(), item.name()).is_some();
+        };
+        let mut deletions = futures::stream::iter(cache.items("")).map(delete).buffer_unordered(CONCURRENT_DELETES);
+        let mut failure = None;
+        while let Some(deleted) = deletions.next().await {
+            failure = failure.or(deleted.err());
         }
-        if left {
+        drop(deletions);
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        core.caches.consistent().await?;
+        if !cache.is_empty() {
             // Finalizers hold an instance: look again when it changes.
-            let (core, mut changed) = (Arc::clone(core), resource.cache.subscribe());
-            changed.borrow_and_update();
+            let core = Arc::clone(core);
             tokio::spawn(async move {
                 tokio::select! {
                     biased;
@@ -246,6 +260,29 @@ async fn clean_up(core: &Arc<Core>, object: &Object) -> Result<(), ApiError> {
     }
     let finalizers: Vec<&str> = object.finalizers().filter(|name| *name != FINALIZER).collect();
     set_finalizers(core, object, &finalizers).await
+}
+
+async fn delete_instance(core: &Arc<Core>, resource: &Resource, item: &Item) -> Result<(), ApiError> {
+    let base = format!("/apis/{}/{}", resource.kind.group, resource.kind.version);
+    let place = if resource.namespaced() { format!("namespaces/{}/", item.namespace()) } else { String::new() };
+    let path = format!("{base}/{place}{}/{}", resource.kind.plural, item.name());
+    match send(core, Method::DELETE, &path, "", &Value::Null).await {
+        Err(error) if error.code != 404 => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes an instance of a definition that serves none. One with finalizers stays, and its definition with it,
+/// until it is served again and whoever set them can see to it.
+async fn remove_unserved(core: &Arc<Core>, item: &Item) -> Result<(), ApiError> {
+    if item.object().finalizers().next().is_some() {
+        return Ok(());
+    }
+    match core.log.commit(Txn::delete(Arc::clone(&item.key), Expect::At(Revision(item.revision)), None)).await {
+        // Somebody was faster: the next look finds what is left.
+        Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(write::commit_error(error)),
+    }
 }
 
 /// Sets a definition's finalizers, if it is still the one that was looked at. The last one to go lets a

@@ -1,7 +1,7 @@
 //! OpenAPI v3 (KEP-2896): an index with one document per group and version, each made when first asked
 //! for, kept compressed, addressed by a hash so that clients cache it.
 //!
-//! Version 2 holds only what old kubectls cannot do without ([`crate::openapi_v2`]).
+//! Version 2 is made of the same ([`crate::openapi_v2`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
@@ -40,20 +40,22 @@ pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>
     let table = core.resources.table();
     Some(match rest.trim_end_matches('/').split_once('/') {
         None if rest.trim_end_matches('/') == "v3" => Ok(answer(StatusCode::OK, &index(&table))),
-        None if rest.trim_end_matches('/') == "v2" => v2(&table, request),
+        None if rest.trim_end_matches('/') == "v2" => v2(core, &table, request),
         Some(("v3", path)) => document(core, &table, path, request),
         _ => Err(ApiError::no_such_resource()),
     })
 }
 
-fn v2(table: &Table, request: &Request) -> Result<Response, ApiError> {
-    if !request.header(header::ACCEPT).is_some_and(|accept| accept.contains("proto-openapi.spec.v2")) {
-        return Ok(answer(
-            StatusCode::OK,
-            &json!({"swagger": "2.0", "info": {"title": "Proa", "version": "v1.36.0+proa"}, "paths": {}, "definitions": {}}),
-        ));
+/// Version 2 in protobuf for old kubectls; in JSON for tools that read definitions (Terraform, `kustomize`).
+fn v2(core: &Core, table: &Table, request: &Request) -> Result<Response, ApiError> {
+    if request.header(header::ACCEPT).is_some_and(|accept| accept.contains("proto-openapi.spec.v2")) {
+        return Ok(respond(StatusCode::OK, openapi_v2::MEDIA_TYPE, openapi_v2::document(table)));
     }
-    Ok(respond(StatusCode::OK, openapi_v2::MEDIA_TYPE, openapi_v2::document(table)))
+    let hash: String = documents(table).map(|(_, version)| hash(version)).collect();
+    let hash = hex(ring::digest::digest(&ring::digest::SHA256, hash.as_bytes()).as_ref());
+    let build = || openapi_v2::from_v3(documents(table).map(|(_, version)| build(version)));
+    let compressed = compressed(core, "v2", &hash, build)?;
+    send(request, &hash, compressed)
 }
 
 fn documents(table: &Table) -> impl Iterator<Item = (String, &GroupVersion)> {
@@ -90,7 +92,11 @@ fn hash(version: &GroupVersion) -> String {
             context.update(&custom.revision.to_be_bytes());
         }
     }
-    context.finish().as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
+    hex(context.finish().as_ref())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 fn document(core: &Core, table: &Table, path: &str, request: &Request) -> Result<Response, ApiError> {
@@ -100,10 +106,14 @@ fn document(core: &Core, table: &Table, path: &str, request: &Request) -> Result
     }
     let (_, version) = documents(table).find(|(have, _)| have == path).ok_or_else(ApiError::no_such_resource)?;
     let hash = hash(version);
-    let compressed = compressed(core, path, &hash, version)?;
+    let compressed = compressed(core, path, &hash, || build(version))?;
+    send(request, &hash, compressed)
+}
+
+fn send(request: &Request, hash: &str, compressed: Bytes) -> Result<Response, ApiError> {
     let gzip = request.header(header::ACCEPT_ENCODING).is_some_and(|encodings| encodings.contains("gzip"));
     let etag = HeaderValue::from_str(&format!("\"{hash}\"")).map_err(ApiError::internal)?;
-    let mut response = if request.header(header::IF_NONE_MATCH).is_some_and(|have| have.contains(&hash)) {
+    let mut response = if request.header(header::IF_NONE_MATCH).is_some_and(|have| have.contains(hash)) {
         respond(StatusCode::NOT_MODIFIED, "application/json", Bytes::new())
     } else if gzip {
         let mut response = respond(StatusCode::OK, "application/json", compressed);
@@ -117,7 +127,7 @@ fn document(core: &Core, table: &Table, path: &str, request: &Request) -> Result
     let headers = response.headers_mut();
     headers.insert(header::ETAG, etag);
     headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding, Accept"));
-    if request.query.get("hash") == Some(&hash) {
+    if request.query.get("hash") == Some(hash) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
     } else {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
@@ -125,13 +135,13 @@ fn document(core: &Core, table: &Table, path: &str, request: &Request) -> Result
     Ok(response)
 }
 
-fn compressed(core: &Core, path: &str, hash: &str, version: &GroupVersion) -> Result<Bytes, ApiError> {
+fn compressed(core: &Core, path: &str, hash: &str, build: impl FnOnce() -> Value) -> Result<Bytes, ApiError> {
     if let Some((have, document)) = core.openapi.made.lock().get(path)
         && have == hash
     {
         return Ok(document.clone());
     }
-    let document = build(version);
+    let document = build();
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     serde_json::to_writer(&mut encoder, &document).map_err(ApiError::internal)?;
     encoder.flush().map_err(ApiError::internal)?;

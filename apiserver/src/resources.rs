@@ -35,6 +35,8 @@ pub struct Custom {
     pub definition: String,
     /// Its resource version: part of the OpenAPI document's hash.
     pub revision: u64,
+    /// It is being deleted: nothing new is created.
+    pub terminating: bool,
 }
 
 /// All resources at one moment.
@@ -226,17 +228,27 @@ impl Resources {
         self.current.load_full()
     }
 
-    /// Sets what a definition serves; empty removes it.
-    pub fn set_custom(&self, caches: &Caches, definition: &str, revision: u64, kinds: Vec<Kind>) {
+    /// Sets what a definition serves.
+    pub fn set_custom(&self, caches: &Caches, definition: Custom, kinds: Vec<Kind>) {
         let mut custom = self.custom.lock();
-        let source = Custom { definition: definition.to_owned(), revision };
-        let resources: Vec<Arc<Resource>> =
-            kinds.into_iter().map(|kind| Arc::new(resource(caches, kind, Some(source.clone())))).collect();
-        if resources.is_empty() {
-            custom.remove(definition);
-        } else {
-            custom.insert(definition.to_owned(), resources);
+        let name = definition.definition.clone();
+        let served = |kind| Arc::new(resource(caches, kind, Some(definition.clone())));
+        match kinds.is_empty() {
+            true => custom.remove(&name),
+            false => custom.insert(name, kinds.into_iter().map(served).collect()),
+        };
+        self.publish(&custom);
+    }
+
+    /// Ends what a definition served.
+    pub fn remove_custom(&self, definition: &str) {
+        let mut custom = self.custom.lock();
+        if custom.remove(definition).is_some() {
+            self.publish(&custom);
         }
+    }
+
+    fn publish(&self, custom: &HashMap<String, Vec<Arc<Resource>>>) {
         let all = self.builtin.iter().cloned().chain(custom.values().flatten().cloned());
         self.current.store(Arc::new(Table::build(all)));
     }

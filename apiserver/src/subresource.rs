@@ -1,7 +1,9 @@
 //! Subresources that are more than a part of their object: scale, binding, eviction, finalize, approval, token.
 
+mod scale;
+
 use http::StatusCode;
-use proa_apimachinery::field::FieldErrors;
+use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::object::Object;
 use proa_apimachinery::patch;
 use proa_apimachinery::selector::LabelSelector;
@@ -9,23 +11,33 @@ use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::{Value, json};
 
 use crate::http::{Response, json as answer};
-use crate::kinds::{Op, ScalePaths, Subresource};
+use crate::kinds::{Op, namespace};
 use crate::registry::delete::{DeleteOptions, delete_named};
 use crate::registry::options::WriteOptions;
 use crate::registry::write::{self, Ownership};
-use crate::registry::{Call, codec, get, meta, not_allowed};
+use crate::registry::{Call, codec, fields, get, meta, not_allowed};
 use crate::tokens;
+
+const BINDING: (&str, &str, &str) = ("", "v1", "Binding");
+const EVICTION: (&str, &str, &str) = ("policy", "v1", "Eviction");
+
+/// The body of a request, which is of a kind of its own.
+fn body(call: &Call<'_>, kind: (&str, &str, &str)) -> Result<Object, ApiError> {
+    let decoded = codec::decode(call.request)?;
+    let mut body = Object::from_value(decoded.value)
+        .map_err(|_| ApiError::bad_request("the body of the request is not an object"))?;
+    let validation = WriteOptions::read(call.request)?.validation;
+    fields::check_body(call, kind, &mut body, decoded.duplicates, validation)?;
+    Ok(body)
+}
 
 /// Answers a request on one of them.
 pub async fn serve(call: &Call<'_>) -> Result<Response, ApiError> {
     let info = &call.request.info;
     match (info.subresource.as_str(), info.verb) {
-        ("scale", "get") => scale_get(call).await,
-        ("scale", "update" | "patch") => scale_set(call).await,
-        ("binding", "create") => {
-            let body = codec::decode(call.request)?.value;
-            bind(call, call.name(), &body).await
-        }
+        ("scale", "get") => scale::get(call).await,
+        ("scale", "update" | "patch") => scale::set(call).await,
+        ("binding", "create") => bind(call, call.name(), &body(call, BINDING)?).await,
         ("eviction", "create") => evict(call).await,
         ("token", "create") => tokens::request(call).await,
         ("finalize", "update") => finalize(call).await,
@@ -35,123 +47,10 @@ pub async fn serve(call: &Call<'_>) -> Result<Response, ApiError> {
     }
 }
 
-fn scale_paths<'a>(call: &'a Call<'_>) -> Result<&'a ScalePaths, ApiError> {
-    let paths = call
-        .resource
-        .kind
-        .subresources
-        .iter()
-        .find_map(|sub| if let Subresource::Scale(paths) = sub { Some(paths) } else { None });
-    paths.ok_or_else(ApiError::no_such_resource)
-}
-
-fn fields(path: &str) -> Vec<&str> {
-    path.trim_start_matches('.').split('.').collect()
-}
-
-/// The `autoscaling/v1` Scale of an object.
-fn scale_of(paths: &ScalePaths, object: &Object) -> Value {
-    let replicas = |path: &str| object.get_i64(&fields(path)).unwrap_or(0);
-    let selector =
-        paths.label_selector.as_ref().and_then(|path| object.get(&fields(path))).map(selector_text).unwrap_or_default();
-    let mut metadata = json!({"name": object.name(), "uid": object.uid(), "resourceVersion": object.resource_version(), "creationTimestamp": object.creation_timestamp()});
-    if !object.namespace().is_empty() {
-        metadata["namespace"] = object.namespace().into();
-    }
-    let mut spec = json!({});
-    let wanted = replicas(&paths.spec_replicas);
-    if wanted != 0 {
-        spec["replicas"] = wanted.into();
-    }
-    let mut status = json!({"replicas": replicas(&paths.status_replicas)});
-    if !selector.is_empty() {
-        status["selector"] = selector.into();
-    }
-    json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status})
-}
-
-/// A selector in its text form, from whichever form the kind keeps it in.
-fn selector_text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Object(map) if map.contains_key("matchLabels") || map.contains_key("matchExpressions") => {
-            LabelSelector::from_value(value).map(|selector| selector.to_string()).unwrap_or_default()
-        }
-        Value::Object(map) => {
-            let mut pairs: Vec<String> =
-                map.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
-            pairs.sort();
-            pairs.join(",")
-        }
-        _ => String::new(),
-    }
-}
-
-async fn scale_get(call: &Call<'_>) -> Result<Response, ApiError> {
-    let paths = scale_paths(call)?;
-    let current = write::current(call, call.name()).await?.ok_or_else(|| call.not_found(call.name()))?;
-    Ok(answer(StatusCode::OK, &scale_of(paths, &current.object)))
-}
-
-async fn scale_set(call: &Call<'_>) -> Result<Response, ApiError> {
-    let paths = scale_paths(call)?.clone();
-    let options = WriteOptions::read(call.request)?;
-    let media = codec::media_type(call.request);
-    let applied = media == "application/apply-patch+yaml";
-    let body = if applied {
-        codec::decode_yaml(&call.request.body)?.value
-    } else if call.request.info.verb == "update" {
-        codec::decode(call.request)?.value
-    } else {
-        codec::decode_json(&call.request.body)?.value
-    };
-    let change = |old: &Object| {
-        let before = scale_of(&paths, old);
-        let after = match media.as_str() {
-            _ if call.request.info.verb == "update" => body.clone(),
-            "application/json-patch+json" => {
-                patch::json(&before, &body).map_err(|error| ApiError::bad_request(error.to_string()))?
-            }
-            "application/merge-patch+json"
-            | "application/strategic-merge-patch+json"
-            | "application/apply-patch+yaml" => {
-                let mut after = before;
-                patch::merge(&mut after, &body);
-                after
-            }
-            _ => {
-                return Err(ApiError::unsupported_media_type(&[
-                    "application/json-patch+json",
-                    "application/merge-patch+json",
-                ]));
-            }
-        };
-        let mut new = old.clone();
-        let version = after.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
-        if !version.is_empty() {
-            new.metadata_mut().insert("resourceVersion".into(), version.into());
-        }
-        let replicas = match after.pointer("/spec/replicas") {
-            None | Some(Value::Null) => 0,
-            Some(replicas) => replicas.as_i64().ok_or_else(|| ApiError::bad_request("Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal spec.replicas: expected an integer"))?,
-        };
-        if replicas < 0 {
-            let path = proa_apimachinery::Path::of("spec.replicas");
-            let error = proa_apimachinery::FieldError::invalid(&path, replicas, "must be greater than or equal to 0");
-            return Err(ApiError::invalid(GroupResource::new("autoscaling", "Scale"), old.name(), vec![error]));
-        }
-        new.set(&fields(&paths.spec_replicas), replicas);
-        Ok((new, FieldErrors::new()))
-    };
-    let bytes = write::modify(call, Op::Update, call.name(), &options, Ownership::Update, change).await?.bytes();
-    let object: Object = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
-    Ok(answer(StatusCode::OK, &scale_of(&paths, &object)))
-}
-
 /// POST of a Binding to the old `bindings` resource: its name is the pod's.
 pub async fn legacy_binding(call: &Call<'_>) -> Result<Response, ApiError> {
-    let body = codec::decode(call.request)?.value;
-    let name = body.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let body = body(call, BINDING)?;
+    let name = body.name().to_owned();
     let table = call.core.resources.table();
     let pods = table.find("", "v1", "pods").cloned().ok_or_else(ApiError::no_such_resource)?;
     let call = Call { core: call.core, request: call.request, resource: pods, warnings: parking_lot::Mutex::default() };
@@ -159,19 +58,20 @@ pub async fn legacy_binding(call: &Call<'_>) -> Result<Response, ApiError> {
 }
 
 /// Gives a pod to a node, once.
-async fn bind(call: &Call<'_>, name: &str, body: &Value) -> Result<Response, ApiError> {
-    let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let node = text("/target/name").to_owned();
-    if !matches!(text("/target/kind"), "" | "Node") {
-        return Err(ApiError::bad_request(format!(
-            "target.kind: Unsupported value: {:?}: supported values: \"Node\"",
-            text("/target/kind")
-        )));
+async fn bind(call: &Call<'_>, name: &str, body: &Object) -> Result<Response, ApiError> {
+    let target = |field| body.get_str(&["target", field]).unwrap_or_default();
+    let node = target("name");
+    let mut errors = FieldErrors::new();
+    if !matches!(target("kind"), "" | "Node") {
+        errors.push(FieldError::not_supported(&Path::of("target.kind"), target("kind"), &["Node"]));
     }
     if node.is_empty() {
-        return Err(ApiError::bad_request("target.name: Required value"));
+        errors.push(FieldError::required(&Path::of("target.name"), ""));
     }
-    let uid = text("/metadata/uid").to_owned();
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(GroupResource::new("", "Binding"), name, errors));
+    }
+    let uid = body.uid();
     let options = WriteOptions::read(call.request)?;
     let group_resource = GroupResource::new("", "pods/binding");
     let now = meta::time(call.core.now());
@@ -202,9 +102,9 @@ async fn bind(call: &Call<'_>, name: &str, body: &Value) -> Result<Response, Api
             ));
         }
         let mut new = old.clone();
-        new.set(&["spec", "nodeName"], node.as_str());
-        for (key, value) in body.pointer("/metadata/annotations").and_then(Value::as_object).into_iter().flatten() {
-            new.set_annotation(key, value.as_str().unwrap_or_default());
+        new.set(&["spec", "nodeName"], node);
+        for (key, value) in body.annotations() {
+            new.set_annotation(key, value);
         }
         let mut conditions = new.get_list(&["status", "conditions"]).to_vec();
         conditions.retain(|condition| condition["type"] != "PodScheduled");
@@ -222,9 +122,8 @@ async fn bind(call: &Call<'_>, name: &str, body: &Value) -> Result<Response, Api
 
 /// POST of an Eviction: a delete that disruption budgets may refuse.
 async fn evict(call: &Call<'_>) -> Result<Response, ApiError> {
-    let body = codec::decode(call.request)?.value;
-    let name =
-        body.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty()).unwrap_or(call.name());
+    let body = body(call, EVICTION)?;
+    let name = if body.name().is_empty() { call.name() } else { body.name() };
     if name != call.name() {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
@@ -234,7 +133,7 @@ async fn evict(call: &Call<'_>) -> Result<Response, ApiError> {
     if running {
         budget(call, &pod)?;
     }
-    let options = DeleteOptions::from_value(body.get("deleteOptions").unwrap_or(&Value::Null), call)?;
+    let options = DeleteOptions::from_value(body.get(&["deleteOptions"]).unwrap_or(&Value::Null), call)?;
     delete_named(call, name, &options).await?;
     Ok(answer(
         StatusCode::CREATED,
@@ -275,8 +174,20 @@ fn budget(call: &Call<'_>, pod: &Object) -> Result<(), ApiError> {
 /// PUT of a namespace's `spec.finalizers`: the last one to go lets the namespace go.
 async fn finalize(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = WriteOptions::read(call.request)?;
-    let body = codec::object(&call.resource, codec::decode(call.request)?.value)?;
+    let decoded = codec::decode(call.request)?;
+    let mut body = codec::object(&call.resource, decoded.value)?;
+    meta::place(&call.resource, &mut body, call.namespace(), Some(call.name()))?;
+    fields::check(call, &mut body, decoded.duplicates, options.validation)?;
+    let errors = namespace::validate_finalizers(&body);
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(call.resource.group_kind(), call.name(), errors));
+    }
     let change = |old: &Object| {
+        if !body.uid().is_empty() && body.uid() != old.uid() {
+            let why =
+                format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", body.uid(), old.uid());
+            return Err(ApiError::conflict(call.resource.group_resource(), call.name(), &why));
+        }
         let mut new = old.clone();
         if !body.resource_version().is_empty() {
             new.metadata_mut().insert("resourceVersion".into(), body.resource_version().into());
@@ -310,35 +221,9 @@ async fn approve(call: &Call<'_>) -> Result<Response, ApiError> {
         };
         let conditions = wanted.pointer("/status/conditions").cloned().unwrap_or_else(|| json!([]));
         new.set(&["status", "conditions"], conditions);
-        Ok((new, FieldErrors::new()))
+        let missing = fields::check(call, &mut new, Vec::new(), options.validation)?;
+        Ok((new, missing))
     };
     let outcome = write::modify(call, Op::UpdateStatus, call.name(), &options, Ownership::Update, change).await?;
     get::answer(call, StatusCode::OK, outcome.bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_scale_shows_the_selector_in_text_whatever_its_form() {
-        assert_eq!(selector_text(&json!("a=b")), "a=b");
-        assert_eq!(selector_text(&json!({"matchLabels": {"a": "b"}})), "a=b");
-        assert_eq!(selector_text(&json!({"b": "1", "a": "2"})), "a=2,b=1");
-    }
-
-    #[test]
-    fn a_scale_reads_and_names_the_kinds_own_paths() {
-        let paths = ScalePaths {
-            spec_replicas: ".spec.n".into(),
-            status_replicas: ".status.n".into(),
-            label_selector: Some(".status.s".into()),
-        };
-        let object =
-            Object::from_value(json!({"metadata": {"name": "x"}, "spec": {"n": 3}, "status": {"n": 2, "s": "a=b"}}))
-                .unwrap();
-        let scale = scale_of(&paths, &object);
-        assert_eq!(scale["spec"]["replicas"], 3);
-        assert_eq!(scale["status"], json!({"replicas": 2, "selector": "a=b"}));
-    }
 }

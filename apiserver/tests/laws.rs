@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::world;
 use proa_apiserver::User;
 use proa_store::Revision;
@@ -66,20 +68,17 @@ async fn objects_stored_before_a_default_was_made_are_read_with_it() {
     world.ok("POST", DEFINITIONS, &boats(hull())).await;
     world.ok("POST", BOATS, &boat("old", "slim")).await;
     let uri = format!("{DEFINITIONS}/boats.example.com");
-    let mut definition = world.get(&uri).await;
-    definition["spec"] =
-        boats(json!({"hull": {"type": "string"}, "sails": {"type": "integer", "default": 2}}))["spec"].clone();
-    definition["metadata"]["resourceVersion"].take();
-    world.ok("PUT", &uri, &definition).await;
-    world.until(&format!("{BOATS}/old"), |_, boat| boat["spec"]["sails"] == 2).await;
+    let defaulting = boats(json!({"hull": {"type": "string"}, "sails": {"type": "integer", "default": 2}}));
+    world.ok("PATCH", &uri, &json!({"spec": defaulting["spec"]})).await;
+    assert_eq!(world.get(&format!("{BOATS}/old")).await["spec"]["sails"], 2);
     assert_eq!(world.get(BOATS).await["items"][0]["spec"]["sails"], 2);
     let mut events = world.watch(&format!("{BOATS}?watch=1")).await;
     assert_eq!(events.next().await.unwrap()["object"]["spec"]["sails"], 2);
     // What was stored with it keeps it when the default goes.
     world.ok("POST", BOATS, &boat("new", "slim")).await;
-    definition["spec"] = boats(json!({"hull": {"type": "string"}, "sails": {"type": "integer"}}))["spec"].clone();
-    world.ok("PUT", &uri, &definition).await;
-    world.until(&format!("{BOATS}/old"), |_, boat| boat["spec"]["sails"].is_null()).await;
+    let without = boats(json!({"hull": {"type": "string"}, "sails": {"type": "integer"}}));
+    world.ok("PATCH", &uri, &json!({"spec": without["spec"]})).await;
+    assert!(world.get(&format!("{BOATS}/old")).await["spec"]["sails"].is_null());
     assert_eq!(world.get(&format!("{BOATS}/new")).await["spec"]["sails"], 2);
 }
 
@@ -220,22 +219,6 @@ async fn concurrent_watches_observe_the_same_order() {
 }
 
 #[tokio::test]
-async fn a_watch_from_what_is_forgotten_is_told_so() {
-    let world = world().await;
-    let start = world.get(MAPS).await["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
-    for at in 0..8 {
-        world.ok("POST", MAPS, &map(&format!("m{at}"), "x")).await;
-        let large = json!({"data": {"large": "x".repeat(900_000)}});
-        world.ok("PATCH", &format!("{MAPS}/m{at}"), &large).await;
-    }
-    let mut events = world.watch(&format!("{MAPS}?watch=1&resourceVersion={start}")).await;
-    let event = events.next().await.unwrap();
-    assert_eq!(event["type"], "ERROR");
-    assert_eq!((event["object"]["code"].as_u64(), event["object"]["reason"].as_str()), (Some(410), Some("Expired")));
-    assert!(events.next().await.is_none(), "the watch is over");
-}
-
-#[tokio::test]
 async fn a_page_whose_revision_is_gone_can_go_on_inconsistently() {
     let world = world().await;
     for at in 0..5 {
@@ -316,6 +299,89 @@ async fn discovery_prefers_a_version_of_each_group_and_lists_its_resources() {
     for part in ["major", "minor"] {
         assert!(version[part].as_str().unwrap().bytes().all(|byte| byte.is_ascii_digit()), "{version}");
     }
+}
+
+/// Every kind that is generally available in Kubernetes 1.36: what kubectl calls it and where it lives.
+const GENERALLY_AVAILABLE: &[(&str, &str)] = &[
+    (
+        "api/v1",
+        "bindings/ns componentstatuses//cs configmaps/ns/cm endpoints/ns/ep events/ns/ev limitranges/ns/limits namespaces//ns
+         nodes//no persistentvolumeclaims/ns/pvc persistentvolumes//pv pods/ns/po podtemplates/ns
+         replicationcontrollers/ns/rc resourcequotas/ns/quota secrets/ns serviceaccounts/ns/sa services/ns/svc",
+    ),
+    ("apis/apps/v1", "controllerrevisions/ns daemonsets/ns/ds deployments/ns/deploy replicasets/ns/rs statefulsets/ns/sts"),
+    ("apis/batch/v1", "cronjobs/ns/cj jobs/ns"),
+    ("apis/autoscaling/v1", "horizontalpodautoscalers/ns/hpa"),
+    ("apis/autoscaling/v2", "horizontalpodautoscalers/ns/hpa"),
+    ("apis/policy/v1", "poddisruptionbudgets/ns/pdb"),
+    (
+        "apis/networking.k8s.io/v1",
+        "ingressclasses ingresses/ns/ing ipaddresses//ip networkpolicies/ns/netpol servicecidrs",
+    ),
+    ("apis/discovery.k8s.io/v1", "endpointslices/ns"),
+    ("apis/events.k8s.io/v1", "events/ns/ev"),
+    ("apis/coordination.k8s.io/v1", "leases/ns"),
+    ("apis/node.k8s.io/v1", "runtimeclasses"),
+    ("apis/rbac.authorization.k8s.io/v1", "clusterrolebindings clusterroles rolebindings/ns roles/ns"),
+    ("apis/scheduling.k8s.io/v1", "priorityclasses//pc"),
+    (
+        "apis/storage.k8s.io/v1",
+        "csidrivers csinodes csistoragecapacities/ns storageclasses//sc volumeattachments volumeattributesclasses//vac",
+    ),
+    ("apis/resource.k8s.io/v1", "deviceclasses resourceclaims/ns resourceclaimtemplates/ns resourceslices"),
+    ("apis/flowcontrol.apiserver.k8s.io/v1", "flowschemas prioritylevelconfigurations"),
+    ("apis/certificates.k8s.io/v1", "certificatesigningrequests//csr"),
+    ("apis/authentication.k8s.io/v1", "selfsubjectreviews tokenreviews"),
+    (
+        "apis/authorization.k8s.io/v1",
+        "localsubjectaccessreviews/ns selfsubjectaccessreviews selfsubjectrulesreviews subjectaccessreviews",
+    ),
+    (
+        "apis/admissionregistration.k8s.io/v1",
+        "mutatingadmissionpolicies mutatingadmissionpolicybindings mutatingwebhookconfigurations validatingadmissionpolicies
+         validatingadmissionpolicybindings validatingwebhookconfigurations",
+    ),
+    ("apis/apiextensions.k8s.io/v1", "customresourcedefinitions//crd,crds"),
+    ("apis/apiregistration.k8s.io/v1", "apiservices"),
+];
+
+#[tokio::test]
+async fn every_generally_available_kind_is_discovered_under_its_names() {
+    let world = world().await;
+    for (path, expected) in GENERALLY_AVAILABLE {
+        let list = world.get(&format!("/{path}")).await;
+        let found = list["resources"].as_array().unwrap().iter();
+        let found = found.filter(|resource| !resource["name"].as_str().unwrap().contains('/')).map(|resource| {
+            let names: Vec<&str> =
+                resource["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let place = if resource["namespaced"] == true { "ns" } else { "" };
+            format!("{}/{place}/{}", resource["name"].as_str().unwrap(), names.join(","))
+                .trim_end_matches('/')
+                .to_owned()
+        });
+        let found: BTreeSet<String> = found.collect();
+        assert_eq!(found, expected.split_whitespace().map(str::to_owned).collect(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn openapi_v2_holds_every_definition_it_refers_to() {
+    let world = world().await;
+    world.ok("POST", DEFINITIONS, &boats(hull())).await;
+    let document = world.get("/openapi/v2").await;
+    let definitions = document["definitions"].as_object().unwrap();
+    let text = document.to_string();
+    let mut references = 0;
+    for piece in text.split("\"#/definitions/").skip(1) {
+        let name = piece.split('"').next().unwrap();
+        assert!(definitions.contains_key(name), "{name} is referred to and missing");
+        references += 1;
+    }
+    assert!(references > 1_000 && !text.contains("#/components/"), "{references}");
+    let kind = json!([{"group": "example.com", "version": "v1", "kind": "Boat"}]);
+    assert_eq!(definitions["com.example.v1.Boat"]["x-kubernetes-group-version-kind"], kind);
+    assert_eq!(definitions["com.example.v1.Boat"]["properties"]["spec"]["properties"], hull());
+    assert!(document["paths"]["/apis/example.com/v1/namespaces/{namespace}/boats/{name}"]["patch"].is_object());
 }
 
 #[tokio::test]

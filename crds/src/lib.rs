@@ -2,18 +2,20 @@
 //!
 //! Owns: the [`Family`] value that says under which group and version the workload kinds are served, the typed
 //! aliases ([`Pod`], [`ReplicaSet`], [`Deployment`], [`Service`], [`Node`], [`EndpointSlice`]) that work with either
-//! family, the names several crates must agree on ([`annotations`], [`conditions`], [`reasons`]) and the custom
-//! resource definitions of the `proa.dev` family ([`custom_resource_definitions`]).
+//! family, [`Decoded`] to read them with, the names several crates must agree on ([`annotations`], [`conditions`],
+//! [`reasons`]) and the custom resource definitions of the `proa.dev` family ([`custom_resource_definitions`]).
 //!
 //! Never talks to anything: no client, no files (the YAML in `crds/yaml/` is written by a test), no clock.
 
 pub mod annotations;
 pub mod conditions;
+mod decoded;
 mod definitions;
 mod endpoint_slice;
 mod family;
 pub mod reasons;
 
+pub use decoded::{Decoded, Undecodable};
 pub use definitions::{
     custom_resource_definition_files, custom_resource_definitions, custom_resource_definitions_yaml,
 };

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::Mutex;
-use proa_crds::annotations;
+use proa_crds::{Decoded, annotations};
 use serde_json::Value;
 use tokio::sync::Notify;
 
@@ -244,7 +244,8 @@ where
         + Send
         + 'static,
 {
-    let api: Api<K> = Api::namespaced(client, &key.0);
+    // Only told, never read here: a state that cannot be decoded is an event like any other.
+    let api: Api<Decoded<K>> = Api::namespaced(client, &key.0);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", key.1.name));
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(60));

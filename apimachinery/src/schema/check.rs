@@ -1,10 +1,11 @@
 //! Owns the check every decoded object passes before anything looks at it: values of the right JSON
 //! types, and which fields the schema does not know. Never judges values beyond their type and format.
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use super::{Additional, Schema, Type, formats};
 use crate::field::{FieldError, FieldErrors, Path};
+use crate::json;
 
 /// What [`Schema::check`] found.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +18,9 @@ pub struct Checked {
     /// Fields the schema requires and the object lacks. Kubernetes' decoder does not look at these for
     /// built-in kinds; their validation does, so this is for kinds without one of their own.
     pub missing: FieldErrors,
+    /// Those among the missing that are times (`lastTransitionTime` of a condition). Other types have a zero
+    /// value that clients read; a time has none, so nobody may leave it out.
+    pub unset_times: FieldErrors,
 }
 
 /// A path under construction: costs nothing until someone asks for its text.
@@ -77,10 +81,16 @@ fn check(schema: &Schema, value: &Value, builtin: bool, trail: &Trail<'_>, check
                     checked.unknown.push(below.path());
                 }
             }
-            for required in &node.required {
-                if !map.contains_key(&**required) && checked.missing.len() < MOST {
-                    checked.missing.push(FieldError::required(&trail.path().child(required), ""));
+            let absent = |name: &str| map.get(name).is_none_or(|value| builtin && value.is_null());
+            for required in node.required.iter().filter(|name| absent(name)) {
+                if checked.missing.len() >= MOST {
+                    break;
                 }
+                let error = FieldError::required(&trail.path().child(required), "");
+                if builtin && node.field(required).is_some_and(|field| field.resolved().is_time()) {
+                    checked.unset_times.push(error.clone());
+                }
+                checked.missing.push(error);
             }
         }
         Value::Array(items) => {
@@ -101,14 +111,16 @@ fn check(schema: &Schema, value: &Value, builtin: bool, trail: &Trail<'_>, check
                 checked.errors.push(FieldError::invalid(&trail.path(), text.as_str(), detail));
             }
         }
-        Value::Number(number) if node.kind == Type::Integer => {
-            let fits = match node.format.as_deref() {
-                Some("int32") => number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) || number.is_f64(),
-                _ => number.is_i64() || number.is_f64(),
+        Value::Number(number) => {
+            let wanted = match (node.kind, node.format.as_deref()) {
+                (Type::Integer, Some("int32")) => "int32",
+                (Type::Integer, _) => "int64",
+                // Go reads it into the int32 of an `intstr.IntOrString`.
+                (Type::IntOrString, _) if builtin => "int32",
+                _ => return,
             };
-            if !fits {
-                let format = node.format.as_deref().unwrap_or("int64");
-                let detail = format!("{} in body must be of type {format}: {number}", trail.path());
+            if !is_of_width(number, wanted, builtin) {
+                let detail = format!("{} in body must be of type {wanted}: {number}", trail.path());
                 checked.errors.push(FieldError::type_invalid(&trail.path(), number.to_string(), detail));
             }
         }
@@ -129,6 +141,13 @@ pub(super) fn type_fits(kind: Type, value: &Value) -> bool {
         Type::IntOrString => value.is_string() || is_integer(value),
         Type::Quantity => value.is_string() || value.is_number(),
     }
+}
+
+/// Go's decoder takes no `1.0` for an integer ("cannot unmarshal number 1.0 into Go value of type int32");
+/// JSON Schema, which custom resources are held to, does.
+fn is_of_width(number: &Number, wanted: &str, builtin: bool) -> bool {
+    let whole = number.as_i64().or_else(|| number.as_f64().filter(|_| !builtin).and_then(json::whole));
+    whole.is_some_and(|whole| wanted != "int32" || i32::try_from(whole).is_ok())
 }
 
 /// JSON Schema calls `1.0` an integer.

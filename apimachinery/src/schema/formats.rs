@@ -5,7 +5,8 @@ use base64::Engine as _;
 /// What is wrong with a string of a built-in kind's field, if anything.
 pub(super) fn check_decoded(format: &str, text: &str) -> Option<String> {
     match format {
-        "date-time" if !is_date_time(text) => {
+        // The calendar's end is in one time zone and not in another: what clients cannot read is refused.
+        "date-time" if !is_date_time(text) || text.parse::<jiff::Timestamp>().is_err() => {
             Some(format!("parsing time {text:?}: must be an RFC 3339 time, like 2006-01-02T15:04:05Z"))
         }
         "byte" if !is_base64(text) => Some("must be base64 encoded".to_owned()),

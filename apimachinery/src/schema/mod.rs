@@ -6,6 +6,7 @@
 //! bring their own ([`crd`]). Never knows a kind by name beyond its definition.
 
 mod builtin;
+mod canonical;
 mod cel;
 mod cel_budget;
 mod cel_values;

@@ -15,10 +15,10 @@ use crate::user::MASTERS;
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
 /// Completes an object before validation.
-pub fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
+pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
     let kind = &call.resource.kind;
     match &*kind.plural {
-        "pods" if op == Op::Create && kind.group.is_empty() => pods::admit(call, new),
+        "pods" if op == Op::Create && kind.group.is_empty() => pods::admit(call, new).await,
         "nodes" if kind.group.is_empty() => own_certificate(call, new, old),
         _ => Ok(()),
     }

@@ -14,6 +14,7 @@ pub use resource::{Cache, Snapshot, TooOld};
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -21,6 +22,7 @@ use parking_lot::RwLock;
 use proa_apimachinery::status::ApiError;
 use proa_store::{Event, EventKind, Log, Revision};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Where all objects live in the store.
@@ -29,10 +31,15 @@ pub const ROOT: &str = "/registry/";
 /// How long a read waits for a revision that the store has not reached.
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
 
+/// How often caches in which nothing changes are looked over for what they need no longer keep.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
 /// The caches of all resources.
 pub struct Caches {
     log: Arc<dyn Log>,
     resources: RwLock<HashMap<Arc<str>, Arc<Cache>>>,
+    /// The revision everything was last read at. What happened before is in no ring.
+    read_at: AtomicU64,
     applied: watch::Sender<u64>,
 }
 
@@ -44,7 +51,12 @@ pub struct LoadError(String);
 impl Caches {
     /// Reads everything from the store, then follows it until `stop`.
     pub async fn load(log: Arc<dyn Log>, stop: CancellationToken) -> Result<Arc<Caches>, LoadError> {
-        let caches = Arc::new(Caches { log, resources: RwLock::default(), applied: watch::Sender::new(0) });
+        let caches = Arc::new(Caches {
+            log,
+            resources: RwLock::default(),
+            read_at: AtomicU64::new(0),
+            applied: watch::Sender::new(0),
+        });
         let revision = caches.reload().await?;
         caches.applied.send_replace(revision);
         tokio::spawn(Arc::clone(&caches).follow(stop));
@@ -60,8 +72,9 @@ impl Caches {
         if let Some(cache) = resources.get(name) {
             return Arc::clone(cache);
         }
-        // A resource without any object has no history either: a watch may start at any revision.
-        let cache = Arc::new(Cache::new(name, 0));
+        // It had no object when everything was read. Before that it may have had some: who watches from there
+        // has to list again, or would never learn that they are gone.
+        let cache = Arc::new(Cache::new(name, self.read_at.load(Ordering::Relaxed)));
         resources.insert(Arc::from(name), Arc::clone(&cache));
         cache
     }
@@ -126,6 +139,8 @@ impl Caches {
                 break chunk.revision.0;
             }
         };
+        // Before the caches that exist are counted: one that is made meanwhile begins here too.
+        self.read_at.store(revision, Ordering::Relaxed);
         let known: Vec<Arc<str>> = self.resources.read().keys().cloned().collect();
         for name in known {
             entries.entry(name).or_default();
@@ -137,6 +152,7 @@ impl Caches {
     }
 
     async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        let mut tidied = Instant::now();
         while !stop.is_cancelled() {
             let from = self.applied();
             let mut events = self.log.watch(ROOT, Revision(from));
@@ -147,7 +163,15 @@ impl Caches {
                     next = events.next() => next,
                 };
                 match next {
-                    Some(Ok(batch)) => self.apply(&batch),
+                    Some(Ok(batch)) => {
+                        let now = Instant::now();
+                        self.apply(&batch, now);
+                        // Rides on the commits that come anyway (leases): a quiet server has nothing to tidy.
+                        if now.duration_since(tidied) >= TIDY_EVERY {
+                            tidied = now;
+                            self.all().iter().for_each(|cache| cache.tidy(now));
+                        }
+                    }
                     Some(Err(error)) => break error.to_string(),
                     None => break "the log ended".to_owned(),
                 }
@@ -165,7 +189,7 @@ impl Caches {
     }
 
     /// Applies a batch: each resource's changes under one lock, then the new revision for waiters.
-    fn apply(&self, batch: &[Event]) {
+    fn apply(&self, batch: &[Event], now: Instant) {
         let Some(last) = batch.last() else { return };
         let mut groups: Vec<(&str, Vec<Arc<Change>>)> = Vec::new();
         for event in batch {
@@ -177,7 +201,7 @@ impl Caches {
             }
         }
         for (resource, changes) in groups {
-            self.resource(resource).apply(changes);
+            self.resource(resource).apply(changes, now);
         }
         self.applied.send_replace(last.revision.0);
     }

@@ -1,19 +1,33 @@
 //! The cache of one resource: an ordered map of current objects and a ring of recent changes.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
+use std::ops::Bound::{Included, Unbounded};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use proa_store::Key;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::item::{Change, ChangeKind, Item};
 
-/// A ring holds at most this many changes …
-const RING_CHANGES: usize = 8_192;
-/// … and at most this many bytes of objects. What falls out can no longer be watched from.
-const RING_BYTES: usize = 4 << 20;
+/// How much a ring holds. What falls out can no longer be watched from.
+struct Bound {
+    changes: usize,
+    /// Of objects.
+    bytes: usize,
+}
+
+/// What a ring keeps however old it is.
+const KEPT: Bound = Bound { changes: 8_192, bytes: 4 << 20 };
+
+/// What it keeps of the young: as much as the store's own history does, whose bytes these are.
+const KEPT_YOUNG: Bound = Bound { changes: 100_000, bytes: 64 << 20 };
+
+/// Watchers learn where they are once a minute (bookmarks): one whose connection breaks just before, and who
+/// comes back at once, must find its place however much was written since.
+const YOUNG: Duration = Duration::from_secs(75);
 
 /// The current objects and recent changes of one stored resource.
 pub struct Cache {
@@ -26,12 +40,18 @@ pub struct Cache {
 #[derive(Default)]
 struct State {
     items: BTreeMap<Key, Arc<Item>>,
-    ring: VecDeque<Arc<Change>>,
+    ring: VecDeque<Recent>,
     ring_bytes: usize,
     /// Changes after this revision are all in the ring.
     floor: u64,
     /// The revision of the newest change.
     last: u64,
+}
+
+/// A change and when it was applied.
+struct Recent {
+    change: Arc<Change>,
+    at: Instant,
 }
 
 /// The wanted changes are no longer in the ring.
@@ -47,6 +67,31 @@ pub struct Snapshot {
     pub items: Vec<Arc<Item>>,
     /// The revision.
     pub revision: u64,
+}
+
+impl State {
+    fn over(&self, bound: &Bound) -> bool {
+        self.ring.len() > bound.changes || self.ring_bytes > bound.bytes
+    }
+
+    /// Forgets what is past the bounds, but nothing after `before`: watchers that are awake must see the newest
+    /// commits however large they are.
+    fn forget(&mut self, before: u64, now: Instant) {
+        while let Some(oldest) = self.ring.front() {
+            let young = now.saturating_duration_since(oldest.at) < YOUNG;
+            let bound = if young { &KEPT_YOUNG } else { &KEPT };
+            if oldest.change.revision > before || !self.over(bound) {
+                break;
+            }
+            self.floor = oldest.change.revision;
+            self.ring_bytes = self.ring_bytes.saturating_sub(oldest.change.item.bytes.len());
+            self.ring.pop_front();
+        }
+        // A burst is over: what it made the ring grow to is given back.
+        if self.ring.capacity() > 4 * self.ring.len().max(64) {
+            self.ring.shrink_to_fit();
+        }
+    }
 }
 
 impl Cache {
@@ -112,7 +157,7 @@ impl Cache {
         } else {
             state
                 .items
-                .range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded))
+                .range::<str, _>((Included(prefix.as_str()), Unbounded))
                 .take_while(|(key, _)| key.starts_with(&prefix))
                 .map(|(_, item)| Arc::clone(item))
                 .collect()
@@ -131,20 +176,23 @@ impl Cache {
         if cursor < state.floor {
             return Err(TooOld { floor: state.floor });
         }
-        let start = state.ring.partition_point(|change| change.revision <= cursor);
-        let mut changes: Vec<Arc<Change>> = state.ring.range(start..).take(max).cloned().collect();
+        let start = state.ring.partition_point(|recent| recent.change.revision <= cursor);
+        let from = |start: usize| state.ring.range(start..).map(|recent| Arc::clone(&recent.change));
+        let mut changes: Vec<Arc<Change>> = from(start).take(max).collect();
         // A commit of several objects has one revision: never stop inside it, the cursor could not resume there.
         if changes.len() == max {
             let last = changes.last().map_or(0, |change| change.revision);
-            changes.extend(state.ring.range(start + max..).take_while(|change| change.revision == last).cloned());
+            changes.extend(from(start + max).take_while(|change| change.revision == last));
         }
         Ok(changes)
     }
 
-    pub(super) fn apply(&self, changes: Vec<Arc<Change>>) {
+    /// Takes in the changes of one group commit.
+    pub(super) fn apply(&self, changes: Vec<Arc<Change>>, now: Instant) {
         let last = {
             let mut guard = self.state.write();
             let state = &mut *guard;
+            let before = state.last;
             for mut change in changes {
                 let key = Arc::clone(&change.item.key);
                 let previous = match change.kind {
@@ -157,27 +205,78 @@ impl Cache {
                 }
                 state.last = change.revision;
                 state.ring_bytes += change.item.bytes.len();
-                state.ring.push_back(change);
+                state.ring.push_back(Recent { change, at: now });
             }
-            while state.ring.len() > RING_CHANGES || state.ring_bytes > RING_BYTES {
-                let Some(oldest) = state.ring.pop_front() else { break };
-                state.ring_bytes = state.ring_bytes.saturating_sub(oldest.item.bytes.len());
-                state.floor = oldest.revision;
-            }
+            state.forget(before, now);
             state.last
         };
         self.changed.send_replace(last);
+    }
+
+    /// Forgets what was young when something last changed here and is not any more.
+    pub(super) fn tidy(&self, now: Instant) {
+        if self.state.read().over(&KEPT) {
+            let mut state = self.state.write();
+            let last = state.last;
+            state.forget(last, now);
+        }
     }
 
     pub(super) fn replace(&self, items: Vec<Arc<Item>>, revision: u64) {
         {
             let mut state = self.state.write();
             state.items = items.into_iter().map(|item| (Arc::clone(&item.key), item)).collect();
-            state.ring.clear();
+            state.ring = VecDeque::new();
             state.ring_bytes = 0;
             state.floor = revision;
             state.last = revision;
         }
         self.changed.send_replace(revision);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    const LARGE: usize = 1 << 20;
+
+    /// One commit of `count` objects of a mebibyte each; they share their bytes, so that the test costs none.
+    fn commit(cache: &Cache, revision: u64, count: usize, now: Instant) {
+        let bytes = Bytes::from_static(&[b' '; LARGE]);
+        let change = |n: usize| {
+            let key: Key = cache.key("ns", &format!("o{n}")).into();
+            Arc::new(Change::put(revision, Arc::new(Item::new(key, bytes.clone(), revision, revision))))
+        };
+        cache.apply((0..count).map(change).collect(), now);
+    }
+
+    fn seen(cache: &Cache, cursor: u64) -> Result<usize, TooOld> {
+        cache.changes_after(cursor, usize::MAX).map(|changes| changes.len())
+    }
+
+    #[test]
+    fn a_commit_larger_than_the_ring_reaches_those_who_were_up_to_date() {
+        let (cache, now) = (Cache::new("configmaps", 1), Instant::now());
+        commit(&cache, 2, 1, now);
+        commit(&cache, 3, 100, now);
+        assert_eq!(seen(&cache, 2), Ok(100));
+        assert_eq!(seen(&cache, 1), Err(TooOld { floor: 2 }));
+    }
+
+    #[test]
+    fn what_is_young_stays_and_goes_when_it_no_longer_is() {
+        let (cache, start) = (Cache::new("configmaps", 1), Instant::now());
+        for revision in 2..=31 {
+            commit(&cache, revision, 1, start);
+        }
+        assert_eq!(seen(&cache, 1), Ok(30), "thirty mebibytes in one moment");
+        cache.tidy(start + YOUNG / 2);
+        assert_eq!(seen(&cache, 1), Ok(30));
+        cache.tidy(start + YOUNG);
+        assert_eq!(seen(&cache, 27), Ok(4));
+        assert_eq!(seen(&cache, 26), Err(TooOld { floor: 27 }));
     }
 }

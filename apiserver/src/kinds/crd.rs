@@ -17,8 +17,13 @@ use super::{
     Subresource, meta, rules, settings,
 };
 
+/// Holds a deleted definition until its instances are gone. Kubernetes' own name for it has no slash, which
+/// the validation of finalizers asks of everybody.
+pub const FINALIZER: &str = "apiextensions.k8s.io/customresourcecleanup";
+
 pub(super) const RULES: Rules = Rules {
     default,
+    prepare,
     validate,
     unsupported: |object| {
         let strategy = At::of(object, "spec").child("conversion").child("strategy");
@@ -46,6 +51,18 @@ fn default(object: &mut Object) {
             version.entry(flag).or_insert(Value::Bool(false));
         }
     }
+}
+
+/// A definition is never without the finalizer while it lives: one deleted in the moment it was made has
+/// instances all the same.
+fn prepare(op: Op, new: &mut Object, old: Option<&Object>) {
+    let lives = old.is_none_or(|old| old.deletion_timestamp().is_none());
+    if !matches!(op, Op::Create | Op::Update) || !lives || new.finalizers().any(|name| name == FINALIZER) {
+        return;
+    }
+    let mut finalizers: Vec<Value> = new.get_list(&["metadata", "finalizers"]).to_vec();
+    finalizers.push(FINALIZER.into());
+    new.metadata_mut().insert("finalizers".into(), finalizers.into());
 }
 
 fn validate(op: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors) {
@@ -234,6 +251,7 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
             api_version: Some(format!("{group}/{stored}").into()),
             convert,
         },
+        unconditional_update: false,
         is_virtual: false,
         kind: kind.into(),
     })

@@ -78,6 +78,8 @@ pub struct Kind {
     pub strategy: Arc<dyn Strategy>,
     /// Where and in which form it is stored.
     pub storage: Storage,
+    /// A PUT may leave out the resource version and overwrite whatever there is (`AllowUnconditionalUpdate`).
+    pub unconditional_update: bool,
     /// Create-only and answered at once, never stored: reviews, `bindings`.
     pub is_virtual: bool,
 }

@@ -1,8 +1,10 @@
 //! Owns the strategy of Namespaces. Emptying one that goes is the namespace controller's.
 
+use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::{Object, names};
 use serde_json::{Value, json};
 
+use super::at::At;
 use super::{Op, Rules, settings};
 
 /// Set by the server on every namespace, so that selectors can name one.
@@ -21,6 +23,19 @@ pub(super) const NAMESPACE: Rules = Rules {
     warnings: settings::warnings,
     ..Rules::GENERIC
 };
+
+/// What may stand in `spec.finalizers`, which only `/finalize` writes.
+pub fn validate_finalizers(namespace: &Object) -> FieldErrors {
+    let mut errors = FieldErrors::new();
+    for finalizer in At::of(namespace, "spec").child("finalizers").items() {
+        finalizer.check(&mut errors, names::is_qualified_name);
+        if !finalizer.str().contains('/') && !matches!(finalizer.str(), "orphan" | "foregroundDeletion" | "kubernetes")
+        {
+            finalizer.invalid(&mut errors, "name is neither a standard finalizer name nor is it fully qualified");
+        }
+    }
+    errors
+}
 
 fn prepare(op: Op, new: &mut Object, old: Option<&Object>) {
     match (op, old) {

@@ -30,6 +30,7 @@ struct Row {
     fields: &'static [(&'static str, &'static str)],
     rules: Rules,
     stored: Option<(&'static str, &'static Convert)>,
+    unconditional_update: bool,
     is_virtual: bool,
 }
 
@@ -49,6 +50,7 @@ impl Row {
             fields: &[],
             rules: Rules::GENERIC,
             stored: None,
+            unconditional_update: true,
             is_virtual: false,
         }
     }
@@ -96,6 +98,11 @@ impl Row {
         self.stored = Some((api_version, convert));
         self
     }
+    /// A PUT must say which state it replaces.
+    const fn conditional(mut self) -> Row {
+        self.unconditional_update = false;
+        self
+    }
     /// Create-only and never stored.
     const fn answered(mut self) -> Row {
         self.is_virtual = true;
@@ -137,6 +144,7 @@ impl Row {
             schema: SchemaRef::Builtin(self.definition),
             strategy: Arc::new(rules),
             storage: Storage { group: group.into(), plural: self.plural.into(), api_version, convert },
+            unconditional_update: self.unconditional_update,
             is_virtual: self.is_virtual,
         }
     }
@@ -371,6 +379,7 @@ const ROWS: &[Row] = &[
         .subs(&["status"])
         .columns(c::PDB)
         .rules(autoscaling::PDB)
+        .conditional()
         .inert(),
     // rbac
     row!("rbac", "rbac.authorization.k8s.io", "Role", "roles").rules(rbac::ROLE),
@@ -392,6 +401,7 @@ const ROWS: &[Row] = &[
         .cluster()
         .subs(&["status"])
         .columns(c::VOLUME_ATTACHMENT)
+        .conditional()
         .rules(Rules::WITH_STATUS),
     row!("storage", "storage.k8s.io", "VolumeAttributesClass", "volumeattributesclasses")
         .cluster()
@@ -401,19 +411,23 @@ const ROWS: &[Row] = &[
     row!("storage", "storage.k8s.io", "CSIDriver", "csidrivers")
         .cluster()
         .columns(c::CSI_DRIVER)
+        .conditional()
         .rules(storage::CSI_DRIVER),
-    row!("storage", "storage.k8s.io", "CSINode", "csinodes").cluster().columns(c::CSI_NODE),
-    row!("storage", "storage.k8s.io", "CSIStorageCapacity", "csistoragecapacities").columns(c::CSI_STORAGE_CAPACITY),
+    row!("storage", "storage.k8s.io", "CSINode", "csinodes").cluster().columns(c::CSI_NODE).conditional(),
+    row!("storage", "storage.k8s.io", "CSIStorageCapacity", "csistoragecapacities")
+        .columns(c::CSI_STORAGE_CAPACITY)
+        .conditional(),
     // scheduling, coordination, node, discovery, events
     row!("scheduling", "scheduling.k8s.io", "PriorityClass", "priorityclasses")
         .cluster()
         .short(&["pc"])
         .columns(c::PRIORITY_CLASS)
         .rules(node::PRIORITY_CLASS),
-    row!("coordination", "coordination.k8s.io", "Lease", "leases").columns(c::LEASE).rules(node::LEASE),
+    row!("coordination", "coordination.k8s.io", "Lease", "leases").columns(c::LEASE).rules(node::LEASE).conditional(),
     row!("node", "node.k8s.io", "RuntimeClass", "runtimeclasses")
         .cluster()
         .columns(c::RUNTIME_CLASS)
+        .conditional()
         .rules(node::RUNTIME_CLASS),
     row!("discovery", "discovery.k8s.io", "EndpointSlice", "endpointslices")
         .columns(c::ENDPOINT_SLICE)
@@ -452,6 +466,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::WEBHOOKS)
     .rules(admissionregistration::WEBHOOKS)
+    .conditional()
     .inert(),
     row!(
         "admissionregistration",
@@ -463,6 +478,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::WEBHOOKS)
     .rules(admissionregistration::WEBHOOKS)
+    .conditional()
     .inert(),
     row!(
         "admissionregistration",
@@ -475,6 +491,7 @@ const ROWS: &[Row] = &[
     .subs(&["status"])
     .columns(c::VALIDATING_POLICY)
     .rules(admissionregistration::POLICY)
+    .conditional()
     .inert(),
     row!(
         "admissionregistration",
@@ -486,6 +503,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::POLICY_BINDING)
     .rules(admissionregistration::POLICY_BINDING)
+    .conditional()
     .inert(),
     row!(
         "admissionregistration",
@@ -497,6 +515,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::MUTATING_POLICY)
     .rules(admissionregistration::POLICY)
+    .conditional()
     .inert(),
     row!(
         "admissionregistration",
@@ -508,6 +527,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::POLICY_BINDING)
     .rules(admissionregistration::POLICY_BINDING)
+    .conditional()
     .inert(),
     // extension of the API itself
     Row::new(
@@ -520,7 +540,8 @@ const ROWS: &[Row] = &[
     .short(&["crd", "crds"])
     .extensions()
     .subs(&["status"])
-    .rules(crd::RULES),
+    .rules(crd::RULES)
+    .conditional(),
     Row::new(
         "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService",
         "apiregistration.k8s.io",
@@ -533,6 +554,7 @@ const ROWS: &[Row] = &[
     .columns(c::API_SERVICE)
     .fields(&[("spec.service.name", ""), ("spec.service.namespace", "")])
     .rules(admissionregistration::API_SERVICE)
+    .conditional()
     .inert(),
     // flow control
     row!("flowcontrol", "flowcontrol.apiserver.k8s.io", "FlowSchema", "flowschemas")

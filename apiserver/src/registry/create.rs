@@ -5,7 +5,7 @@ use proa_apimachinery::status::ApiError;
 
 use super::options::WriteOptions;
 use super::write::{self, Ownership};
-use super::{Call, codec, get, meta};
+use super::{Call, codec, fields, get, meta};
 use crate::http::Response;
 
 /// POST.
@@ -17,7 +17,7 @@ pub async fn create(call: &Call<'_>) -> Result<Response, ApiError> {
     if !object.resource_version().is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
-    let missing = write::check_fields(call, &mut object, decoded.duplicates, options.validation)?;
+    let missing = fields::check(call, &mut object, decoded.duplicates, options.validation)?;
     let bytes = write::create(call, object, &options, Ownership::Update, missing).await?;
     get::answer(call, StatusCode::CREATED, bytes)
 }

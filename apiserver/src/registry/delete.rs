@@ -1,6 +1,10 @@
 //! DELETE of one object or of a collection: preconditions, propagation, grace, finalizers.
 
+use std::sync::Arc;
+
+use futures::StreamExt;
 use http::StatusCode;
+use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, success};
 use proa_store::{CommitError, Expect, Revision, Txn};
@@ -9,8 +13,12 @@ use serde_json::Value;
 use super::selection::Selection;
 use super::{Call, codec, get, list, meta, options, write};
 use crate::admission;
+use crate::cache::Item;
 use crate::http::{Response, json};
 use crate::kinds::{Graceful, Op};
+
+/// How many objects of a collection are deleted at a time: they share the store's writes.
+const CONCURRENT_DELETES: usize = 64;
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -45,6 +53,8 @@ impl DeleteOptions {
 
     fn from_query(call: &Call<'_>) -> Result<DeleteOptions, ApiError> {
         let query = &call.request.query;
+        let mut errors = FieldErrors::new();
+        let dry_run = options::dry_run(query.all("dryRun"), &mut errors);
         let grace = match query.get("gracePeriodSeconds") {
             None => None,
             Some(grace) => Some(
@@ -52,13 +62,7 @@ impl DeleteOptions {
             ),
         };
         let orphan = query.get("orphanDependents").map(|_| query.flag("orphanDependents"));
-        DeleteOptions::build(
-            grace,
-            query.get("propagationPolicy"),
-            orphan,
-            None,
-            options::dry_run(query.all("dryRun"))?,
-        )
+        DeleteOptions::build(grace, query.get("propagationPolicy"), orphan, None, dry_run, errors)
     }
 
     /// From the JSON of a `DeleteOptions` (also the one inside an eviction).
@@ -74,10 +78,10 @@ impl DeleteOptions {
             Some(policy) => Some(policy.as_str().ok_or_else(|| wrong("propagationPolicy"))?),
         };
         let orphan = given("orphanDependents").and_then(Value::as_bool);
-        let dry: Vec<&str> =
-            given("dryRun").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
-        let dry_run = options::dry_run(dry.into_iter())? || options::dry_run(call.request.query.all("dryRun"))?;
-        DeleteOptions::build(grace, policy, orphan, given("preconditions"), dry_run)
+        let mut errors = FieldErrors::new();
+        let sent = given("dryRun").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        let dry_run = options::dry_run(sent.chain(call.request.query.all("dryRun")), &mut errors);
+        DeleteOptions::build(grace, policy, orphan, given("preconditions"), dry_run, errors)
     }
 
     fn build(
@@ -86,24 +90,27 @@ impl DeleteOptions {
         orphan: Option<bool>,
         preconditions: Option<&Value>,
         dry_run: bool,
+        mut errors: FieldErrors,
     ) -> Result<DeleteOptions, ApiError> {
-        if grace.is_some_and(|grace| grace < 0) {
-            return Err(ApiError::bad_request("gracePeriodSeconds must not be negative"));
-        }
+        // A negative wait counts as the shortest there is, as on Kubernetes.
+        let grace = grace.map(|grace| if grace < 0 { 1 } else { grace });
+        let at = Path::of("propagationPolicy");
         let propagation = match (policy, orphan) {
-            (Some(_), Some(_)) => {
-                return Err(ApiError::bad_request("orphanDependents and deletionPropagation cannot be both set"));
+            (Some(policy), Some(_)) => {
+                let both = "orphanDependents and deletionPropagation cannot be both set";
+                errors.push(FieldError::invalid(&at, policy, both));
+                None
             }
             (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
             (Some("Background"), None) | (None, Some(false)) => Some(Propagation::Background),
             (Some("Foreground"), None) => Some(Propagation::Foreground),
             (Some(other), None) => {
-                return Err(ApiError::bad_request(format!(
-                    "invalid propagationPolicy {other:?}: must be Orphan, Background or Foreground"
-                )));
+                errors.push(FieldError::not_supported(&at, other, &["Foreground", "Background", "Orphan"]));
+                None
             }
             (None, None) => None,
         };
+        options::valid("DeleteOptions", errors)?;
         let text = |field: &str| {
             preconditions
                 .and_then(|value| value.get(field))
@@ -171,7 +178,10 @@ pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) 
                 return Ok(Deleted::Gone(new));
             }
             match write::remove(call, &item, new.clone()).await {
-                Ok(()) => return Ok(Deleted::Gone(new)),
+                Ok(()) => {
+                    write::take_up(call).await;
+                    return Ok(Deleted::Gone(new));
+                }
                 Err(CommitError::Conflict { .. }) => continue,
                 Err(error) => return Err(write::commit_error(error)),
             }
@@ -187,6 +197,7 @@ pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) 
         match call.core.log.commit(Txn::put(item.key.clone(), value, Expect::At(Revision(item.revision)))).await {
             Ok(committed) => {
                 let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
+                write::take_up(call).await;
                 return Ok(Deleted::Marked(call.resource.served(&bytes)));
             }
             Err(CommitError::Conflict { .. }) => {}
@@ -231,7 +242,7 @@ fn mark(call: &Call<'_>, new: &mut Object, old: &Object, wait: i64) {
     call.resource.kind.strategy.prepare(Op::Delete, new, Some(old));
 }
 
-/// DELETE of a collection.
+/// DELETE of a collection. Answers with what it was told to delete, as it was before.
 pub async fn collection(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = DeleteOptions::read(call)?;
     let selection = Selection::read(&call.resource, &call.request.query, call.namespace())?;
@@ -239,11 +250,17 @@ pub async fn collection(call: &Call<'_>) -> Result<Response, ApiError> {
         return Err(super::not_allowed(call));
     }
     let page = list::page(call, &selection).await?;
-    for item in page.items {
-        match delete_named(call, item.name(), &options).await {
-            Err(error) if error.code == 404 => {}
-            other => drop(other?),
-        }
+    let options = &options;
+    let delete = |item: Arc<Item>| async move { delete_named(call, item.name(), options).await };
+    let mut deletions = futures::stream::iter(page.items.clone()).map(delete).buffer_unordered(CONCURRENT_DELETES);
+    let mut failure = None;
+    while let Some(deleted) = deletions.next().await {
+        // Whatever else can go, goes; the caller tries again for the rest.
+        failure = failure.or(deleted.err().filter(|error| error.code != 404));
     }
-    Ok(json(StatusCode::OK, &success(call.resource.group_resource(), "", "")))
+    drop(deletions);
+    match failure {
+        Some(error) => Err(error),
+        None => list::answer(call, page),
+    }
 }

@@ -40,9 +40,14 @@ pub struct Page {
 
 /// LIST.
 pub async fn list(call: &Call<'_>) -> Result<Response, ApiError> {
-    let chosen = choose(&call.request.headers)?;
     let selection = Selection::read(&call.resource, &call.request.query, call.namespace())?;
     let page = page(call, &selection).await?;
+    answer(call, page)
+}
+
+/// Answers with a page in the form the client wants.
+pub fn answer(call: &Call<'_>, page: Page) -> Result<Response, ApiError> {
+    let chosen = choose(&call.request.headers)?;
     let metadata = codec::list_metadata(page.revision, page.next.clone(), page.remaining);
     match chosen.shape {
         Shape::Object => items(call, page, metadata, chosen.encoding),
@@ -128,7 +133,13 @@ pub async fn page(call: &Call<'_>, selection: &Selection) -> Result<Page, ApiErr
         (Some(0), Some("Exact")) => {
             return Err(ApiError::bad_request("resourceVersionMatch \"Exact\" is forbidden for resourceVersion 0"));
         }
-        (Some(exact), Some("Exact")) => return from_store(call, selection, limit, exact, None).await,
+        (Some(exact), Some("Exact")) => {
+            let page = from_store(call, selection, limit, exact, None).await;
+            return page.map_err(|error| match error.code {
+                410 => ApiError::expired("The resourceVersion for the provided list is too old."),
+                _ => error,
+            });
+        }
         (_, Some(other)) if other != "NotOlderThan" => {
             return Err(ApiError::bad_request(format!("invalid resourceVersionMatch {other:?}")));
         }

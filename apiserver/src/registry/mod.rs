@@ -7,6 +7,7 @@
 pub mod codec;
 pub mod create;
 pub mod delete;
+pub mod fields;
 pub mod get;
 pub mod list;
 pub mod meta;

@@ -1,8 +1,17 @@
 //! The query parameters of writes (`CreateOptions`, `UpdateOptions`, `PatchOptions`).
 
-use proa_apimachinery::status::ApiError;
+use http::Method;
+use proa_apimachinery::field::{FieldError, FieldErrors, Path};
+use proa_apimachinery::status::{ApiError, GroupResource};
 
+use super::codec;
 use crate::http::Request;
+
+/// The media type of server-side apply (KEP-555).
+pub const APPLY: &str = "application/apply-patch+yaml";
+
+/// The longest name of a field manager.
+const MAX_MANAGER: usize = 128;
 
 /// What to do about unknown and duplicate fields (KEP-2885).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,45 +41,65 @@ impl WriteOptions {
     /// Reads the options of a request.
     pub fn read(request: &Request) -> Result<WriteOptions, ApiError> {
         let query = &request.query;
+        let mut errors = FieldErrors::new();
         let validation = match query.get("fieldValidation") {
-            None | Some("Warn") => FieldValidation::Warn,
+            None | Some("" | "Warn") => FieldValidation::Warn,
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                return Err(ApiError::bad_request(format!(
-                    "invalid fieldValidation {other:?}: must be Ignore, Warn or Strict"
-                )));
+                let supported = ["Ignore", "Warn", "Strict"];
+                errors.push(FieldError::not_supported(&Path::of("fieldValidation"), other, &supported));
+                FieldValidation::Warn
             }
         };
-        Ok(WriteOptions {
-            dry_run: dry_run(query.all("dryRun"))?,
-            manager: manager(request)?,
-            validation,
-            force: query.flag("force"),
-        })
+        let manager = manager(request, &mut errors);
+        let apply = request.method == Method::PATCH && codec::media_type(request) == APPLY;
+        if request.method == Method::PATCH && !apply && query.get("force").is_some() {
+            errors.push(FieldError::forbidden(&Path::of("force"), "may not be specified for non-apply patch"));
+        }
+        if apply && query.get("fieldManager").is_none_or(str::is_empty) {
+            errors.push(FieldError::required(&Path::of("fieldManager"), "is required for apply patch"));
+        }
+        let dry_run = dry_run(query.all("dryRun"), &mut errors);
+        let kind = match request.method {
+            Method::PATCH => "PatchOptions",
+            Method::PUT => "UpdateOptions",
+            _ => "CreateOptions",
+        };
+        valid(kind, errors)?;
+        Ok(WriteOptions { dry_run, manager, validation, force: query.flag("force") })
     }
+}
+
+/// Refuses options with errors in them, as Kubernetes words that.
+pub fn valid(kind: &str, errors: FieldErrors) -> Result<(), ApiError> {
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(GroupResource::new("meta.k8s.io", kind), "", errors)) }
 }
 
 /// `dryRun=All` or nothing.
-pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool, ApiError> {
+pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut FieldErrors) -> bool {
     let mut dry = false;
     for value in values.filter(|value| !value.is_empty()) {
         if value != "All" {
-            return Err(ApiError::bad_request(format!("invalid dryRun value {value:?}: only \"All\" is supported")));
+            errors.push(FieldError::not_supported(&Path::of("dryRun"), value, &["All"]));
         }
         dry = true;
     }
-    Ok(dry)
+    dry
 }
 
 /// The field manager: as given, or the user agent up to its first slash, as Kubernetes derives it.
-fn manager(request: &Request) -> Result<String, ApiError> {
-    if let Some(manager) = request.query.get("fieldManager") {
-        if manager.chars().count() > 128 || manager.chars().any(char::is_control) {
-            return Err(ApiError::bad_request("fieldManager must be printable and at most 128 characters"));
+fn manager(request: &Request, errors: &mut FieldErrors) -> String {
+    if let Some(manager) = request.query.get("fieldManager").filter(|manager| !manager.is_empty()) {
+        let at = Path::of("fieldManager");
+        if manager.chars().count() > MAX_MANAGER {
+            errors.push(FieldError::too_long(&at, MAX_MANAGER));
         }
-        return Ok(manager.to_owned());
+        if manager.chars().any(char::is_control) {
+            errors.push(FieldError::invalid(&at, manager, "should only contain printable characters"));
+        }
+        return manager.to_owned();
     }
     let agent = request.header(http::header::USER_AGENT).unwrap_or("unknown");
-    Ok(agent.split('/').next().unwrap_or(agent).chars().take(128).collect())
+    agent.split('/').next().unwrap_or(agent).chars().take(MAX_MANAGER).collect()
 }

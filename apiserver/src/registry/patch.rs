@@ -8,9 +8,9 @@ use proa_apimachinery::patch;
 use proa_apimachinery::status::{ApiError, StatusCause};
 use serde_json::Value;
 
-use super::options::{FieldValidation, WriteOptions};
+use super::options::{self, FieldValidation, WriteOptions};
 use super::write::{self, Ownership};
-use super::{Call, codec, get, meta};
+use super::{Call, codec, fields, get, meta};
 use crate::http::Response;
 use crate::kinds::Op;
 
@@ -19,7 +19,7 @@ const PATCH_TYPES: &[&str] = &[
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
-    "application/apply-patch+yaml",
+    options::APPLY,
 ];
 
 /// A JSON patch of more operations than this is an attack (Kubernetes' own limit).
@@ -38,14 +38,9 @@ pub async fn patch(call: &Call<'_>) -> Result<Response, ApiError> {
         "application/json-patch+json" => Form::Json,
         "application/merge-patch+json" => Form::Merge,
         "application/strategic-merge-patch+json" if call.resource.custom.is_none() => Form::Strategic,
-        "application/apply-patch+yaml" => return apply(call, options).await,
+        options::APPLY => return apply(call, options).await,
         _ => return Err(ApiError::unsupported_media_type(PATCH_TYPES)),
     };
-    if options.force {
-        return Err(ApiError::bad_request(
-            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
-        ));
-    }
     let decoded = codec::decode_json(&call.request.body)?;
     let operations = decoded.value.as_array().map_or(0, Vec::len);
     if operations > MAX_OPERATIONS {
@@ -94,17 +89,12 @@ fn checked(
     validation: FieldValidation,
 ) -> Result<(Object, FieldErrors), ApiError> {
     let mut object = codec::object(&call.resource, value)?;
-    let missing = write::check_fields(call, &mut object, duplicates, validation)?;
+    let missing = fields::check(call, &mut object, duplicates, validation)?;
     Ok((object, missing))
 }
 
 /// Server-side apply (KEP-555): creates the object when there is none.
 async fn apply(call: &Call<'_>, options: WriteOptions) -> Result<Response, ApiError> {
-    if call.request.query.get("fieldManager").is_none() {
-        return Err(ApiError::bad_request(
-            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-        ));
-    }
     let decoded = codec::decode_yaml(&call.request.body)?;
     let mut config = codec::object(&call.resource, decoded.value)?;
     let name = call.name().to_owned();
@@ -118,7 +108,7 @@ async fn apply(call: &Call<'_>, options: WriteOptions) -> Result<Response, ApiEr
         config.0.shift_remove("status");
     }
     // Missing required fields may be there already, set by somebody else: only the merged object is judged.
-    write::check_fields(call, &mut config, decoded.duplicates, options.validation)?;
+    fields::check(call, &mut config, decoded.duplicates, options.validation)?;
     let op = operation(call);
     let api_version = call.resource.api_version();
     let manager = Manager {
@@ -164,7 +154,8 @@ fn op_is_main(call: &Call<'_>) -> bool {
     call.request.info.subresource.is_empty()
 }
 
-fn refused(error: &ApplyError) -> ApiError {
+/// How a failed apply is answered.
+pub fn refused(error: &ApplyError) -> ApiError {
     match error {
         ApplyError::Conflicts(conflicts) => {
             let mut error = ApiError::new(409, "Conflict", conflicts.to_string());

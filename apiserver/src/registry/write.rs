@@ -1,4 +1,4 @@
-//! What every write goes through: field validation, defaults, admission, preparation, validation,
+//! What every write goes through after field validation: defaults, admission, preparation, validation,
 //! allocation, field ownership, commit.
 
 use bytes::Bytes;
@@ -6,16 +6,16 @@ use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::managed_fields::{self, Manager, Operation};
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
-use proa_store::{CommitError, Expect, Op as StoreOp, Revision, Txn};
+use proa_store::{CommitError, Expect, Op as StoreOp, Revision, Txn, Value as Stored};
 use serde_json::Value;
 
 use super::options::{FieldValidation, WriteOptions};
-use super::{Call, codec, meta};
-use crate::admission;
+use super::{Call, codec, fields, meta};
 use crate::allocate::Held;
 use crate::authz::escalation;
 use crate::cache::Item;
-use crate::kinds::Op;
+use crate::kinds::{self, Op};
+use crate::{admission, crd};
 
 /// How often a write that lost a race starts over before the client is told.
 const ATTEMPTS: usize = 64;
@@ -29,82 +29,6 @@ pub enum Ownership {
     Applied,
 }
 
-/// Checks a decoded object against its schema: wrong types are refused, unknown and duplicate fields
-/// are warned of or refused (KEP-2885) and dropped. Missing required fields are left for validation to report.
-pub fn check_fields(
-    call: &Call<'_>,
-    object: &mut Object,
-    duplicates: Vec<String>,
-    validation: FieldValidation,
-) -> Result<FieldErrors, ApiError> {
-    let kind = &call.resource.kind;
-    // The schemas inside a definition hold values of any type (`default`, `enum`, `example`): whether they
-    // are right is for its strategy to say, which reads them as what they are.
-    let schemas = take_schemas(call, object);
-    let mut value = Value::Object(std::mem::take(&mut object.0));
-    let checked = kind.schema.check(&value);
-    kind.schema.prune(&mut value);
-    if let Value::Object(map) = value {
-        object.0 = map;
-    }
-    put_schemas(object, schemas);
-    let (missing, wrong) = (checked.missing, checked.errors);
-    if !wrong.is_empty() {
-        if call.resource.custom.is_some() {
-            return Err(ApiError::invalid(call.resource.group_kind(), object.name(), wrong));
-        }
-        let what: Vec<String> = wrong.iter().map(ToString::to_string).collect();
-        let mut error = ApiError::bad_request(format!(
-            "{0} in version \"{1}\" cannot be handled as a {0}: json: cannot unmarshal: {2}",
-            kind.kind,
-            kind.version,
-            what.join(", ")
-        ));
-        // The causes name the fields; the code stays 400, as for everything that does not decode.
-        error.details = ApiError::invalid(call.resource.group_kind(), object.name(), wrong).details;
-        return Err(error);
-    }
-    let mut problems: Vec<String> =
-        checked.unknown.iter().map(|path| format!("unknown field \"{}\"", path.as_str())).collect();
-    problems.extend(duplicates);
-    match validation {
-        FieldValidation::Ignore => {}
-        FieldValidation::Warn => problems.into_iter().for_each(|problem| call.warn(problem)),
-        FieldValidation::Strict if !problems.is_empty() => {
-            return Err(ApiError::bad_request(format!(
-                "{0} in version \"{1}\" cannot be handled as a {0}: strict decoding error: {2}",
-                kind.kind,
-                kind.version,
-                problems.join(", ")
-            )));
-        }
-        FieldValidation::Strict => {}
-    }
-    Ok(missing)
-}
-
-fn versions_of(object: &mut Object) -> impl Iterator<Item = &mut Value> {
-    object.get_mut(&["spec", "versions"]).and_then(Value::as_array_mut).into_iter().flatten()
-}
-
-fn take_schemas(call: &Call<'_>, object: &mut Object) -> Vec<Option<Value>> {
-    if call.resource.kind.plural != "customresourcedefinitions" {
-        return Vec::new();
-    }
-    let slot = |version: &mut Value| {
-        version.pointer_mut("/schema/openAPIV3Schema").filter(|schema| schema.is_object()).map(std::mem::take)
-    };
-    versions_of(object).map(slot).collect()
-}
-
-fn put_schemas(object: &mut Object, schemas: Vec<Option<Value>>) {
-    for (version, schema) in versions_of(object).zip(schemas) {
-        if let (Some(slot), Some(schema)) = (version.get_mut("schema").and_then(Value::as_object_mut), schema) {
-            slot.insert("openAPIV3Schema".into(), schema);
-        }
-    }
-}
-
 /// Default → admit → prepare → validate → allocate. What is allocated is given back unless the caller keeps it.
 async fn complete(
     call: &Call<'_>,
@@ -115,13 +39,15 @@ async fn complete(
 ) -> Result<Held, ApiError> {
     let kind = &call.resource.kind;
     kind.strategy.default(new);
-    admission::mutate(call, op, new, old)?;
+    admission::mutate(call, op, new, old).await?;
     kind.strategy.prepare(op, new, old);
     let mut errors = kind.strategy.validate(op, new, old);
     // What was missing when the object came may have been filled in since. Status is written by
     // controllers, whom Kubernetes does not hold to the schema either.
-    if !missing.is_empty() && (op != Op::UpdateStatus || call.resource.custom.is_some()) {
-        for error in kind.schema.check(&new.to_value()).missing {
+    if !missing.is_empty() {
+        let checked = kind.schema.check(&new.to_value());
+        let held = op != Op::UpdateStatus || call.resource.custom.is_some();
+        for error in if held { checked.missing } else { checked.unset_times } {
             if !errors.iter().any(|have| have.path == error.path) {
                 errors.push(error);
             }
@@ -171,6 +97,7 @@ pub async fn create(
 ) -> Result<Bytes, ApiError> {
     let resource = &call.resource;
     admission::namespace_accepts(call, call.namespace(), object.name()).await?;
+    definition_accepts(call)?;
     let generated = object.name().is_empty() && !object.generate_name().is_empty();
     let now = meta::time(call.core.now());
     let mut tries = 0;
@@ -194,13 +121,15 @@ pub async fn create(
             return Ok(codec::plain(&new));
         }
         let key = resource.cache.key(call.namespace(), &name);
-        let value = codec::encode(&resource.kind.to_storage(new));
+        let value = encoded(call, new)?;
+        // Again, for its definition may have gone since: what is committed now comes before what removes it.
+        definition_accepts(call)?;
         let result = call.core.log.commit(Txn::put(key, value, Expect::Absent)).await;
         match result {
             Ok(committed) => {
                 held.keep(&call.core.allocators);
                 let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
-                crd_barrier(call, committed.revision.0).await;
+                take_up(call).await;
                 return Ok(resource.served(&bytes));
             }
             Err(CommitError::Conflict { .. }) if generated && tries < 8 => {}
@@ -212,12 +141,45 @@ pub async fn create(
     }
 }
 
-/// A definition is served by the time its creation is answered, if that is at all quick.
-async fn crd_barrier(call: &Call<'_>, revision: u64) {
-    if call.resource.kind.plural == "customresourcedefinitions" {
-        let _ =
-            tokio::time::timeout(std::time::Duration::from_millis(100), call.core.definitions.reached(revision)).await;
+/// Nothing new is created of a kind whose definition is going, or has gone since the request came.
+fn definition_accepts(call: &Call<'_>) -> Result<(), ApiError> {
+    if call.resource.custom.is_none() {
+        return Ok(());
     }
+    let kind = &call.resource.kind;
+    let table = call.core.resources.table();
+    let now = table.find(&kind.group, &kind.version, &kind.plural).and_then(|resource| resource.custom.as_ref());
+    if !now.ok_or_else(ApiError::no_such_resource)?.terminating {
+        return Ok(());
+    }
+    let mut error = ApiError::method_not_allowed(call.resource.group_resource(), "create");
+    error.message = "create not allowed while custom resource definition is terminating".to_owned();
+    Err(error)
+}
+
+/// A definition is served as it now is by the time its writer is answered.
+pub async fn take_up(call: &Call<'_>) {
+    if call.resource.kind.plural == "customresourcedefinitions" && call.resource.custom.is_none() {
+        crd::serve_now(call.core).await;
+    }
+}
+
+/// An object takes at most this many bytes in the store, which is what etcd takes in one request: patches would
+/// otherwise grow it past what a body may have, and past what anybody can list.
+const MAX_OBJECT: usize = 3 << 19;
+
+/// The form in the store.
+fn encoded(call: &Call<'_>, object: Object) -> Result<Stored, ApiError> {
+    let value = codec::encode(&call.resource.kind.to_storage(object));
+    if value.bytes.len() <= MAX_OBJECT {
+        return Ok(value);
+    }
+    let mut error = ApiError::too_large(MAX_OBJECT);
+    error.message = format!(
+        "Request entity too large: the object would take {} bytes to store, limit is {MAX_OBJECT}",
+        value.bytes.len()
+    );
+    Err(error)
 }
 
 /// What became of an update.
@@ -298,17 +260,12 @@ where
             return Ok(if remove { Outcome::Removed(bytes) } else { Outcome::Stored(bytes) });
         }
         let releases = if remove { resource.kind.strategy.allocate(Op::Delete, &new, Some(&old)) } else { Vec::new() };
-        let value = codec::encode(&resource.kind.to_storage(new));
-        let expect = Expect::At(Revision(item.revision));
-        let txn = if remove {
-            Txn::delete(item.key.clone(), expect, Some(value))
-        } else {
-            Txn::put(item.key.clone(), value, expect)
-        };
+        let txn = replace(call, &item, new, remove)?;
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 held.keep(&call.core.allocators);
                 call.core.allocators.release(releases);
+                take_up(call).await;
                 return Ok(match committed.entries.into_iter().next() {
                     Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
                     None => Outcome::Removed(resource.served(&item.bytes)),
@@ -322,7 +279,8 @@ where
 }
 
 /// Changes fields that only a subresource may change (a pod's node, a namespace's finalizers): the new
-/// state is made from the stored one by this server itself, so the kind's rules for users do not run.
+/// state is made from the stored one by this server itself, so the kind's rules for users do not run. What
+/// came from the user is held to the schema, and metadata to what is asked of everybody's.
 pub async fn assign<F>(call: &Call<'_>, name: &str, options: &WriteOptions, mut change: F) -> Result<Outcome, ApiError>
 where
     F: FnMut(&Object) -> Result<(Object, FieldErrors), ApiError>,
@@ -334,19 +292,20 @@ where
         if new.resource_version() != old.resource_version() {
             return Err(ApiError::stale(resource.group_resource(), name));
         }
+        fields::check(call, &mut new, Vec::new(), FieldValidation::Ignore)?;
+        let mut errors = FieldErrors::new();
+        // The name is the stored one.
+        kinds::meta::validate(Op::Update, &new, Some(&old), |_| Vec::new(), &mut errors);
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(resource.group_kind(), name, errors));
+        }
         let now = meta::time(call.core.now());
         own(call, options, Op::Update, &mut new, Some(&old), &now);
         let remove = finished(&new);
         if options.dry_run {
             return Ok(Outcome::Stored(codec::plain(&new)));
         }
-        let value = codec::encode(&resource.kind.to_storage(new));
-        let expect = Expect::At(Revision(item.revision));
-        let txn = if remove {
-            Txn::delete(item.key.clone(), expect, Some(value))
-        } else {
-            Txn::put(item.key.clone(), value, expect)
-        };
+        let txn = replace(call, &item, new, remove)?;
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 return Ok(match committed.entries.into_iter().next() {
@@ -359,6 +318,17 @@ where
         }
     }
     Err(ApiError::stale(resource.group_resource(), name))
+}
+
+/// What commits the new state of an object; `remove`: as its last.
+fn replace(call: &Call<'_>, item: &Item, new: Object, remove: bool) -> Result<Txn, ApiError> {
+    let (key, expect) = (item.key.clone(), Expect::At(Revision(item.revision)));
+    if remove {
+        // However large it has become, it may go.
+        let last = codec::encode(&call.resource.kind.to_storage(new));
+        return Ok(Txn::delete(key, expect, Some(last)));
+    }
+    Ok(Txn::put(key, encoded(call, new)?, expect))
 }
 
 /// A writer who sends no `managedFields` keeps them; one who sends an empty list resets them.

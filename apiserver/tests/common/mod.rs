@@ -18,7 +18,7 @@ use tower::Service;
 
 pub(crate) struct World {
     pub(crate) server: Server,
-    pub(crate) dir: TempDir,
+    pub(crate) dir: Arc<TempDir>,
     pub(crate) log: Arc<dyn Log>,
     stop: CancellationToken,
 }
@@ -30,11 +30,14 @@ impl Drop for World {
     }
 }
 
-pub(crate) async fn world() -> World {
-    let dir = tempfile::tempdir().unwrap();
+async fn open(dir: Arc<TempDir>) -> World {
     let log: Arc<dyn Log> = Arc::new(Embedded::open(&dir.path().join("store"), Options::default()).await.unwrap());
     let server = Server::open(Config::new(dir.path()), Arc::clone(&log)).await.unwrap();
-    let world = World { server, dir, log, stop: CancellationToken::new() };
+    World { server, dir, log, stop: CancellationToken::new() }
+}
+
+pub(crate) async fn world() -> World {
+    let world = open(Arc::new(tempfile::tempdir().unwrap())).await;
     // What a controller makes on a whole platform.
     let account = serde_json::json!({"metadata": {"name": "default"}});
     world.ok("POST", "/api/v1/namespaces/default/serviceaccounts", &account).await;
@@ -42,6 +45,17 @@ pub(crate) async fn world() -> World {
 }
 
 impl World {
+    /// The same store under a new server.
+    pub(crate) async fn restarted(self) -> World {
+        let (dir, log) = (Arc::clone(&self.dir), Arc::downgrade(&self.log));
+        drop(self);
+        // The store closes when its last user is gone; the followers let go when they are told to stop.
+        while log.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        open(dir).await
+    }
+
     /// A request as the administrator: status and JSON body.
     pub(crate) async fn call(&self, method: &str, uri: &str, body: &Value) -> (u16, Value) {
         self.call_as(User::new("admin", &["system:masters"]), method, uri, &[], body.to_string().into_bytes()).await

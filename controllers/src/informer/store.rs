@@ -83,7 +83,7 @@ impl<K: Resource> Store<K> {
     fn take_in(&mut self, object: K) -> Option<Change<K>> {
         let key = Key::of(&object);
         let revision = revision_of(&object);
-        self.revision = self.revision.max(revision.unwrap_or(0));
+        self.saw(revision.unwrap_or(0));
         if let (Some(held), Some(revision)) = (self.objects.get(&key), revision)
             && held.meta().uid == object.meta().uid
             && revision_of(held.as_ref()).is_some_and(|held| held > revision)
@@ -101,11 +101,14 @@ impl<K: Resource> Store<K> {
         Some(Change { key, old, new: Some(new) })
     }
 
-    /// Takes an object out. `last` is its final state on the wire.
-    pub(crate) fn remove(&mut self, key: &Key, last: Option<&K>) -> Option<Change<K>> {
-        if let Some(last) = last {
-            self.revision = self.revision.max(revision_of(last).unwrap_or(0));
-        }
+    /// Everything up to this resource version has been seen, though nothing of it was taken in.
+    pub(crate) fn saw(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// Takes an object out. `last` is the resource version of its final state on the wire.
+    pub(crate) fn remove(&mut self, key: &Key, last: Option<u64>) -> Option<Change<K>> {
+        self.saw(last.unwrap_or(0));
         let old = self.objects.remove(key)?;
         for index in self.indices.values_mut() {
             index.remove(key, &old);
@@ -113,9 +116,11 @@ impl<K: Resource> Store<K> {
         Some(Change { key: key.clone(), old: Some(old), new: None })
     }
 
-    /// Replaces everything by a fresh list. Reports every object, changed or not: the slow relist behind the watch.
-    pub(crate) fn replace(&mut self, objects: Vec<K>) -> Vec<Change<K>> {
+    /// Replaces everything by a fresh list, except what the list holds in a state that cannot be read (`unread`).
+    /// Reports every object, changed or not: the slow relist behind the watch.
+    pub(crate) fn replace(&mut self, objects: Vec<K>, unread: &[Key]) -> Vec<Change<K>> {
         let mut gone: BTreeSet<Key> = self.objects.keys().cloned().collect();
+        gone.retain(|key| !unread.contains(key));
         let mut changes = Vec::with_capacity(objects.len());
         for object in objects {
             gone.remove(&Key::of(&object));
@@ -239,7 +244,7 @@ mod tests {
         let mut store = store();
         store.put(object("a", 1, "x"));
         store.put(object("b", 2, "x"));
-        let changes = store.replace(vec![object("b", 2, "x"), object("c", 3, "x")]);
+        let changes = store.replace(vec![object("b", 2, "x"), object("c", 3, "x")], &[]);
         assert_eq!(changes.len(), 3);
         assert!(changes.iter().any(|c| &*c.key.name == "a" && c.new.is_none()));
         assert_eq!(names(&store.list()), ["b", "c"]);

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use proa_crds::{Family, Node};
+use kube::{Api, Resource as _};
+use proa_crds::{Decoded, Family, Node};
 use proa_network::PodNetwork;
 use proa_network::pod::Peer;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ pub(crate) async fn follow(
     network: PodNetwork,
     shutdown: CancellationToken,
 ) {
-    let api: Api<Node> = Api::all_with(client, &family.node());
+    let api: Api<Decoded<Node>> = Api::all_with(client, &family.node());
     let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
     let mut nodes: BTreeMap<String, Peer> = BTreeMap::new();
     let mut listing = None;
@@ -54,14 +54,25 @@ pub(crate) async fn follow(
                 continue;
             }
             Some(Ok(watcher::Event::Init)) => listing = Some(BTreeMap::new()),
-            Some(Ok(watcher::Event::InitApply(node))) => {
+            Some(Ok(watcher::Event::InitApply(Decoded::Object(node)))) => {
                 learn(listing.get_or_insert_default(), &node);
                 continue;
             }
+            Some(Ok(
+                watcher::Event::InitApply(Decoded::Undecodable(unread))
+                | watcher::Event::Apply(Decoded::Undecodable(unread)),
+            )) => {
+                let name = unread.metadata.name.unwrap_or_default();
+                tracing::warn!(name, error = unread.error, "this node cannot be read and is left as it was");
+                if let (Some(listing), Some(held)) = (&mut listing, nodes.get(&name)) {
+                    listing.insert(name, *held);
+                }
+                continue;
+            }
             Some(Ok(watcher::Event::InitDone)) => nodes = listing.take().unwrap_or_default(),
-            Some(Ok(watcher::Event::Apply(node))) => learn(&mut nodes, &node),
+            Some(Ok(watcher::Event::Apply(Decoded::Object(node)))) => learn(&mut nodes, &node),
             Some(Ok(watcher::Event::Delete(node))) => {
-                nodes.remove(node.metadata.name.as_deref().unwrap_or_default());
+                nodes.remove(node.meta().name.as_deref().unwrap_or_default());
             }
         }
         if listing.is_some() {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use proa_crds::Family;
+use kube::{Api, Resource as _};
+use proa_crds::{Decoded, Family, Undecodable};
 use proa_runtime::{ContainerState, ContainerStatus, RuntimeEvent, SandboxState};
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +31,7 @@ struct Found {
 pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
     let mut events = ctx.runtime.events();
     let mut found = find(&ctx).await;
-    let api: Api<Pod> = Api::all_with(ctx.client.clone(), &ctx.family.pod());
+    let api: Api<Decoded<Pod>> = Api::all_with(ctx.client.clone(), &ctx.family.pod());
     let config = match ctx.family {
         // The server picks the node's pods.
         Family::Standard => watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.node_name)),
@@ -126,19 +126,26 @@ async fn find(ctx: &Context) -> Found {
 
 async fn on_pod(
     ctx: &Arc<Context>,
-    event: watcher::Event<Pod>,
+    event: watcher::Event<Decoded<Pod>>,
     listed: &mut Option<BTreeSet<String>>,
     found: &mut Found,
 ) {
     match event {
         watcher::Event::Init => *listed = Some(BTreeSet::new()),
-        watcher::Event::InitApply(pod) => {
+        watcher::Event::InitApply(Decoded::Object(pod)) => {
             if let Some(listed) = listed
                 && is_ours(ctx, &pod)
             {
                 listed.insert(uid(&pod).to_owned());
             }
             wanted(ctx, pod, found);
+        }
+        watcher::Event::InitApply(Decoded::Undecodable(unread)) => {
+            // It is still there: what runs of it goes on as it last could be read.
+            if let (Some(listed), Some(uid)) = (listed, &unread.metadata.uid) {
+                listed.insert(uid.clone());
+            }
+            skip(&unread);
         }
         watcher::Event::InitDone => {
             let listed = listed.take().unwrap_or_default();
@@ -149,11 +156,17 @@ async fn on_pod(
             }
             sweep(ctx, found).await;
         }
-        watcher::Event::Apply(pod) => wanted(ctx, pod, found),
+        watcher::Event::Apply(Decoded::Object(pod)) => wanted(ctx, pod, found),
+        watcher::Event::Apply(Decoded::Undecodable(unread)) => skip(&unread),
         watcher::Event::Delete(pod) => {
-            ctx.registry.tell(uid(&pod), Message::Gone);
+            ctx.registry.tell(pod.meta().uid.as_deref().unwrap_or_default(), Message::Gone);
         }
     }
+}
+
+fn skip(unread: &Undecodable) {
+    let (namespace, name) = (unread.metadata.namespace.as_deref(), unread.metadata.name.as_deref());
+    tracing::warn!(namespace, name, error = unread.error, "this pod cannot be read and is left as it is");
 }
 
 fn is_ours(ctx: &Context, pod: &Pod) -> bool {

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use kube::Api;
 use kube::core::ObjectMeta;
 use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Resource as _};
 use parking_lot::RwLock;
-use proa_crds::{EndpointSlice, Family, Service};
+use proa_crds::{Decoded, EndpointSlice, Family, Service};
 use proa_network::{HostPort, ServiceProxy, ServiceTable, Zone};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -105,8 +105,8 @@ impl Services {
         proxy: Arc<dyn Proxy>,
         shutdown: CancellationToken,
     ) {
-        let services: Api<Service> = Api::all_with(client.clone(), &family.service());
-        let slices: Api<EndpointSlice> = Api::all_with(client, &family.endpoint_slice());
+        let services: Api<Decoded<Service>> = Api::all_with(client.clone(), &family.service());
+        let slices: Api<Decoded<EndpointSlice>> = Api::all_with(client, &family.endpoint_slice());
         let (this, dt) = (self.clone(), family.service());
         spawn_until(&shutdown, async move {
             this.follow(watcher(services, watcher::Config::default()), 0, |seen| &mut seen.services, &dt).await;
@@ -128,35 +128,45 @@ impl Services {
 
     async fn follow<K>(
         &self,
-        events: impl futures::Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send,
+        events: impl futures::Stream<Item = Result<watcher::Event<Decoded<K>>, watcher::Error>> + Send,
         index: usize,
         map: impl Fn(&mut Seen) -> &mut BTreeMap<(String, String), Arc<K>>,
         _: &K::DynamicType,
     ) where
         K: kube::Resource + Clone + Send + Sync + 'static,
     {
-        let key = |object: &K| {
-            let meta = object.meta();
-            (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
-        };
+        let key =
+            |meta: &ObjectMeta| (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
         let mut events = std::pin::pin!(events.default_backoff());
         let mut listing = BTreeMap::new();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listing = BTreeMap::new(),
-                Ok(watcher::Event::InitApply(object)) => {
-                    listing.insert(key(&object), Arc::new(object));
+                Ok(watcher::Event::InitApply(Decoded::Object(object))) => {
+                    listing.insert(key(object.meta()), Arc::new(object));
+                    continue;
+                }
+                Ok(watcher::Event::InitApply(Decoded::Undecodable(unread))) => {
+                    let key = key(&unread.metadata);
+                    tracing::warn!(?key, error = unread.error, "this object cannot be read and is left as it was");
+                    let held = map(&mut self.inner.seen.write()).get(&key).cloned();
+                    listing.extend(held.map(|held| (key, held)));
                     continue;
                 }
                 Ok(watcher::Event::InitDone) => {
                     *map(&mut self.inner.seen.write()) = std::mem::take(&mut listing);
                     self.inner.listed.send_modify(|l| l[index] = true);
                 }
-                Ok(watcher::Event::Apply(object)) => {
-                    map(&mut self.inner.seen.write()).insert(key(&object), Arc::new(object));
+                Ok(watcher::Event::Apply(Decoded::Object(object))) => {
+                    map(&mut self.inner.seen.write()).insert(key(object.meta()), Arc::new(object));
+                }
+                Ok(watcher::Event::Apply(Decoded::Undecodable(unread))) => {
+                    let key = key(&unread.metadata);
+                    tracing::warn!(?key, error = unread.error, "this object cannot be read and is left as it was");
+                    continue;
                 }
                 Ok(watcher::Event::Delete(object)) => {
-                    map(&mut self.inner.seen.write()).remove(&key(&object));
+                    map(&mut self.inner.seen.write()).remove(&key(object.meta()));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "watch of services failed; trying again");
