@@ -26,7 +26,7 @@ use super::start::{SIGTERM, StartError, Started};
 use super::stop::Stop;
 use super::track::{ContainerId, Role, State, Track};
 use super::writer::StatusWriter;
-use super::{Pod, adopt, host_network, uid};
+use super::{Pod, adopt, host_network, refusal, uid};
 use crate::events::Severity;
 use crate::probes::{self, Prober, Verdict};
 use crate::{last_words, resources, volumes};
@@ -145,11 +145,13 @@ impl Worker {
         let status = pod.status.clone().unwrap_or_default();
         let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let failure = match (&status.phase, &status.reason) {
-            (Some(phase), Some(reason)) if phase == "Failed" && reason == "DeadlineExceeded" => {
-                Some(("DeadlineExceeded", status.message.clone().unwrap_or_default()))
-            }
-            _ if found.is_empty() && !over => resources::too_big(&pod.spec, &ctx.allocatable),
+            (Some(phase), Some(reason)) if phase == "Failed" => reasons::ALL
+                .into_iter()
+                .find(|own| own == reason)
+                .map(|own| (own, status.message.clone().unwrap_or_default())),
+            _ if fresh => refusal::why(&ctx, &pod),
             _ => None,
+        let fresh = found.is_empty() && !over;
         };
         if let Some((reason, message)) = failure.as_ref().filter(|_| !over) {
             ctx.recorder.pod(&pod, None, Severity::Warning, reason, message.clone());
@@ -157,6 +159,9 @@ impl Worker {
         let mut worker = Self {
             list: containers(&pod.spec),
             ground: if ground.is_some() { Ground::Ready } else { Ground::Missing },
+        for ignored in fresh.then(|| refusal::ignored(&pod)).into_iter().flatten() {
+            ctx.recorder.pod(&pod, None, Severity::Warning, "NotSupported", ignored);
+        }
             ground_failures: 0,
             info: ground.unwrap_or_default(),
             start_time: status.start_time.map_or(now, |t| t.0),
