@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use nix::sys::signal::Signal;
@@ -14,10 +16,31 @@ use crate::images::{Credentials, ImageSource, LocalImage, PullFailure};
 pub(crate) struct StoreImages {
     store: Arc<ImageStore>,
 }
+    /// somebody will write new layers through soon
+    settling: Arc<AtomicBool>,
 
 impl StoreImages {
+const SETTLE_AFTER: Duration = Duration::from_secs(10);
+
     pub(crate) fn new(store: Arc<ImageStore>) -> Self {
-        Self { store }
+        Self { store, settling: Arc::default() }
+    }
+
+    /// Has new layers written through when what they were unpacked for has started: the disk is the start's first.
+    fn settle_later(&self) {
+        if self.settling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (store, settling) = (self.store.clone(), self.settling.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SETTLE_AFTER).await;
+            // What is unpacked from now on asks again.
+            settling.store(false, Ordering::Release);
+            let settle = move || store.settle();
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(settle).await {
+                tracing::warn!(%error, "layers may be lost in a power cut");
+            }
+        });
     }
 }
 
@@ -81,7 +104,9 @@ impl ImageSource for StoreImages {
                 let image = store.get(&id).ok_or_else(|| format!("image {id} is not here any more"))?;
                 store.layers(&image).map_err(|e| e.to_string())
             };
-            tokio::task::spawn_blocking(unpack).await.map_err(|e| e.to_string())?
+            let layers = tokio::task::spawn_blocking(unpack).await.map_err(|e| e.to_string())?;
+            self.settle_later();
+            layers
         })
     }
 
@@ -99,6 +124,23 @@ mod tests {
         for (text, want) in [("SIGQUIT", Some(3)), ("quit", Some(3)), ("15", Some(15)), ("99", None), ("SIGNOPE", None)]
         {
             assert_eq!(signal(text), want, "{text}");
+    use proa_images::Options;
+    use tokio::io::AsyncReadExt as _;
+
+    #[tokio::test]
+    async fn a_pull_nobody_waits_for_lets_go_of_the_registry() {
+        // A registry that takes a question and never answers.
+        let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let images = StoreImages::new(Arc::new(ImageStore::open(dir.path(), Options::default()).unwrap()));
+        let name = format!("{}/app:1", registry.local_addr().unwrap());
+        let mut asked = tokio::select! {
+            pulled = images.pull(&name, None) => panic!("{pulled:?}"),
+            accepted = registry.accept() => accepted.unwrap().0,
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(10), asked.read_to_end(&mut Vec::new()));
+        ended.await.expect("the connection is closed").unwrap();
+    }
         }
     }
 }
