@@ -253,9 +253,7 @@ impl ImageStore {
                 worker.join().unwrap_or_else(|_| Err(ImageError::corrupt("unpacking a layer panicked")))
             })
         })?;
-        // Overlayfs takes no directory twice. Of equal layers only the topmost can be seen.
-        let mut seen = BTreeSet::new();
-        Ok(image.diff_ids.iter().rev().filter(|id| seen.insert(*id)).map(|id| self.layer_dir(id)).collect())
+        Ok(self.layer_paths(image))
     }
 
     fn unpack(&self, diff_id: &Digest, layer: &crate::manifest::Descriptor) -> Result<(), ImageError> {
@@ -278,15 +276,17 @@ impl ImageStore {
         set_mode(&made, 0o755)?;
         let found = unpack::unpack(blob, &made)?;
         if found != *diff_id {
-        self.inner.settled.forget(diff_id.hex()).map_err(ImageError::io("keeping a layer"))?;
             return Err(ImageError::corrupt(format!("layer {} unpacks to {found}, not to {diff_id}", layer.digest)));
         }
+        self.inner.settled.forget(diff_id.hex()).map_err(ImageError::io("keeping a layer"))?;
         fs::rename(&made, &target).map_err(ImageError::io("keeping a layer"))
     }
 
     /// Where the image's unpacked layers are or would be, top first.
     pub fn layer_paths(&self, image: &Image) -> Vec<PathBuf> {
-        image.diff_ids.iter().rev().map(|id| self.layer_dir(id)).collect()
+        // Overlayfs takes no directory twice. Of equal layers only the topmost can be seen.
+        let mut seen = BTreeSet::new();
+        image.diff_ids.iter().rev().filter(|id| seen.insert(*id)).map(|id| self.layer_dir(id)).collect()
     }
 
     // ── for archive, build and pull ──────────────────────────────────────────────────────────────
