@@ -21,6 +21,7 @@ mod objects;
 mod pods;
 mod probes;
 mod reset;
+mod resolver;
 mod resources;
 mod run;
 mod server;

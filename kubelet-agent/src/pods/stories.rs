@@ -32,6 +32,7 @@ use crate::services::{Services, Settings};
 
 /// A runtime whose containers do what the test says.
 #[derive(Default)]
+use crate::resolver::HostResolver;
 struct Pretend {
     containers: Mutex<BTreeMap<String, (ContainerSpec, ContainerState)>>,
     sandboxes: Mutex<BTreeMap<String, SandboxSpec>>,
@@ -322,7 +323,7 @@ impl Story {
             dns: DnsSettings {
                 server: "10.96.0.10".parse().unwrap(),
                 domain: "cluster.local".into(),
-                host_resolv_conf: "/nonexistent".into(),
+                host: HostResolver { host: "/nonexistent".into(), behind_the_stub: "/nonexistent".into() },
             },
             allocatable: BTreeMap::new(),
             memory_capacity: 1 << 30,

@@ -1,5 +1,5 @@
-//! Owns the node's view of Services: informers of Services and EndpointSlices, the table given to the service
-//! proxy, the zone given to DNS, and the service variables of containers. Event-driven; bursts become one sync.
+//! Owns the node's view of Services: informers of Services, EndpointSlices and namespaces, the table given to the service
+//! proxy, the zone given to DNS, the health checks of load balancers, and the service variables of containers. Event-driven; bursts become one sync.
 //! Never programs the kernel itself.
 
 mod table;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use kube::Api;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::core::ObjectMeta;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use parking_lot::RwLock;
@@ -58,6 +59,8 @@ struct Seen {
     services: BTreeMap<(String, String), Arc<Service>>,
     slices: BTreeMap<(String, String), Arc<EndpointSlice>>,
     host_ports: HashMap<String, Vec<HostPort>>,
+    /// names alone: DNS has names of pods in each
+    namespaces: BTreeMap<(String, String), Arc<PartialObjectMeta<Namespace>>>,
 }
 
 struct Inner {
@@ -66,7 +69,7 @@ struct Inner {
     dirty: Notify,
     /// what the kernel has been told
     told: watch::Sender<Arc<table::Told>>,
-    /// both informers have listed
+    /// services and slices have been listed
     listed: watch::Sender<[bool; 2]>,
     zone: watch::Sender<Arc<Zone>>,
 }
@@ -106,14 +109,19 @@ impl Services {
         shutdown: CancellationToken,
     ) {
         let services: Api<Service> = Api::all_with(client.clone(), &family.service());
-        let slices: Api<EndpointSlice> = Api::all_with(client, &family.endpoint_slice());
-        let (this, dt) = (self.clone(), family.service());
+        let slices: Api<EndpointSlice> = Api::all_with(client.clone(), &family.endpoint_slice());
+        let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(client);
+        let this = self.clone();
         spawn_until(&shutdown, async move {
-            this.follow(watcher(services, watcher::Config::default()), 0, |seen| &mut seen.services, &dt).await;
+            this.follow(watcher(services, watcher::Config::default()), Some(0), |seen| &mut seen.services).await;
         });
-        let (this, dt) = (self.clone(), family.endpoint_slice());
+        let this = self.clone();
         spawn_until(&shutdown, async move {
-            this.follow(watcher(slices, watcher::Config::default()), 1, |seen| &mut seen.slices, &dt).await;
+            this.follow(watcher(slices, watcher::Config::default()), Some(1), |seen| &mut seen.slices).await;
+        });
+        let this = self.clone();
+        spawn_until(&shutdown, async move {
+            this.follow(watcher(namespaces, watcher::Config::default()), None, |seen| &mut seen.namespaces).await;
         });
         let this = self.clone();
         spawn_until(&shutdown, async move { this.sync_forever(proxy).await });
@@ -127,9 +135,10 @@ impl Services {
     }
 
     async fn follow<K>(
+    /// Follows one kind; with `listed`, pods wait for its first list.
         &self,
         events: impl futures::Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send,
-        index: usize,
+        listed: Option<usize>,
         map: impl Fn(&mut Seen) -> &mut BTreeMap<(String, String), Arc<K>>,
         _: &K::DynamicType,
     ) where
@@ -150,7 +159,9 @@ impl Services {
                 }
                 Ok(watcher::Event::InitDone) => {
                     *map(&mut self.inner.seen.write()) = std::mem::take(&mut listing);
-                    self.inner.listed.send_modify(|l| l[index] = true);
+                    if let Some(index) = listed {
+                        self.inner.listed.send_modify(|l| l[index] = true);
+                    }
                 }
                 Ok(watcher::Event::Apply(object)) => {
                     map(&mut self.inner.seen.write()).insert(key(&object), Arc::new(object));
@@ -176,8 +187,10 @@ impl Services {
                 let mut table = table::build(&seen.services, &seen.slices, &self.inner.settings.node_name);
                 table.host_ports = seen.host_ports.values().flatten().cloned().collect();
                 table.answered_here.clone_from(&self.inner.settings.answered_here);
-                let zone = zone::build(&seen.services, &seen.slices, &self.inner.settings.domain);
-                (table, zone, table::told(&seen.slices))
+                let mut zone = zone::build(&seen.services, &seen.slices, &self.inner.settings.domain);
+                zone.namespaces.extend(seen.namespaces.keys().map(|(_, name)| name.clone()));
+                let checked = health::wanted(&seen.services, &seen.slices, &self.inner.settings.node_name);
+                (table, zone, table::told(&seen.slices), checked)
             };
             self.inner.zone.send_if_modified(|now| {
                 let different = **now != zone;
@@ -285,6 +298,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    /// A kernel that takes every table.
+    struct Willing;
+
+    impl Proxy for Willing {
+        fn sync(&self, _: ServiceTable) -> BoxFuture<'_, Result<(), String>> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_namespace_without_services_has_names_of_pods() {
+        let services = services();
+        let quiet: PartialObjectMeta<Namespace> =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "quiet"}})).unwrap();
+        services.inner.seen.write().namespaces.insert((String::new(), "quiet".into()), Arc::new(quiet));
+        services.inner.listed.send_replace([true; 2]);
+        let mut zone = services.zone();
+        tokio::select! {
+            () = services.sync_forever(Arc::new(Willing)) => {}
+            zone = zone.wait_for(|zone| zone.namespaces.contains("quiet")) => drop(zone.unwrap()),
+        }
+    }
+
     async fn a_pod_is_drained_when_the_kernel_knows_or_after_a_while() {
         let (services, pod) = (services(), ObjectMeta::default());
         let ip: IpAddr = "10.1.0.2".parse().unwrap();
