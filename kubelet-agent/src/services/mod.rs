@@ -2,6 +2,7 @@
 //! proxy, the zone given to DNS, the health checks of load balancers, and the service variables of containers. Event-driven; bursts become one sync.
 //! Never programs the kernel itself.
 
+mod health;
 mod table;
 mod variables;
 mod zone;
@@ -13,9 +14,9 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use kube::Api;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::core::ObjectMeta;
+use kube::Api;
+use kube::core::{ObjectMeta, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use parking_lot::RwLock;
 use proa_crds::{EndpointSlice, Family, Service};
@@ -58,9 +59,9 @@ pub(crate) struct Settings {
 struct Seen {
     services: BTreeMap<(String, String), Arc<Service>>,
     slices: BTreeMap<(String, String), Arc<EndpointSlice>>,
-    host_ports: HashMap<String, Vec<HostPort>>,
     /// names alone: DNS has names of pods in each
     namespaces: BTreeMap<(String, String), Arc<PartialObjectMeta<Namespace>>>,
+    host_ports: HashMap<String, Vec<HostPort>>,
 }
 
 struct Inner {
@@ -134,13 +135,12 @@ impl Services {
         let _ = listed.wait_for(|l| l.iter().all(|x| *x)).await;
     }
 
-    async fn follow<K>(
     /// Follows one kind; with `listed`, pods wait for its first list.
+    async fn follow<K>(
         &self,
         events: impl futures::Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send,
         listed: Option<usize>,
         map: impl Fn(&mut Seen) -> &mut BTreeMap<(String, String), Arc<K>>,
-        _: &K::DynamicType,
     ) where
         K: kube::Resource + Clone + Send + Sync + 'static,
     {
@@ -180,9 +180,9 @@ impl Services {
 
     async fn sync_forever(&self, proxy: Arc<dyn Proxy>) {
         self.listed().await;
-        let mut failures = 0_u32;
+        let (mut failures, mut checks) = (0_u32, health::Checks::default());
         loop {
-            let (table, zone, told) = {
+            let (table, zone, told, checked) = {
                 let seen = self.inner.seen.read();
                 let mut table = table::build(&seen.services, &seen.slices, &self.inner.settings.node_name);
                 table.host_ports = seen.host_ports.values().flatten().cloned().collect();
@@ -192,6 +192,7 @@ impl Services {
                 let checked = health::wanted(&seen.services, &seen.slices, &self.inner.settings.node_name);
                 (table, zone, table::told(&seen.slices), checked)
             };
+            checks.sync(checked).await;
             self.inner.zone.send_if_modified(|now| {
                 let different = **now != zone;
                 if different {
@@ -297,7 +298,6 @@ mod tests {
         })
     }
 
-    #[tokio::test(start_paused = true)]
     /// A kernel that takes every table.
     struct Willing;
 
@@ -321,6 +321,7 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
     async fn a_pod_is_drained_when_the_kernel_knows_or_after_a_while() {
         let (services, pod) = (services(), ObjectMeta::default());
         let ip: IpAddr = "10.1.0.2".parse().unwrap();
