@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
-use proa_runtime::{ContainerSpec, Mount, Propagation, Resources, RuntimeError, User};
+use proa_runtime::{ContainerSpec, Mount, Resources, RuntimeError, User};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
@@ -215,8 +215,7 @@ impl Start {
         let user = self.user(image, &layers)?;
         let mounts =
             volumes::mounts(ctx, pod, container, self.attempt, &own).await.map_err(|e| config_error(e.to_string()))?;
-        let mut mounts: Vec<Mount> = mounts;
-        mounts.extend(self.image_volumes(image, &mounts).map_err(config_error)?);
+        let mounts = self.image_volumes(image, &layers, mounts).await.map_err(config_error)?;
         let security_context = container.security_context.as_ref();
         let limits = resources::limits(container.resources.as_ref());
         let id = container_id(uid(pod), &container.name, self.attempt);
@@ -251,7 +250,7 @@ impl Start {
             mounts,
             capabilities: security::capabilities(container),
             privileged: security_context.and_then(|c| c.privileged) == Some(true),
-            readonly_rootfs: security_context.and_then(|c| c.read_only_root_filesystem) == Some(true),
+            readonly_rootfs: readonly_root(container),
             no_new_privileges: security_context.and_then(|c| c.allow_privilege_escalation) == Some(false),
             resources: Resources {
                 cpu_shares: Some(limits.cpu_shares),
@@ -301,25 +300,28 @@ impl Start {
         Ok(user)
     }
 
-    /// Directories the image declares as volumes get one of their own for each run, unless something is
-    /// mounted there.
-    fn image_volumes(&self, image: &LocalImage, mounts: &[Mount]) -> Result<Vec<Mount>, String> {
-        let mut extra = Vec::new();
-        for (index, target) in image.volumes.iter().enumerate() {
-            let target = PathBuf::from(target);
-            if !target.is_absolute() || mounts.iter().any(|m| m.target == target) {
-                continue;
-            }
-            let source = self
-                .ctx
-                .layout
-                .pod(uid(&self.pod))
-                .join("image-volumes")
-                .join(format!("{}.{}.{index}", self.container.name, self.attempt));
-            std::fs::create_dir_all(&source).map_err(|e| format!("{}: {e}", source.display()))?;
-            extra.push(Mount { source, target, propagation: Propagation::Private, ..Mount::default() });
+    /// Mounts for the directories the image declares as volumes.
+    async fn image_volumes(
+        &self,
+        image: &LocalImage,
+        layers: &[PathBuf],
+        mounts: Vec<Mount>,
+    ) -> Result<Vec<Mount>, String> {
+        if image.volumes.is_empty() {
+            return Ok(mounts);
         }
-        Ok(extra)
+        let declared = volumes::of_image::Declared {
+            targets: image.volumes.clone(),
+            layers: layers.to_vec(),
+            readonly_root: readonly_root(&self.container),
+            place: self.ctx.layout.image_volumes(uid(&self.pod), &self.container.name, self.attempt),
+        };
+        let add = move || declared.mounts(&mounts).map(|extra| mounts.into_iter().chain(extra).collect());
+fn readonly_root(container: &Container) -> bool {
+    container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem) == Some(true)
+}
+
+        tokio::task::spawn_blocking(add).await.map_err(|e| e.to_string())?
     }
 }
 
