@@ -26,6 +26,7 @@ mod resources;
 mod run;
 mod server;
 mod services;
+mod storage;
 mod store_images;
 mod streams;
 mod volumes;

@@ -175,6 +175,10 @@ impl Runtime for Pretend {
     }
 }
 
+    fn writable_layer(&self, _: &str) -> Option<PathBuf> {
+        None
+    }
+
 struct Shelf;
 
 impl ImageSource for Shelf {

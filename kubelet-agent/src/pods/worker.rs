@@ -18,18 +18,20 @@ use proa_runtime::{ContainerStatus, Exit};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::actions::{Action, Ground, Seen, containers, pod_actions};
 use super::context::{Context, View};
 use super::ground::{self, GroundError, GroundInfo};
 use super::start::{SIGTERM, StartError, Started};
+use super::status::reasons;
 use super::stop::Stop;
 use super::track::{ContainerId, Role, State, Track};
 use super::writer::StatusWriter;
 use super::{Pod, adopt, host_network, refusal, uid};
 use crate::events::Severity;
 use crate::probes::{self, Prober, Verdict};
-use crate::{last_words, resources, volumes};
+use crate::{last_words, storage, volumes};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub(crate) enum Message {
     Started { index: usize, result: Box<Result<Started, StartError>> },
     /// a stop learned of the exit by itself
     Stopped { id: ContainerId, exit: Exit },
+    /// it uses more of the disk than it may
+    OverLimit(String),
     /// the proxies do not send new connections any more
     Drained,
     /// everything is taken away
@@ -124,6 +128,8 @@ struct Worker {
     mailbox: mpsc::UnboundedSender<Message>,
     messages: mpsc::UnboundedReceiver<Message>,
     retry_at: Option<Timestamp>,
+    /// goes on for as long as the worker
+    _measuring: Option<AbortOnDropHandle<()>>,
 }
 
 /// Starts the worker of a pod.
@@ -159,7 +165,9 @@ impl Worker {
         let mut worker = Self {
             list: containers(&pod.spec),
             ground: if ground.is_some() { Ground::Ready } else { Ground::Missing },
+        let measuring = (!over).then(|| storage::watch(&ctx, view.subscribe(), mailbox.clone())).flatten();
         for ignored in fresh.then(|| refusal::ignored(&pod)).into_iter().flatten() {
+            _measuring: measuring,
             ctx.recorder.pod(&pod, None, Severity::Warning, "NotSupported", ignored);
         }
             ground_failures: 0,
@@ -288,6 +296,12 @@ impl Worker {
             }
             Message::TornDown(result) => match result {
                 Ok(()) => {
+            Message::OverLimit(message) => {
+                if self.stage == Stage::Sync {
+                    self.warn(reasons::EVICTED, message.clone());
+                    self.failure = Some((reasons::EVICTED, message));
+                }
+            }
                     self.ground = Ground::Missing;
                     self.info.netns = None;
                     self.stage = Stage::Terminated;

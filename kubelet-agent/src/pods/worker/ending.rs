@@ -9,6 +9,7 @@ use kube::api::{DeleteParams, Preconditions};
 use tokio::time::Instant;
 
 use super::super::actions::Ground;
+use super::super::status::reasons;
 use super::super::track::{Role, State, Track};
 use super::super::{Pod, ground, host_network, uid};
 use super::{FLUSH_LIMIT, Message, Stage, Worker};
@@ -18,6 +19,10 @@ impl Worker {
     fn grace(&self) -> Duration {
         let meta = &self.pod.metadata;
         let seconds = match (meta.deletion_timestamp.is_some(), meta.deletion_grace_period_seconds) {
+        // The disk is short now (the kubelet's grace for an eviction by a limit).
+        if self.failure.as_ref().is_some_and(|(reason, _)| *reason == reasons::EVICTED) {
+            return Duration::from_secs(1);
+        }
             (true, Some(seconds)) => seconds,
             _ => self.spec_grace(),
         };
