@@ -9,19 +9,20 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use nix::sys::signal::Signal;
 use proa_images::{Image, ImageStore, PullError};
+use tokio_util::sync::CancellationToken;
 
 use crate::images::{Credentials, ImageSource, LocalImage, PullFailure};
 
 /// The node's image store.
 pub(crate) struct StoreImages {
     store: Arc<ImageStore>,
-}
     /// somebody will write new layers through soon
     settling: Arc<AtomicBool>,
+}
 
-impl StoreImages {
 const SETTLE_AFTER: Duration = Duration::from_secs(10);
 
+impl StoreImages {
     pub(crate) fn new(store: Arc<ImageStore>) -> Self {
         Self { store, settling: Arc::default() }
     }
@@ -82,11 +83,16 @@ impl ImageSource for StoreImages {
         let credentials = credentials.map(|c| proa_images::Credentials { username: c.username, password: c.password });
         let (store, reference) = (self.store.clone(), reference.to_owned());
         Box::pin(async move {
-            // Hashing and unpacking take the processor for long: a pull has a thread of its own.
+            // Hashing and unpacking take the processor for long: a pull has a thread of its own, which learns by this token
+            // that nobody waits for it any more.
+            let wanted = CancellationToken::new();
+            let _unwanted = wanted.clone().drop_guard();
             let runtime = tokio::runtime::Handle::current();
-            let pull = move || runtime.block_on(store.pull(&reference, credentials, |_| {}));
+            let pull =
+                move || runtime.block_on(wanted.run_until_cancelled(store.pull(&reference, credentials, |_| {})));
             let pulled = match tokio::task::spawn_blocking(pull).await {
-                Ok(pulled) => pulled,
+                Ok(Some(pulled)) => pulled,
+                Ok(None) => return Err(PullFailure::Failed("the pull was called off".to_owned())),
                 Err(error) => return Err(PullFailure::Failed(error.to_string())),
             };
             match pulled {
@@ -118,12 +124,6 @@ impl ImageSource for StoreImages {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn stop_signals_are_names_or_numbers() {
-        for (text, want) in [("SIGQUIT", Some(3)), ("quit", Some(3)), ("15", Some(15)), ("99", None), ("SIGNOPE", None)]
-        {
-            assert_eq!(signal(text), want, "{text}");
     use proa_images::Options;
     use tokio::io::AsyncReadExt as _;
 
@@ -138,9 +138,16 @@ mod tests {
             pulled = images.pull(&name, None) => panic!("{pulled:?}"),
             accepted = registry.accept() => accepted.unwrap().0,
         };
-        let ended = tokio::time::timeout(Duration::from_secs(10), asked.read_to_end(&mut Vec::new()));
+        let mut question = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), asked.read_to_end(&mut question));
         ended.await.expect("the connection is closed").unwrap();
     }
+
+    #[test]
+    fn stop_signals_are_names_or_numbers() {
+        for (text, want) in [("SIGQUIT", Some(3)), ("quit", Some(3)), ("15", Some(15)), ("99", None), ("SIGNOPE", None)]
+        {
+            assert_eq!(signal(text), want, "{text}");
         }
     }
 }

@@ -75,23 +75,9 @@ impl Start {
     pub(crate) async fn run(self) -> Result<Started, StartError> {
         let Self { ctx, pod, container, .. } = &self;
         let name = container.name.as_str();
-        let image = ctx
-            .images
-            .ensure(&ctx.client, &ctx.recorder, pod, container)
-            .await
-            .map_err(|e| blocked(e.reason, e.message))?;
-        let spec = match self.spec(&image).await {
-            Ok(spec) => spec,
-            Err(error) => {
-                if let StartError::Blocked { message, .. } = &error {
-                    ctx.recorder.pod(pod, Some(name), Severity::Warning, "Failed", format!("Error: {message}"));
-                }
-                return Err(error);
-            }
-        };
-        if self.cancel.is_cancelled() {
-            return Err(StartError::Cancelled);
-        }
+        // Nothing has been made yet that would have to be taken back: the end of the pod cuts this off, a pull too.
+        let wanted = self.cancel.run_until_cancelled(self.wanted());
+        let (image, spec) = wanted.await.unwrap_or(Err(StartError::Cancelled))?;
         let id = ContainerId(spec.id.clone());
         ctx.registry.own(&id, uid(pod));
         let failed = |error: RuntimeError, reason| {
@@ -131,8 +117,27 @@ impl Start {
         run.started_at = Timestamp::now();
         ctx.recorder.pod(pod, Some(name), Severity::Normal, "Started", format!("Container started: {name}"));
         let stop_signal = image.stop_signal.unwrap_or(SIGTERM);
-        if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
-            self.post_start(&run, hook, stop_signal).await?;
+        let hook_failed = match container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
+            Some(hook) => self.post_start(&run, hook).await,
+            None => false,
+        };
+        Ok(Started { run, stop_signal, hook_failed })
+    }
+
+    /// The image, and what to create from it.
+    async fn wanted(&self) -> Result<(LocalImage, ContainerSpec), StartError> {
+        let Self { ctx, pod, container, .. } = self;
+        let image = ctx.images.ensure(&ctx.client, &ctx.recorder, pod, container).await;
+        let image = image.map_err(|e| blocked(e.reason, e.message))?;
+        match self.spec(&image).await {
+            Ok(spec) => Ok((image, spec)),
+            Err(error) => {
+                if let StartError::Blocked { message, .. } = &error {
+                    let message = format!("Error: {message}");
+                    ctx.recorder.pod(pod, Some(&container.name), Severity::Warning, "Failed", message);
+                }
+                Err(error)
+            }
         }
         Ok(Started { run, stop_signal })
     }
