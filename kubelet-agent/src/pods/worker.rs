@@ -162,14 +162,13 @@ impl Worker {
         if let Some((reason, message)) = failure.as_ref().filter(|_| !over) {
             ctx.recorder.pod(&pod, None, Severity::Warning, reason, message.clone());
         }
-        let mut worker = Self {
-            list: containers(&pod.spec),
-            ground: if ground.is_some() { Ground::Ready } else { Ground::Missing },
         let measuring = (!over).then(|| storage::watch(&ctx, view.subscribe(), mailbox.clone())).flatten();
         for ignored in fresh.then(|| refusal::ignored(&pod)).into_iter().flatten() {
             _measuring: measuring,
-            ctx.recorder.pod(&pod, None, Severity::Warning, "NotSupported", ignored);
-        }
+            list: containers(&pod.spec),
+            // Until something was created on it nobody can tell whether the ground was ever finished: it is prepared
+            // once more.
+            ground: if ground.is_some() && !found.is_empty() { Ground::Ready } else { Ground::Missing },
             ground_failures: 0,
             info: ground.unwrap_or_default(),
             start_time: status.start_time.map_or(now, |t| t.0),
@@ -206,7 +205,12 @@ impl Worker {
         for status in found {
             let id = ContainerId(status.id.clone());
             self.ctx.registry.own(&id, uid(&self.pod));
+        let superseded = adopt::superseded(found);
             let signal = status.labels.get(super::start::labels::STOP_SIGNAL).and_then(|s| s.parse().ok());
+            if superseded.contains(&status.id.as_str()) {
+                self.remove_container(ContainerId(status.id.clone()));
+                continue;
+            }
             self.stop_signals.insert(id, signal.unwrap_or(SIGTERM));
         }
         for index in 0..self.tracks.len() {

@@ -15,13 +15,7 @@ impl Worker {
         let attempt = self.tracks[index].next_attempt;
         // The run before last is only kept as a log.
         if let State::Ended(ended) = &self.tracks[index].state {
-            let (runtime, id) = (self.ctx.runtime.clone(), ended.run.id.clone());
-            self.ctx.registry.disown(&id);
-            tokio::spawn(async move {
-                if let Err(error) = runtime.remove(&id.0).await {
-                    tracing::debug!(container = id.0, %error, "an ended container was not removed");
-                }
-            });
+            self.remove_container(ended.run.id.clone());
             if let Some(old) = attempt.checked_sub(2) {
                 crate::server::logs::forget(&self.ctx.layout, uid(&self.pod), &container.name, old);
             }
@@ -39,6 +33,17 @@ impl Worker {
         tokio::spawn(async move {
             let result = Box::new(start.run().await);
             let _ = mailbox.send(Message::Started { index, result });
+        });
+    }
+
+    /// Removes a container that has ended, beside everything else.
+    pub(super) fn remove_container(&self, id: ContainerId) {
+        self.ctx.registry.disown(&id);
+        let runtime = self.ctx.runtime.clone();
+        tokio::spawn(async move {
+            if let Err(error) = runtime.remove(&id.0).await {
+                tracing::debug!(container = id.0, %error, "an ended container was not removed");
+            }
         });
     }
 
