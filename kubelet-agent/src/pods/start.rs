@@ -57,6 +57,8 @@ pub(crate) enum StartError {
 pub(crate) struct Started {
     pub(crate) run: Run,
     pub(crate) stop_signal: i32,
+    /// `postStart` failed: the container is to be stopped
+    pub(crate) hook_failed: bool,
 }
 
 fn blocked(reason: &'static str, message: impl Into<String>) -> StartError {
@@ -139,7 +141,6 @@ impl Start {
                 Err(error)
             }
         }
-        Ok(Started { run, stop_signal })
     }
 
     fn start_failed(&self, run: Run, error: RuntimeError) -> StartError {
@@ -159,32 +160,22 @@ impl Start {
         blocked("RunContainerError", message)
     }
 
-    async fn post_start(
-        &self,
-        run: &Run,
-        hook: &k8s_openapi::api::core::v1::LifecycleHandler,
-        stop_signal: i32,
-    ) -> Result<(), StartError> {
+    /// Runs `postStart`; whether the container has to be stopped for its failure.
+    async fn post_start(&self, run: &Run, hook: &k8s_openapi::api::core::v1::LifecycleHandler) -> bool {
         let target = hooks::Target { ctx: &self.ctx, container: &self.container, id: &run.id, pod_ips: &self.pod_ips };
         let done = tokio::select! {
             done = hooks::run(&target, hook) => done,
-            () = self.cancel.cancelled() => return Ok(()),
+            () = self.cancel.cancelled() => return false,
         };
-        let Err(why) = done else { return Ok(()) };
-        let name = self.container.name.as_str();
+        let Err(why) = done else { return false };
         self.ctx.recorder.pod(
             &self.pod,
-            Some(name),
+            Some(&self.container.name),
             Severity::Warning,
             "FailedPostStartHook",
             format!("PostStartHook failed: {why}"),
         );
-        self.ctx.recorder.pod(&self.pod, Some(name), Severity::Normal, "Killing", "FailedPostStartHook");
-        let grace = std::time::Duration::from_secs(30);
-        match self.ctx.runtime.stop(&run.id.0, stop_signal, grace).await {
-            Ok(exit) => Err(StartError::Ended(Box::new(super::adopt::ended(run.clone(), &exit)))),
-            Err(error) => Err(blocked("PostStartHookError", format!("{why}; and stopping it failed: {error}"))),
-        }
+        true
     }
 
     async fn spec(&self, image: &LocalImage) -> Result<ContainerSpec, StartError> {
@@ -322,12 +313,12 @@ impl Start {
             place: self.ctx.layout.image_volumes(uid(&self.pod), &self.container.name, self.attempt),
         };
         let add = move || declared.mounts(&mounts).map(|extra| mounts.into_iter().chain(extra).collect());
-fn readonly_root(container: &Container) -> bool {
-    container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem) == Some(true)
-}
-
         tokio::task::spawn_blocking(add).await.map_err(|e| e.to_string())?
     }
+}
+
+fn readonly_root(container: &Container) -> bool {
+    container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem) == Some(true)
 }
 
 pub(crate) const SIGTERM: i32 = 15;

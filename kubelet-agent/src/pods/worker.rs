@@ -150,6 +150,7 @@ impl Worker {
         ctx.registry.add(uid(&pod), mailbox.clone(), receiver);
         let status = pod.status.clone().unwrap_or_default();
         let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let fresh = found.is_empty() && !over;
         let failure = match (&status.phase, &status.reason) {
             (Some(phase), Some(reason)) if phase == "Failed" => reasons::ALL
                 .into_iter()
@@ -157,13 +158,15 @@ impl Worker {
                 .map(|own| (own, status.message.clone().unwrap_or_default())),
             _ if fresh => refusal::why(&ctx, &pod),
             _ => None,
-        let fresh = found.is_empty() && !over;
         };
+        for ignored in fresh.then(|| refusal::ignored(&pod)).into_iter().flatten() {
+            ctx.recorder.pod(&pod, None, Severity::Warning, "NotSupported", ignored);
+        }
         if let Some((reason, message)) = failure.as_ref().filter(|_| !over) {
             ctx.recorder.pod(&pod, None, Severity::Warning, reason, message.clone());
         }
         let measuring = (!over).then(|| storage::watch(&ctx, view.subscribe(), mailbox.clone())).flatten();
-        for ignored in fresh.then(|| refusal::ignored(&pod)).into_iter().flatten() {
+        let mut worker = Self {
             _measuring: measuring,
             list: containers(&pod.spec),
             // Until something was created on it nobody can tell whether the ground was ever finished: it is prepared
@@ -202,15 +205,15 @@ impl Worker {
 
     /// Makes the containers found by the runtime ours again.
     fn take_over(&mut self, found: &[ContainerStatus]) {
-        for status in found {
-            let id = ContainerId(status.id.clone());
-            self.ctx.registry.own(&id, uid(&self.pod));
         let superseded = adopt::superseded(found);
-            let signal = status.labels.get(super::start::labels::STOP_SIGNAL).and_then(|s| s.parse().ok());
+        for status in found {
             if superseded.contains(&status.id.as_str()) {
                 self.remove_container(ContainerId(status.id.clone()));
                 continue;
             }
+            let id = ContainerId(status.id.clone());
+            self.ctx.registry.own(&id, uid(&self.pod));
+            let signal = status.labels.get(super::start::labels::STOP_SIGNAL).and_then(|s| s.parse().ok());
             self.stop_signals.insert(id, signal.unwrap_or(SIGTERM));
         }
         for index in 0..self.tracks.len() {
@@ -293,6 +296,12 @@ impl Worker {
                 };
             }
             Message::Started { index, result } => self.started(index, *result),
+            Message::OverLimit(message) => {
+                if self.stage == Stage::Sync {
+                    self.warn(reasons::EVICTED, message.clone());
+                    self.failure = Some((reasons::EVICTED, message));
+                }
+            }
             Message::Drained => {
                 if let Stage::Terminating { drained } = &mut self.stage {
                     *drained = true;
@@ -300,12 +309,6 @@ impl Worker {
             }
             Message::TornDown(result) => match result {
                 Ok(()) => {
-            Message::OverLimit(message) => {
-                if self.stage == Stage::Sync {
-                    self.warn(reasons::EVICTED, message.clone());
-                    self.failure = Some((reasons::EVICTED, message));
-                }
-            }
                     self.ground = Ground::Missing;
                     self.info.netns = None;
                     self.stage = Stage::Terminated;
@@ -409,7 +412,10 @@ impl Worker {
             age: Duration::try_from(age).unwrap_or_default().saturating_sub(Duration::from_millis(500)),
             mailbox: self.mailbox.clone(),
         };
-        let prober = probes::start(&target, self.tracks[index].started);
+        let mut prober = probes::start(&target, self.tracks[index].started);
+        if self.stage != Stage::Sync {
+            prober.keep_readiness();
+        }
         self.probers.insert(run.id.clone(), prober);
     }
 
@@ -518,7 +524,7 @@ impl Worker {
                     let changed = why.ends_with("definition changed, will be restarted");
                     self.tracks[index].again |= changed;
                     let grace = grace.unwrap_or_else(|| self.spec_grace());
-                    self.stop(index, why, Instant::now() + Duration::from_secs(grace.max(1).unsigned_abs()));
+                    self.stop(index, why, self.stop_deadline(grace));
                 }
                 Action::Fail { reason, message } => {
                     self.warn(reason, message.clone());
@@ -538,6 +544,12 @@ impl Worker {
         self.pod.spec.termination_grace_period_seconds.unwrap_or(30)
     }
 
+    /// When a stop that begins now with so many seconds has to be over: never later than the pod.
+    fn stop_deadline(&self, grace: i64) -> Instant {
+        let own = Instant::now() + Duration::from_secs(grace.max(1).unsigned_abs());
+        self.kill_at.map_or(own, |at| at.min(own))
+    }
+
     fn prepare(&mut self) {
         self.ground = Ground::Preparing;
         let (ctx, pod, changed) = (self.ctx.clone(), self.pod.clone(), self.volumes_changed.clone());
@@ -550,7 +562,9 @@ impl Worker {
 
     fn stop(&mut self, index: usize, why: String, deadline: Instant) {
         let State::Running(run) = self.tracks[index].state.clone() else { return };
-        self.probers.remove(&run.id);
+        if let Some(prober) = self.probers.get_mut(&run.id) {
+            prober.keep_readiness();
+        }
         let (sender, receiver) = watch::channel(deadline);
         let gone = self.run_over.entry(run.id.clone()).or_default().clone();
         let stop = Stop {

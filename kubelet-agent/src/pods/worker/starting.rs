@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::super::start::{Start, StartError, Started};
-use super::super::track::State;
+use super::super::track::{ContainerId, State};
 use super::super::uid;
 use super::{Message, Stage, Worker};
 use crate::events::Severity;
@@ -50,7 +50,7 @@ impl Worker {
     pub(super) fn started(&mut self, index: usize, result: Result<Started, StartError>) {
         let container = self.list[index].1.clone();
         match result {
-            Ok(Started { run, stop_signal }) => {
+            Ok(Started { run, stop_signal, hook_failed }) => {
                 let id = run.id.clone();
                 self.stop_signals.insert(id.clone(), stop_signal);
                 self.run_over.insert(id.clone(), CancellationToken::new());
@@ -61,6 +61,10 @@ impl Worker {
                 );
                 if let Some(exit) = self.early_exits.remove(&id) {
                     self.exited(&id, &exit);
+                } else if hook_failed {
+                    self.tracks[index].started = false;
+                    self.tracks[index].ready = false;
+                    self.stop(index, "FailedPostStartHook".to_owned(), self.stop_deadline(self.spec_grace()));
                 } else if self.stage == Stage::Sync {
                     self.probe(index);
                 }
