@@ -23,8 +23,9 @@ pub(crate) async fn run(command: cli::Image) -> anyhow::Result<()> {
         cli::Image::Ls { data } => list(&open(&data, Options::default())?),
         cli::Image::Rm { references, data } => {
             let images = open(&data, Options::default())?;
-            let layers = proa_runtime::layers_in_use(&DataDir::create(&data.data_dir)?.runtime());
-            let used = |image: &Image| images.layer_paths(image).iter().any(|layer| layers.contains(layer));
+            // All its layers: one layer alone may be the base of many images.
+            let containers = proa_runtime::layers_in_use(&DataDir::create(&data.data_dir)?.runtime());
+            let used = |image: &Image| containers.contains(&images.layer_paths(image));
             let in_use = images.list().into_iter().filter(used).map(|image| image.id).collect();
             for reference in references {
                 images.remove(&reference, &in_use).with_context(|| format!("cannot remove {reference}"))?;

@@ -6,8 +6,10 @@
 //!
 //! Never does IO, never reads a clock or a random number, never panics: every function is total over
 //! any input a client may send, and bounded in the work it does for it. Time comes in as an argument.
-//! No function here knows which kinds a server serves; a kind is told apart only by its schema.
+//! No function here knows which kinds a server serves; a kind is told apart only by its schema. One list does know a
+//! shape: [`unsupported`], what nodes do not do yet in a pod, which server and agents must read alike.
 
+pub mod at;
 pub mod duration;
 pub mod field;
 pub mod json;
@@ -21,6 +23,7 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod table;
+pub mod unsupported;
 pub mod yaml;
 
 pub use field::{Cause, FieldError, FieldErrors, Path};

@@ -22,6 +22,7 @@ mod image;
 mod manifest;
 mod pull;
 mod reference;
+mod settled;
 mod store;
 mod unpack;
 

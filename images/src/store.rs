@@ -19,6 +19,7 @@ use crate::image::{Image, ImageConfig};
 use crate::manifest::{ConfigFile, Document, LOCAL_LAYER, Manifest};
 use crate::pull::{Credentials, Progress};
 use crate::reference::Reference;
+use crate::settled::Settled;
 use crate::{archive, build, pull, unpack};
 
 /// What can be told.
@@ -39,6 +40,7 @@ pub struct ImageStore {
 struct Inner {
     dir: PathBuf,
     blobs: Blobs,
+    settled: Settled,
     options: Options,
     index: Mutex<Known>,
     /// One at a time per layer or blob; others wait and find it done.
@@ -77,9 +79,16 @@ impl ImageStore {
         own_dir(dir).and_then(|()| fs::create_dir_all(dir.join("layers"))).map_err(failed())?;
         // Unfinished work can only be told from work in progress when nobody is at work.
         let alone = open_lock(dir, WORK_LOCK).map_err(failed())?;
-        let blobs = Blobs::open(dir, alone.try_lock().is_ok()).map_err(failed())?;
-        let inner = Inner { dir: dir.to_owned(), blobs, options, index: Mutex::default(), turns: Mutex::default() };
+        let is_alone = alone.try_lock().is_ok();
+        let blobs = Blobs::open(dir, is_alone).map_err(failed())?;
+        let settled = Settled::open(dir).map_err(failed())?;
+        let inner =
+            Inner { dir: dir.to_owned(), blobs, settled, options, index: Mutex::default(), turns: Mutex::default() };
         let store = ImageStore { inner: Arc::new(inner) };
+        // Whoever is at work has opened the store before, and in this boot.
+        if is_alone {
+            store.drop_doubtful()?;
+        }
         store.refresh(&mut store.inner.index.lock())?;
         Ok(store)
     }
@@ -188,12 +197,37 @@ impl ImageStore {
             let name = entry.file_name();
             let digest = Digest::parse(&format!("sha256:{}", name.to_string_lossy()));
             if !digest.is_some_and(|digest| layers.contains(&digest)) {
-                // Aside first: a layer is never seen half removed.
-                let stage = self.stage()?;
-                fs::rename(entry.path(), stage.dir.join("layer")).map_err(ImageError::io("removing a layer"))?;
+                self.remove_layer(&entry.path())?;
             }
         }
         Ok(())
+    }
+
+    /// Unpacked layers the machine went down too early for are unpacked again when they are needed.
+    fn drop_doubtful(&self) -> Result<(), ImageError> {
+        let failed = || ImageError::io("looking for layers that never reached the disk");
+        for layer in self.inner.settled.doubtful().map_err(failed())? {
+            tracing::info!(layer = %layer.display(), "the machine went down before this layer was on the disk");
+            self.remove_layer(&layer)?;
+        }
+        self.inner.settled.believe().map_err(failed())
+    }
+
+    fn remove_layer(&self, layer: &Path) -> Result<(), ImageError> {
+        let failed = || ImageError::io("removing a layer");
+        if let Some(name) = layer.file_name() {
+            self.inner.settled.forget(&name.to_string_lossy()).map_err(failed())?;
+        }
+        // Aside first: a layer is never seen half removed.
+        let stage = self.stage()?;
+        fs::rename(layer, stage.dir.join("layer")).map_err(failed())
+    }
+
+    /// Makes sure that a power cut takes no unpacked layer away. Blocking, for as long as the disk needs; nothing waits
+    /// for it: a layer that goes before is unpacked again.
+    pub fn settle(&self) -> Result<(), ImageError> {
+        let _busy = self.busy();
+        self.inner.settled.settle().map_err(ImageError::io("writing layers through"))
     }
 
     /// The image's unpacked layers, top first: unpacked now where they are not yet. Blocking.
@@ -220,9 +254,7 @@ impl ImageStore {
                 worker.join().unwrap_or_else(|_| Err(ImageError::corrupt("unpacking a layer panicked")))
             })
         })?;
-        // Overlayfs takes no directory twice. Of equal layers only the topmost can be seen.
-        let mut seen = BTreeSet::new();
-        Ok(image.diff_ids.iter().rev().filter(|id| seen.insert(*id)).map(|id| self.layer_dir(id)).collect())
+        Ok(self.layer_paths(image))
     }
 
     fn unpack(&self, diff_id: &Digest, layer: &crate::manifest::Descriptor) -> Result<(), ImageError> {
@@ -247,12 +279,15 @@ impl ImageStore {
         if found != *diff_id {
             return Err(ImageError::corrupt(format!("layer {} unpacks to {found}, not to {diff_id}", layer.digest)));
         }
+        self.inner.settled.forget(diff_id.hex()).map_err(ImageError::io("keeping a layer"))?;
         fs::rename(&made, &target).map_err(ImageError::io("keeping a layer"))
     }
 
     /// Where the image's unpacked layers are or would be, top first.
     pub fn layer_paths(&self, image: &Image) -> Vec<PathBuf> {
-        image.diff_ids.iter().rev().map(|id| self.layer_dir(id)).collect()
+        // Overlayfs takes no directory twice. Of equal layers only the topmost can be seen.
+        let mut seen = BTreeSet::new();
+        image.diff_ids.iter().rev().filter(|id| seen.insert(*id)).map(|id| self.layer_dir(id)).collect()
     }
 
     // ── for archive, build and pull ──────────────────────────────────────────────────────────────

@@ -36,6 +36,28 @@ fn nobody_but_the_owner_may_look_into_a_store() {
 }
 
 #[test]
+fn a_layer_the_machine_went_down_too_early_for_is_unpacked_again() {
+    let (dir, store) = store();
+    store.load(Made::new(&[tar(&[("etc/a", b"whole")])]).layout(Some("example/app:v1")).as_slice()).unwrap();
+    let image = store.get("example/app:v1").unwrap();
+    let layer = store.layers(&image).unwrap().remove(0);
+    // What a power cut may leave of a file that was never written through, and another boot.
+    let goes_down = |store: ImageStore| {
+        drop(store);
+        fs::write(layer.join("etc/a"), "").unwrap();
+        fs::write(dir.path().join("images/settled/boot"), "another").unwrap();
+        ImageStore::open(&dir.path().join("images"), Options::default()).unwrap()
+    };
+    let store = goes_down(store);
+    assert_eq!(store.layers(&image).unwrap(), std::slice::from_ref(&layer));
+    assert_eq!(fs::read_to_string(layer.join("etc/a")).unwrap(), "whole");
+    store.settle().unwrap();
+    let store = goes_down(store);
+    assert_eq!(store.layers(&image).unwrap(), std::slice::from_ref(&layer));
+    assert_eq!(fs::read_to_string(layer.join("etc/a")).unwrap(), "", "it was on the disk: it is as it was left");
+}
+
+#[test]
 fn an_oci_layout_is_loaded_listed_and_unpacked() {
     let (_dir, store) = store();
     let made = Made::new(&[tar(&[("etc/a", b"lower")]), tar(&[("etc/b", b"upper")])]);

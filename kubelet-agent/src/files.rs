@@ -1,6 +1,7 @@
 //! Owns the files every pod finds in `/etc`: `hosts`, `hostname`, `resolv.conf`.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::PodSpec;
@@ -25,7 +26,7 @@ pub(crate) fn write(ctx: &Context, pod: &Pod, ips: &[String]) -> io::Result<()> 
         false => hosts(pod, &name, ips, &ctx.dns.domain),
     };
     replace(&ctx.layout.etc(uid, "hosts"), &hosts)?;
-    let own = std::fs::read_to_string(&ctx.dns.host_resolv_conf).unwrap_or_default();
+    let own = ctx.dns.host.for_pods();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     replace(&ctx.layout.etc(uid, "resolv.conf"), &resolv_conf(&pod.spec, namespace, &ctx.dns, &own))
 }
@@ -124,8 +125,15 @@ fn push_new(list: &mut Vec<String>, item: String) {
 
 /// `resolv.conf` by the pod's `dnsPolicy` and `dnsConfig`; `host` is the node's own file.
 pub(crate) fn resolv_conf(spec: &PodSpec, namespace: &str, dns: &DnsSettings, host: &str) -> String {
-    let host = Resolver::parse(host);
+    let mut host = Resolver::parse(host);
     let on_host = spec.host_network == Some(true);
+    if !on_host {
+        // A loopback address is the host's alone. The cluster's own server asks whom the host would ask.
+        host.servers.retain(|server| !server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()));
+        if host.servers.is_empty() {
+            host.servers.push(dns.server.to_string());
+        }
+    }
     let mut resolver = match spec.dns_policy.as_deref().unwrap_or("ClusterFirst") {
         "None" => Resolver::default(),
         "Default" => host,
@@ -163,16 +171,21 @@ pub(crate) fn resolv_conf(spec: &PodSpec, namespace: &str, dns: &DnsSettings, ho
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resolver::HostResolver;
     use serde_json::json;
 
     fn conf(spec: serde_json::Value) -> String {
+        conf_on(spec, "# c\nnameserver 192.0.2.1\nsearch corp.example\noptions timeout:1\n")
+    }
+
+    fn conf_on(spec: serde_json::Value, host: &str) -> String {
         let spec: PodSpec = serde_json::from_value(spec).unwrap();
         let dns = DnsSettings {
             server: "10.96.0.10".parse().unwrap(),
             domain: "cluster.local".into(),
-            host_resolv_conf: "/x".into(),
+            host: HostResolver::default(),
         };
-        resolv_conf(&spec, "shop", &dns, "# c\nnameserver 192.0.2.1\nsearch corp.example\noptions timeout:1\n")
+        resolv_conf(&spec, "shop", &dns, host)
     }
 
     #[test]
@@ -188,6 +201,14 @@ mod tests {
             conf(json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}))
                 .contains("10.96.0.10")
         );
+    }
+
+    #[test]
+    fn a_resolver_on_the_hosts_loopback_is_for_the_host_alone() {
+        let stub = "nameserver 127.0.0.1\n";
+        let conf = |spec| conf_on(spec, stub);
+        assert_eq!(conf(json!({"containers": [], "dnsPolicy": "Default"})), "nameserver 10.96.0.10\n");
+        assert_eq!(conf(json!({"containers": [], "dnsPolicy": "Default", "hostNetwork": true})), stub);
     }
 
     #[test]

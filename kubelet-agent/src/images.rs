@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared, WeakShared};
 use k8s_openapi::api::core::v1::{Container, Secret};
 use kube::Api;
 use parking_lot::Mutex;
@@ -34,7 +35,7 @@ pub(crate) struct LocalImage {
 }
 
 /// User and password of a registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Credentials {
     pub(crate) username: String,
     pub(crate) password: String,
@@ -53,7 +54,7 @@ pub(crate) enum PullFailure {
 pub(crate) trait ImageSource: Send + Sync + 'static {
     /// The image, when it is here.
     fn get<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Option<LocalImage>>;
-    /// Fetches it.
+    /// Fetches it. Dropping the future stops that.
     fn pull<'a>(
         &'a self,
         reference: &'a str,
@@ -86,10 +87,16 @@ pub(crate) fn policy(container: &Container, image: &str) -> &'static str {
     }
 }
 
-/// Gets images for containers; pulls of one image at the same time become one.
+type Pulled = Result<LocalImage, PullFailure>;
+/// An image, and as whom it is asked for.
+type Wanted = (String, Vec<Option<Credentials>>);
+
+/// Gets images for containers; pulls of one image at the same time become one, and a pull nobody waits for any more
+/// stops.
 pub(crate) struct Images {
     source: Arc<dyn ImageSource>,
-    pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held by those who wait: with the last of them a pull is dropped.
+    pulls: Mutex<HashMap<Wanted, WeakShared<BoxFuture<'static, Pulled>>>>,
 }
 
 impl Images {
@@ -134,6 +141,19 @@ impl Images {
         self.pull(client, recorder, pod, container, reference, present).await
     }
 
+    /// The pull of an image that is under way for the same users, or a new one.
+    fn join(&self, reference: &str, tries: Vec<Option<Credentials>>) -> Shared<BoxFuture<'static, Pulled>> {
+        let wanted = (reference.to_owned(), tries);
+        let mut pulls = self.pulls.lock();
+        pulls.retain(|_, pull| pull.upgrade().is_some());
+        if let Some(pull) = pulls.get(&wanted).and_then(WeakShared::upgrade) {
+            return pull;
+        }
+        let pull = pull_as(self.source.clone(), wanted.clone()).boxed().shared();
+        pulls.extend(pull.downgrade().map(|weak| (wanted, weak)));
+        pull
+    }
+
     async fn pull(
         &self,
         client: &kube::Client,
@@ -143,21 +163,11 @@ impl Images {
         reference: &str,
         present: Option<LocalImage>,
     ) -> Result<LocalImage, NoImage> {
-        let turn = self.pulls.lock().entry(reference.to_owned()).or_default().clone();
-        let held = turn.lock().await;
         let name = Some(container.name.as_str());
         recorder.pod(pod, name, Severity::Normal, "Pulling", format!("Pulling image \"{reference}\""));
         let began = std::time::Instant::now();
-        let mut result = Err(PullFailure::Failed("no credentials tried".to_owned()));
-        for credentials in credentials(client, pod, reference).await {
-            result = self.source.pull(reference, credentials).await;
-            if !matches!(result, Err(PullFailure::Failed(_))) {
-                break;
-            }
-        }
-        drop(held);
-        self.pulls.lock().retain(|_, turn| Arc::strong_count(turn) > 1);
-        match result {
+        let tries = credentials(client, pod, reference).await;
+        match self.join(reference, tries).await {
             Ok(image) => {
                 let message = format!(
                     "Successfully pulled image \"{reference}\" in {}ms ({}ms including waiting). Image size: {} bytes.",
@@ -192,6 +202,18 @@ impl Images {
             }
         }
     }
+}
+
+/// Tries one user after the other.
+async fn pull_as(source: Arc<dyn ImageSource>, (reference, tries): Wanted) -> Pulled {
+    let mut result = Err(PullFailure::Failed("no credentials tried".to_owned()));
+    for credentials in tries {
+        result = source.pull(&reference, credentials).await;
+        if !matches!(result, Err(PullFailure::Failed(_))) {
+            break;
+        }
+    }
+    result
 }
 
 /// The rough shape of an image reference: the store's parser has the last word.
@@ -281,6 +303,51 @@ fn entry_credentials(entry: &Value) -> Option<Credentials> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// Counts the pulls under way; none ends.
+    struct Endless(Arc<()>);
+
+    impl ImageSource for Endless {
+        fn get<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Option<LocalImage>> {
+            Box::pin(async { None })
+        }
+
+        fn pull<'a>(&'a self, _: &'a str, _: Option<Credentials>) -> BoxFuture<'a, Pulled> {
+            let one = self.0.clone();
+            Box::pin(async move {
+                let _alive = one;
+                std::future::pending().await
+            })
+        }
+
+        fn layers<'a>(&'a self, _: &'a LocalImage) -> BoxFuture<'a, Result<Vec<PathBuf>, String>> {
+            Box::pin(async { Ok(vec![]) })
+        }
+
+        fn list(&self) -> BoxFuture<'_, Vec<LocalImage>> {
+            Box::pin(async { vec![] })
+        }
+    }
+
+    #[test]
+    fn a_pull_is_shared_and_stops_with_the_last_who_waits() {
+        let alive = Arc::new(());
+        let images = Images::new(Arc::new(Endless(alive.clone())));
+        let under_way = || Arc::strong_count(&alive) - 2;
+        let mut first = images.join("a:1", vec![None]);
+        let mut second = images.join("a:1", vec![None]);
+        assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none());
+        assert_eq!(under_way(), 1);
+        drop(first);
+        assert_eq!(under_way(), 1, "somebody waits for it");
+        // Who may see an image is the registry's to say: another user asks for himself.
+        let user = Credentials { username: "u".into(), password: "p".into() };
+        let mut other = images.join("a:1", vec![Some(user), None]);
+        assert!((&mut other).now_or_never().is_none());
+        assert_eq!(under_way(), 2);
+        drop((second, other));
+        assert_eq!(under_way(), 0);
+    }
 
     #[test]
     fn latest_and_untagged_images_are_always_pulled() {

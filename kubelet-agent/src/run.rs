@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use proa_network::dns::upstream_from_resolv_conf;
 use proa_network::{Dns, DnsConfig, NetConfig, PodNetwork, ProxyConfig, ServiceProxy};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +14,7 @@ use crate::objects::Objects;
 use crate::pods::context::{Context, DnsSettings, Registry};
 use crate::pods::layout::Layout;
 use crate::pods::supervisor;
+use crate::resolver::HostResolver;
 use crate::server;
 use crate::services::{Services, Settings};
 use crate::store_images::StoreImages;
@@ -123,11 +123,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
         objects: Objects::new(config.client.clone()),
         recorder: recorder.clone(),
         services: services.clone(),
-        dns: DnsSettings {
-            server: net.cluster_dns,
-            domain: net.cluster_domain.clone(),
-            host_resolv_conf: "/etc/resolv.conf".into(),
-        },
+        dns: DnsSettings { server: net.cluster_dns, domain: net.cluster_domain.clone(), host: HostResolver::default() },
         allocatable: node::capacity(&machine),
         memory_capacity: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
         registry: Registry::default(),
@@ -173,10 +169,9 @@ async fn serve_dns(
     if let Err(error) = network.add_local_address(address).await {
         return complain(error.to_string());
     }
-    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let dns = DnsConfig {
         listen: vec![std::net::SocketAddr::new(address, 53)],
-        upstream: upstream_from_resolv_conf(&host, &[address]),
+        upstream: HostResolver::default().upstream(address),
     };
     match Dns::bind(dns, services.zone()).await {
         Ok(dns) => {

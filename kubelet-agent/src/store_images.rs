@@ -3,21 +3,45 @@
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use nix::sys::signal::Signal;
 use proa_images::{Image, ImageStore, PullError};
+use tokio_util::sync::CancellationToken;
 
 use crate::images::{Credentials, ImageSource, LocalImage, PullFailure};
 
 /// The node's image store.
 pub(crate) struct StoreImages {
     store: Arc<ImageStore>,
+    /// somebody will write new layers through soon
+    settling: Arc<AtomicBool>,
 }
+
+const SETTLE_AFTER: Duration = Duration::from_secs(10);
 
 impl StoreImages {
     pub(crate) fn new(store: Arc<ImageStore>) -> Self {
-        Self { store }
+        Self { store, settling: Arc::default() }
+    }
+
+    /// Has new layers written through when what they were unpacked for has started: the disk is the start's first.
+    fn settle_later(&self) {
+        if self.settling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (store, settling) = (self.store.clone(), self.settling.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SETTLE_AFTER).await;
+            // What is unpacked from now on asks again.
+            settling.store(false, Ordering::Release);
+            let settle = move || store.settle();
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(settle).await {
+                tracing::warn!(%error, "layers may be lost in a power cut");
+            }
+        });
     }
 }
 
@@ -59,11 +83,16 @@ impl ImageSource for StoreImages {
         let credentials = credentials.map(|c| proa_images::Credentials { username: c.username, password: c.password });
         let (store, reference) = (self.store.clone(), reference.to_owned());
         Box::pin(async move {
-            // Hashing and unpacking take the processor for long: a pull has a thread of its own.
+            // Hashing and unpacking take the processor for long: a pull has a thread of its own, which learns by this token
+            // that nobody waits for it any more.
+            let wanted = CancellationToken::new();
+            let _unwanted = wanted.clone().drop_guard();
             let runtime = tokio::runtime::Handle::current();
-            let pull = move || runtime.block_on(store.pull(&reference, credentials, |_| {}));
+            let pull =
+                move || runtime.block_on(wanted.run_until_cancelled(store.pull(&reference, credentials, |_| {})));
             let pulled = match tokio::task::spawn_blocking(pull).await {
-                Ok(pulled) => pulled,
+                Ok(Some(pulled)) => pulled,
+                Ok(None) => return Err(PullFailure::Failed("the pull was called off".to_owned())),
                 Err(error) => return Err(PullFailure::Failed(error.to_string())),
             };
             match pulled {
@@ -81,7 +110,9 @@ impl ImageSource for StoreImages {
                 let image = store.get(&id).ok_or_else(|| format!("image {id} is not here any more"))?;
                 store.layers(&image).map_err(|e| e.to_string())
             };
-            tokio::task::spawn_blocking(unpack).await.map_err(|e| e.to_string())?
+            let layers = tokio::task::spawn_blocking(unpack).await.map_err(|e| e.to_string())?;
+            self.settle_later();
+            layers
         })
     }
 
@@ -93,6 +124,24 @@ impl ImageSource for StoreImages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proa_images::Options;
+    use tokio::io::AsyncReadExt as _;
+
+    #[tokio::test]
+    async fn a_pull_nobody_waits_for_lets_go_of_the_registry() {
+        // A registry that takes a question and never answers.
+        let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let images = StoreImages::new(Arc::new(ImageStore::open(dir.path(), Options::default()).unwrap()));
+        let name = format!("{}/app:1", registry.local_addr().unwrap());
+        let mut asked = tokio::select! {
+            pulled = images.pull(&name, None) => panic!("{pulled:?}"),
+            accepted = registry.accept() => accepted.unwrap().0,
+        };
+        let mut question = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), asked.read_to_end(&mut question));
+        ended.await.expect("the connection is closed").unwrap();
+    }
 
     #[test]
     fn stop_signals_are_names_or_numbers() {

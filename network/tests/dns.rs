@@ -37,7 +37,8 @@ struct Running {
 
 async fn running(upstream: Vec<SocketAddr>) -> Running {
     let (sender, receiver) = watch::channel(zone("10.96.0.7"));
-    let dns = Dns::bind(DnsConfig { listen: vec![at("127.0.0.1:0")], upstream }, receiver).await.unwrap();
+    let dns =
+        Dns::bind(DnsConfig { listen: vec![at("127.0.0.1:0")], upstream: upstream.into() }, receiver).await.unwrap();
     let address = dns.addresses()[0];
     let stop = CancellationToken::new();
     tokio::spawn(dns.serve(stop.clone()));
@@ -188,7 +189,7 @@ async fn without_a_living_resolver_a_query_fails_and_the_cluster_still_answers()
 async fn an_address_that_is_not_ours_cannot_be_listened_on_and_says_so() {
     let (_sender, receiver) = watch::channel(zone("10.96.0.7"));
     let listen = vec![at("203.0.113.1:53")];
-    let error = Dns::bind(DnsConfig { listen, upstream: vec![] }, receiver).await.err().unwrap().to_string();
+    let error = Dns::bind(DnsConfig { listen, upstream: Vec::new().into() }, receiver).await.err().unwrap().to_string();
     assert!(error.contains("203.0.113.1:53"), "{error}");
 }
 
@@ -198,7 +199,7 @@ fn a_pod_asks_the_cluster_dns_at_its_service_address() {
         let node = Node::new();
         node.pods.add_local_address(ip("10.96.0.10")).await.unwrap();
         let (_sender, receiver) = watch::channel(zone("10.96.0.7"));
-        let config = DnsConfig { listen: vec![at("10.96.0.10:53")], upstream: vec![] };
+        let config = DnsConfig { listen: vec![at("10.96.0.10:53")], upstream: Vec::new().into() };
         let dns = Dns::bind(config, receiver).await.unwrap();
         let stop = CancellationToken::new();
         let serving = tokio::spawn(dns.serve(stop.clone()));

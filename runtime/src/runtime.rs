@@ -153,6 +153,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn stats<'a>(&'a self, id: &'a str) -> Answer<'a, Stats>;
     /// What a whole sandbox uses now.
     fn sandbox_stats<'a>(&'a self, id: &'a str) -> Answer<'a, Stats>;
+    /// Where on this machine a container's writable layer lies, for who measures it; `None` when it is not to be seen.
+    fn writable_layer(&self, id: &str) -> Option<PathBuf>;
     /// Opens the log file anew, after it was renamed by a rotation.
     fn reopen_log<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
 

@@ -1,5 +1,7 @@
 //! Faults are everyday: what is killed comes back, and nothing is lost.
 
+use std::path::Path;
+
 use nix::sys::signal::Signal;
 
 use crate::harness::{Cluster, eventually};
@@ -110,8 +112,10 @@ fn after_a_reboot_pods_run_again_from_their_init_containers_on() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), Signal::SIGKILL).expect("the shim runs");
     }
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-    let data = cluster.data().to_str().expect("a path");
-    for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|place| place.starts_with(data)) {
+    let data = cluster.data();
+    for place in
+        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|place| Path::new(place).starts_with(&data))
+    {
         nix::mount::umount2(place, nix::mount::MntFlags::MNT_DETACH).expect("it is mounted");
     }
     cluster.namespace = crate::harness::Namespace::new();

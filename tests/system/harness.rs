@@ -176,7 +176,8 @@ impl Cluster {
 
     /// Processes that keep the containers of this platform.
     pub(crate) fn shims(&self) -> Vec<i32> {
-        let data = self.data().to_str().expect("a path");
+        let data = self.data();
+        let data = data.to_str().expect("a path");
         let processes = std::fs::read_dir("/proc").expect("proc").flatten();
         processes
             .filter_map(|entry| {

@@ -48,7 +48,7 @@ impl<'a> Machine<'a> {
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
         let reset = self.namespace.command(PROA).arg("reset").arg("--data-dir").arg(&self.data).output();
-        let unplugged = self.first.enter(|| proa_network::reset(&self.wire));
+        let unplugged = self.first.enter(|| proa_network::reset(&self.wire, &self.wire.display().to_string()));
         if !std::thread::panicking() {
             let reset = reset.expect("proa reset runs");
             assert!(reset.status.success(), "{}", text(&reset));

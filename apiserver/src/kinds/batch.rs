@@ -163,7 +163,7 @@ pub(super) const CRON_JOB: Rules = Rules {
     },
     unsupported: |object| {
         let template = At::of(object, "spec").child("jobTemplate").child("spec").child("template");
-        pod::unsupported_in(&template.child("spec"))
+        proa_apimachinery::unsupported::refused(&template.child("spec"))
     },
     ..Rules::WITH_STATUS
 };

@@ -10,8 +10,26 @@ use serde_json::{Map, Value, json};
 use super::at::{At, map_in, maps_at, or_set, spec_mut};
 use super::{Allocation, Op, Rules, meta, pod};
 
-pub(super) const SERVICE: Rules =
-    Rules { name: names::is_dns1035_label, status: true, default, prepare, validate, allocate, ..Rules::GENERIC };
+pub(super) const SERVICE: Rules = Rules {
+    name: names::is_dns1035_label,
+    status: true,
+    default,
+    prepare,
+    validate,
+    allocate,
+    unsupported,
+    ..Rules::GENERIC
+};
+
+/// What the service proxy does not do yet: a filter that does not filter would open what it should close.
+fn unsupported(service: &Object) -> FieldErrors {
+    let mut errors = FieldErrors::new();
+    let ranges = At::of(service, "spec").child("loadBalancerSourceRanges");
+    if !ranges.is_empty() {
+        ranges.forbidden(&mut errors, "source ranges of load balancers are not supported by Proa yet");
+    }
+    errors
+}
 
 fn type_of(service: &Object) -> &str {
     service.get_str(&["spec", "type"]).unwrap_or("ClusterIP")

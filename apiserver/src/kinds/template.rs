@@ -84,7 +84,7 @@ pub(super) fn selected(new: &Object, workload: &str, errors: &mut FieldErrors) {
 
 /// What is refused in `spec.template`.
 pub(super) fn unsupported(object: &Object) -> FieldErrors {
-    pod::unsupported_in(&At::of(object, "spec").child("template").child("spec"))
+    proa_apimachinery::unsupported::refused(&At::of(object, "spec").child("template").child("spec"))
 }
 
 /// Warnings about `spec.template`.

@@ -4,6 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 
+use super::status::reasons;
 use super::track::{Role, State, Track};
 
 /// The ground the containers stand on.
@@ -254,7 +255,7 @@ fn deadline(seen: &Seen<'_>, plan: &mut Plan) -> bool {
     }
     plan.wake_at = None;
     plan.actions.push(Action::Fail {
-        reason: "DeadlineExceeded",
+        reason: reasons::DEADLINE_EXCEEDED,
         message: "Pod was active on the node longer than the specified deadline".to_owned(),
     });
     true

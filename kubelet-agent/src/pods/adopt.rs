@@ -62,6 +62,15 @@ fn ended_in_api(status: &ApiStatus, terminated: &ContainerStateTerminated, attem
     })
 }
 
+/// Ids of the runs a later one of the same container has taken the place of. Their removal runs beside the next start and
+/// may have been cut off with the agent.
+pub(crate) fn superseded(found: &[ContainerStatus]) -> Vec<&str> {
+    let later = |old: &ContainerStatus| {
+        found.iter().any(|s| s.name == old.name && s.attempt > old.attempt && s.state != ContainerState::Created)
+    };
+    found.iter().filter(|old| later(old)).map(|old| old.id.as_str()).collect()
+}
+
 /// Tracks of a pod from what the runtime has of it and what the API showed last. The runtime wins.
 pub(crate) fn tracks(pod: &Pod, found: &[ContainerStatus], now: Timestamp) -> Vec<Track> {
     let none = PodStatus::default();
@@ -81,7 +90,13 @@ pub(crate) fn tracks(pod: &Pod, found: &[ContainerStatus], now: Timestamp) -> Ve
             runs.sort_by_key(|s| s.attempt);
             from_api(&mut track, api, now);
             match runs.iter().rev().find(|s| s.state != ContainerState::Created) {
-                Some(latest) => from_runtime(&mut track, latest, api),
+                Some(latest) => {
+                    from_runtime(&mut track, latest, api);
+                    // How many short runs there were in a row is not known any more. The kubelet begins anew after its own
+                    // restart; here the run that is known counts.
+                    let restarted = track.next_attempt > 1;
+                    track.crashes = u32::from(restarted && track.ended().is_some_and(Ended::was_short));
+                }
                 // The runtime keeps the last run of each container for as long as its sandbox.
                 None => track.displace(),
             }
@@ -97,7 +112,6 @@ fn from_api(track: &mut Track, api: Option<&ApiStatus>, now: Timestamp) {
         state.as_ref().and_then(|s| s.terminated.as_ref()).and_then(|t| ended_in_api(api, t, attempt))
     };
     let last = terminated_of(&api.last_state, attempt.saturating_sub(1));
-    track.crashes = attempt;
     if let Some(ended) = terminated_of(&api.state, attempt) {
         track.next_attempt = attempt + 1;
         track.state = State::Ended(ended);
@@ -131,7 +145,6 @@ fn from_runtime(track: &mut Track, status: &ContainerStatus, api: Option<&ApiSta
         track.last = Some(previous.clone());
     }
     track.next_attempt = run.attempt + 1;
-    track.crashes = run.attempt;
     match &status.state {
         ContainerState::Running => {
             let same = api.is_some_and(|a| a.container_id.as_deref() == Some(run.id.wire().as_str()));
@@ -207,6 +220,42 @@ mod tests {
         assert!(matches!(&tracks[0].state, State::Ended(e) if e.code == 137 && e.reason == "ContainerStatusUnknown"));
         assert_eq!(tracks[0].next_attempt, 1);
         assert!(!tracks[0].is_settled(), "the runtime would know it if its sandbox were still there");
+    }
+
+    #[test]
+    fn the_back_off_does_not_count_restarts_of_long_ago() {
+        let ended = |started: i64, finished: i64| json!({"exitCode": 1, "containerID": "proa://c6", "startedAt": at(started).to_string(), "finishedAt": at(finished).to_string()});
+        let running = |last| {
+            pod(status(json!({"containerID": "proa://c7", "restartCount": 7, "state": {"running": {}},
+                "lastState": {"terminated": last}})))
+        };
+        for (last, crashes) in [(ended(0, 9), 1), (ended(0, 100_000), 0)] {
+            let tracks = tracks(&running(last), &[container(7, ContainerState::Running)], at(100_009));
+            assert_eq!(tracks[0].crashes, crashes);
+        }
+        // The first run of all ended: its restart is no back-off yet.
+        let exit =
+            Exit { code: 7, signal: None, reason: ExitReason::Error, message: String::new(), finished_at: at(5) };
+        let first = pod(status(json!({"containerID": "proa://c0", "state": {"running": {}}})));
+        assert_eq!(tracks(&first, &[container(0, ContainerState::Exited(exit.clone()))], at(9))[0].crashes, 0);
+        let later = pod(status(json!({"containerID": "proa://c7", "restartCount": 7, "state": {"running": {}}})));
+        assert_eq!(tracks(&later, &[container(7, ContainerState::Exited(exit))], at(9))[0].crashes, 1);
+    }
+
+    #[test]
+    fn runs_with_a_successor_are_superseded() {
+        let exited = || Exit {
+            code: 0,
+            signal: None,
+            reason: ExitReason::Completed,
+            message: String::new(),
+            finished_at: at(5),
+        };
+        let old = container(3, ContainerState::Exited(exited()));
+        let new = container(4, ContainerState::Running);
+        assert_eq!(superseded(&[new.clone(), old.clone()]), ["c3"]);
+        // A container that was only created is not yet a run: the end before it is still the state.
+        assert!(superseded(&[old, container(4, ContainerState::Created)]).is_empty());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::worker::Message;
 use crate::events::Recorder;
 use crate::images::Images;
 use crate::objects::Objects;
+use crate::resolver::HostResolver;
 use crate::services::Services;
 
 /// The pod network as workers use it; a table of addresses in tests.
@@ -57,8 +58,7 @@ impl Networks for PodNetwork {
 pub(crate) struct DnsSettings {
     pub(crate) server: IpAddr,
     pub(crate) domain: String,
-    /// the host's own configuration
-    pub(crate) host_resolv_conf: PathBuf,
+    pub(crate) host: HostResolver,
 }
 
 /// Shared by every worker of a node.

@@ -27,6 +27,11 @@ impl Layout {
         self.pod(uid).join("volumes").join(name)
     }
 
+    /// Volumes one run has because its image declares them.
+    pub(crate) fn image_volumes(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
+        self.pod(uid).join("image-volumes").join(format!("{container}.{attempt}"))
+    }
+
     /// A file the agent makes for the pod: `hosts`, `hostname`, `resolv.conf`.
     pub(crate) fn etc(&self, uid: &str, file: &str) -> PathBuf {
         self.pod(uid).join("etc").join(file)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
-use proa_runtime::{ContainerSpec, Mount, Propagation, Resources, RuntimeError, User};
+use proa_runtime::{ContainerSpec, Mount, Resources, RuntimeError, User};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +57,8 @@ pub(crate) enum StartError {
 pub(crate) struct Started {
     pub(crate) run: Run,
     pub(crate) stop_signal: i32,
+    /// `postStart` failed: the container is to be stopped
+    pub(crate) hook_failed: bool,
 }
 
 fn blocked(reason: &'static str, message: impl Into<String>) -> StartError {
@@ -75,23 +77,9 @@ impl Start {
     pub(crate) async fn run(self) -> Result<Started, StartError> {
         let Self { ctx, pod, container, .. } = &self;
         let name = container.name.as_str();
-        let image = ctx
-            .images
-            .ensure(&ctx.client, &ctx.recorder, pod, container)
-            .await
-            .map_err(|e| blocked(e.reason, e.message))?;
-        let spec = match self.spec(&image).await {
-            Ok(spec) => spec,
-            Err(error) => {
-                if let StartError::Blocked { message, .. } = &error {
-                    ctx.recorder.pod(pod, Some(name), Severity::Warning, "Failed", format!("Error: {message}"));
-                }
-                return Err(error);
-            }
-        };
-        if self.cancel.is_cancelled() {
-            return Err(StartError::Cancelled);
-        }
+        // Nothing has been made yet that would have to be taken back: the end of the pod cuts this off, a pull too.
+        let wanted = self.cancel.run_until_cancelled(self.wanted());
+        let (image, spec) = wanted.await.unwrap_or(Err(StartError::Cancelled))?;
         let id = ContainerId(spec.id.clone());
         ctx.registry.own(&id, uid(pod));
         let failed = |error: RuntimeError, reason| {
@@ -131,10 +119,28 @@ impl Start {
         run.started_at = Timestamp::now();
         ctx.recorder.pod(pod, Some(name), Severity::Normal, "Started", format!("Container started: {name}"));
         let stop_signal = image.stop_signal.unwrap_or(SIGTERM);
-        if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
-            self.post_start(&run, hook, stop_signal).await?;
+        let hook_failed = match container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
+            Some(hook) => self.post_start(&run, hook).await,
+            None => false,
+        };
+        Ok(Started { run, stop_signal, hook_failed })
+    }
+
+    /// The image, and what to create from it.
+    async fn wanted(&self) -> Result<(LocalImage, ContainerSpec), StartError> {
+        let Self { ctx, pod, container, .. } = self;
+        let image = ctx.images.ensure(&ctx.client, &ctx.recorder, pod, container).await;
+        let image = image.map_err(|e| blocked(e.reason, e.message))?;
+        match self.spec(&image).await {
+            Ok(spec) => Ok((image, spec)),
+            Err(error) => {
+                if let StartError::Blocked { message, .. } = &error {
+                    let message = format!("Error: {message}");
+                    ctx.recorder.pod(pod, Some(&container.name), Severity::Warning, "Failed", message);
+                }
+                Err(error)
+            }
         }
-        Ok(Started { run, stop_signal })
     }
 
     fn start_failed(&self, run: Run, error: RuntimeError) -> StartError {
@@ -154,32 +160,22 @@ impl Start {
         blocked("RunContainerError", message)
     }
 
-    async fn post_start(
-        &self,
-        run: &Run,
-        hook: &k8s_openapi::api::core::v1::LifecycleHandler,
-        stop_signal: i32,
-    ) -> Result<(), StartError> {
+    /// Runs `postStart`; whether the container has to be stopped for its failure.
+    async fn post_start(&self, run: &Run, hook: &k8s_openapi::api::core::v1::LifecycleHandler) -> bool {
         let target = hooks::Target { ctx: &self.ctx, container: &self.container, id: &run.id, pod_ips: &self.pod_ips };
         let done = tokio::select! {
             done = hooks::run(&target, hook) => done,
-            () = self.cancel.cancelled() => return Ok(()),
+            () = self.cancel.cancelled() => return false,
         };
-        let Err(why) = done else { return Ok(()) };
-        let name = self.container.name.as_str();
+        let Err(why) = done else { return false };
         self.ctx.recorder.pod(
             &self.pod,
-            Some(name),
+            Some(&self.container.name),
             Severity::Warning,
             "FailedPostStartHook",
             format!("PostStartHook failed: {why}"),
         );
-        self.ctx.recorder.pod(&self.pod, Some(name), Severity::Normal, "Killing", "FailedPostStartHook");
-        let grace = std::time::Duration::from_secs(30);
-        match self.ctx.runtime.stop(&run.id.0, stop_signal, grace).await {
-            Ok(exit) => Err(StartError::Ended(Box::new(super::adopt::ended(run.clone(), &exit)))),
-            Err(error) => Err(blocked("PostStartHookError", format!("{why}; and stopping it failed: {error}"))),
-        }
+        true
     }
 
     async fn spec(&self, image: &LocalImage) -> Result<ContainerSpec, StartError> {
@@ -215,8 +211,7 @@ impl Start {
         let user = self.user(image, &layers)?;
         let mounts =
             volumes::mounts(ctx, pod, container, self.attempt, &own).await.map_err(|e| config_error(e.to_string()))?;
-        let mut mounts: Vec<Mount> = mounts;
-        mounts.extend(self.image_volumes(image, &mounts).map_err(config_error)?);
+        let mounts = self.image_volumes(image, &layers, mounts).await.map_err(config_error)?;
         let security_context = container.security_context.as_ref();
         let limits = resources::limits(container.resources.as_ref());
         let id = container_id(uid(pod), &container.name, self.attempt);
@@ -251,7 +246,7 @@ impl Start {
             mounts,
             capabilities: security::capabilities(container),
             privileged: security_context.and_then(|c| c.privileged) == Some(true),
-            readonly_rootfs: security_context.and_then(|c| c.read_only_root_filesystem) == Some(true),
+            readonly_rootfs: readonly_root(container),
             no_new_privileges: security_context.and_then(|c| c.allow_privilege_escalation) == Some(false),
             resources: Resources {
                 cpu_shares: Some(limits.cpu_shares),
@@ -301,26 +296,29 @@ impl Start {
         Ok(user)
     }
 
-    /// Directories the image declares as volumes get one of their own for each run, unless something is
-    /// mounted there.
-    fn image_volumes(&self, image: &LocalImage, mounts: &[Mount]) -> Result<Vec<Mount>, String> {
-        let mut extra = Vec::new();
-        for (index, target) in image.volumes.iter().enumerate() {
-            let target = PathBuf::from(target);
-            if !target.is_absolute() || mounts.iter().any(|m| m.target == target) {
-                continue;
-            }
-            let source = self
-                .ctx
-                .layout
-                .pod(uid(&self.pod))
-                .join("image-volumes")
-                .join(format!("{}.{}.{index}", self.container.name, self.attempt));
-            std::fs::create_dir_all(&source).map_err(|e| format!("{}: {e}", source.display()))?;
-            extra.push(Mount { source, target, propagation: Propagation::Private, ..Mount::default() });
+    /// Mounts for the directories the image declares as volumes.
+    async fn image_volumes(
+        &self,
+        image: &LocalImage,
+        layers: &[PathBuf],
+        mounts: Vec<Mount>,
+    ) -> Result<Vec<Mount>, String> {
+        if image.volumes.is_empty() {
+            return Ok(mounts);
         }
-        Ok(extra)
+        let declared = volumes::of_image::Declared {
+            targets: image.volumes.clone(),
+            layers: layers.to_vec(),
+            readonly_root: readonly_root(&self.container),
+            place: self.ctx.layout.image_volumes(uid(&self.pod), &self.container.name, self.attempt),
+        };
+        let add = move || declared.mounts(&mounts).map(|extra| mounts.into_iter().chain(extra).collect());
+        tokio::task::spawn_blocking(add).await.map_err(|e| e.to_string())?
     }
+}
+
+fn readonly_root(container: &Container) -> bool {
+    container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem) == Some(true)
 }
 
 pub(crate) const SIGTERM: i32 = 15;

@@ -22,6 +22,13 @@ pub(crate) mod conditions {
     pub(crate) const OWN: [&str; 5] = [READY_TO_START, INITIALIZED, READY, CONTAINERS_READY, SCHEDULED];
 }
 
+/// Reasons of pods the node ended by itself: they stay what they are over a restart of the agent.
+pub(crate) mod reasons {
+    pub(crate) const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    pub(crate) const EVICTED: &str = "Evicted";
+    pub(crate) const ALL: [&str; 2] = [DEADLINE_EXCEEDED, EVICTED];
+}
+
 /// Phases, as the wire names them.
 pub(crate) mod phase {
     pub(crate) const PENDING: &str = "Pending";

@@ -1,5 +1,8 @@
 //! Stories of whole pods: a real worker between a pretended API, runtime, image store and network.
 
+mod endings;
+mod returns;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,12 +25,14 @@ use tokio::sync::watch;
 
 use super::Pod;
 use super::context::{Context, DnsSettings, Networks, Registry};
+use super::ground::GroundInfo;
 use super::layout::Layout;
 use super::track::ContainerId;
 use super::worker::{self, Begin, Message};
 use crate::events::Recorder;
 use crate::images::{Credentials, ImageSource, Images, LocalImage, PullFailure};
 use crate::objects::Objects;
+use crate::resolver::HostResolver;
 use crate::services::{Services, Settings};
 
 /// A runtime whose containers do what the test says.
@@ -35,10 +40,13 @@ use crate::services::{Services, Settings};
 struct Pretend {
     containers: Mutex<BTreeMap<String, (ContainerSpec, ContainerState)>>,
     sandboxes: Mutex<BTreeMap<String, SandboxSpec>>,
-    signals: Mutex<Vec<(String, i32)>>,
+    signals: watch::Sender<Vec<(String, i32)>>,
     registry: Mutex<Option<Arc<Context>>>,
     /// a container of this name ignores SIGTERM
     deaf: Mutex<BTreeSet<String>>,
+    /// commands that were run in containers; each fails
+    commands: Mutex<Vec<Vec<String>>>,
+    removed: watch::Sender<BTreeSet<String>>,
 }
 
 fn exit(code: i32) -> Exit {
@@ -117,7 +125,7 @@ impl Runtime for Pretend {
         let name = {
             let mut containers = self.containers.lock();
             let Some((spec, state)) = containers.get_mut(id) else { return ok(()) };
-            self.signals.lock().push((spec.name.clone(), signal));
+            self.signals.send_modify(|sent| sent.push((spec.name.clone(), signal)));
             if signal != 9 && self.deaf.lock().contains(&spec.name) {
                 return ok(());
             }
@@ -134,6 +142,7 @@ impl Runtime for Pretend {
 
     fn remove<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
         self.containers.lock().remove(id);
+        self.removed.send_modify(|removed| removed.extend([id.to_owned()]));
         ok(())
     }
 
@@ -145,7 +154,8 @@ impl Runtime for Pretend {
         Box::pin(async move { Err(RuntimeError::ContainerNotFound(id.to_owned())) })
     }
 
-    fn exec<'a>(&'a self, _: &'a str, _: ExecSpec) -> Answer<'a, Session> {
+    fn exec<'a>(&'a self, _: &'a str, spec: ExecSpec) -> Answer<'a, Session> {
+        self.commands.lock().push(spec.args);
         no()
     }
 
@@ -165,6 +175,10 @@ impl Runtime for Pretend {
         ok(Stats::default())
     }
 
+    fn writable_layer(&self, _: &str) -> Option<PathBuf> {
+        None
+    }
+
     fn reopen_log<'a>(&'a self, _: &'a str) -> Answer<'a, ()> {
         ok(())
     }
@@ -174,12 +188,39 @@ impl Runtime for Pretend {
     }
 }
 
-struct Shelf;
+/// Images that are there, except `missing…`, which is nowhere, and `slow…`, whose pull never ends.
+#[derive(Default)]
+struct Shelf {
+    /// pulls under way
+    pulls: Arc<watch::Sender<u32>>,
+}
+
+impl Shelf {
+    fn is_here(reference: &str) -> bool {
+        !reference.starts_with("missing") && !reference.starts_with("slow")
+    }
+}
+
+/// One pull under way.
+struct UnderWay(Arc<watch::Sender<u32>>);
+
+impl UnderWay {
+    fn begin(pulls: &Arc<watch::Sender<u32>>) -> Self {
+        pulls.send_modify(|n| *n += 1);
+        Self(pulls.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
+}
 
 impl ImageSource for Shelf {
     fn get<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Option<LocalImage>> {
         Box::pin(async move {
-            (!reference.contains("missing")).then(|| LocalImage {
+            Self::is_here(reference).then(|| LocalImage {
                 id: "sha256:1".into(),
                 references: vec![reference.into()],
                 entrypoint: vec!["/app".into()],
@@ -189,8 +230,14 @@ impl ImageSource for Shelf {
         })
     }
 
-    fn pull<'a>(&'a self, _: &'a str, _: Option<Credentials>) -> BoxFuture<'a, Result<LocalImage, PullFailure>> {
-        Box::pin(async { Err(PullFailure::Failed("not found".into())) })
+    fn pull<'a>(&'a self, name: &'a str, _: Option<Credentials>) -> BoxFuture<'a, Result<LocalImage, PullFailure>> {
+        Box::pin(async move {
+            let _under_way = UnderWay::begin(&self.pulls);
+            if name.starts_with("slow") {
+                std::future::pending::<()>().await;
+            }
+            Err(PullFailure::Failed("not found".into()))
+        })
     }
 
     fn layers<'a>(&'a self, _: &'a LocalImage) -> BoxFuture<'a, Result<Vec<PathBuf>, String>> {
@@ -283,6 +330,8 @@ impl Api {
 
 struct Story {
     ctx: Arc<Context>,
+    /// pulls under way
+    pulls: Arc<watch::Sender<u32>>,
     runtime: Arc<Pretend>,
     api: Api,
     task: tokio::task::JoinHandle<()>,
@@ -291,8 +340,19 @@ struct Story {
 
 impl Story {
     async fn begins(spec: Value, objects: &[(&str, Value)]) -> Self {
+        Self::goes_on(spec, Value::Null, objects, vec![], None)
+    }
+
+    /// A pod of which the API shows a status already, and the runtime has containers.
+    fn goes_on(
+        spec: Value,
+        status: Value,
+        objects: &[(&str, Value)],
+        found: Vec<ContainerStatus>,
+        ground: Option<GroundInfo>,
+    ) -> Self {
         let pod = json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "web", "namespace": "default", "uid": "u1"}, "spec": spec});
+            "metadata": {"name": "web", "namespace": "default", "uid": "u1"}, "spec": spec, "status": status});
         let api = Api {
             pod: watch::Sender::new(pod.clone()),
             deleted: watch::Sender::new(false),
@@ -301,6 +361,8 @@ impl Story {
         let client = api.client();
         let dir = tempfile::tempdir().unwrap();
         let runtime = Arc::new(Pretend::default());
+        let shelf = Shelf::default();
+        let pulls = shelf.pulls.clone();
         let ctx = Arc::new(Context {
             recorder: Recorder::start(client.clone(), "n1", "v1"),
             objects: Objects::new(client.clone()),
@@ -311,7 +373,7 @@ impl Story {
             instance: "t".into(),
             layout: Layout::new(dir.path()),
             runtime: runtime.clone(),
-            images: Images::new(Arc::new(Shelf)),
+            images: Images::new(Arc::new(shelf)),
             network: Arc::new(OneAddress),
             services: Services::new(Settings {
                 node_name: "n1".into(),
@@ -322,7 +384,7 @@ impl Story {
             dns: DnsSettings {
                 server: "10.96.0.10".parse().unwrap(),
                 domain: "cluster.local".into(),
-                host_resolv_conf: "/nonexistent".into(),
+                host: HostResolver { host: "/nonexistent".into(), behind_the_stub: "/nonexistent".into() },
             },
             allocatable: BTreeMap::new(),
             memory_capacity: 1 << 30,
@@ -330,8 +392,8 @@ impl Story {
         });
         *runtime.registry.lock() = Some(ctx.clone());
         let pod: Pod = serde_json::from_value(pod).unwrap();
-        let task = worker::spawn(Begin { ctx: ctx.clone(), pod: Arc::new(pod), found: vec![], ground: None });
-        Self { ctx, runtime, api, task, _dir: dir }
+        let task = worker::spawn(Begin { ctx: ctx.clone(), pod: Arc::new(pod), found, ground });
+        Self { ctx, pulls, runtime, api, task, _dir: dir }
     }
 
     async fn until(&self, what: &str, seen: impl Fn(&Value) -> bool) -> Value {
@@ -389,7 +451,7 @@ async fn a_pod_runs_is_stopped_and_leaves_nothing() {
     story.delete(30);
     let status = story.until("terminated", |s| s["phase"] == "Failed").await;
     assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
-    assert_eq!(*story.runtime.signals.lock(), [("app".to_owned(), 15)]);
+    assert_eq!(*story.runtime.signals.borrow(), [("app".to_owned(), 15)]);
     story.ends().await;
 }
 
@@ -400,7 +462,7 @@ async fn a_container_that_does_not_listen_is_killed_when_its_grace_is_over() {
     story.until("running", ready).await;
     story.delete(1);
     story.until("terminated", |s| s["phase"] == "Failed").await;
-    assert_eq!(*story.runtime.signals.lock(), [("app".to_owned(), 15), ("app".to_owned(), 9)]);
+    assert_eq!(*story.runtime.signals.borrow(), [("app".to_owned(), 15), ("app".to_owned(), 9)]);
     story.ends().await;
 }
 

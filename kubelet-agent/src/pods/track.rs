@@ -56,6 +56,13 @@ pub(crate) struct Ended {
     pub(crate) finished_at: Timestamp,
 }
 
+impl Ended {
+    /// Whether the run was too short to show that the container is well.
+    pub(crate) fn was_short(&self) -> bool {
+        self.finished_at.duration_since(self.run.started_at) < SignedDuration::from_secs(HEALTHY_RUN)
+    }
+}
+
 /// Why a container could not be started; `reason` is one of Kubernetes' waiting reasons.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Blocked {
@@ -230,8 +237,7 @@ impl Track {
 
     /// It ended.
     pub(crate) fn end(&mut self, ended: Ended) {
-        let ran = ended.finished_at.duration_since(ended.run.started_at);
-        if ran >= SignedDuration::from_secs(HEALTHY_RUN) {
+        if !ended.was_short() {
             self.crashes = 0;
         }
         self.next_attempt = ended.run.attempt + 1;

@@ -18,18 +18,20 @@ use proa_runtime::{ContainerStatus, Exit};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::actions::{Action, Ground, Seen, containers, pod_actions};
 use super::context::{Context, View};
 use super::ground::{self, GroundError, GroundInfo};
 use super::start::{SIGTERM, StartError, Started};
+use super::status::reasons;
 use super::stop::Stop;
 use super::track::{ContainerId, Role, State, Track};
 use super::writer::StatusWriter;
-use super::{Pod, adopt, host_network, uid};
+use super::{Pod, adopt, host_network, refusal, uid};
 use crate::events::Severity;
 use crate::probes::{self, Prober, Verdict};
-use crate::{last_words, resources, volumes};
+use crate::{last_words, storage, volumes};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub(crate) enum Message {
     Started { index: usize, result: Box<Result<Started, StartError>> },
     /// a stop learned of the exit by itself
     Stopped { id: ContainerId, exit: Exit },
+    /// it uses more of the disk than it may
+    OverLimit(String),
     /// the proxies do not send new connections any more
     Drained,
     /// everything is taken away
@@ -124,6 +128,8 @@ struct Worker {
     mailbox: mpsc::UnboundedSender<Message>,
     messages: mpsc::UnboundedReceiver<Message>,
     retry_at: Option<Timestamp>,
+    /// goes on for as long as the worker
+    _measuring: Option<AbortOnDropHandle<()>>,
 }
 
 /// Starts the worker of a pod.
@@ -144,19 +150,28 @@ impl Worker {
         ctx.registry.add(uid(&pod), mailbox.clone(), receiver);
         let status = pod.status.clone().unwrap_or_default();
         let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let fresh = found.is_empty() && !over;
         let failure = match (&status.phase, &status.reason) {
-            (Some(phase), Some(reason)) if phase == "Failed" && reason == "DeadlineExceeded" => {
-                Some(("DeadlineExceeded", status.message.clone().unwrap_or_default()))
-            }
-            _ if found.is_empty() && !over => resources::too_big(&pod.spec, &ctx.allocatable),
+            (Some(phase), Some(reason)) if phase == "Failed" => reasons::ALL
+                .into_iter()
+                .find(|own| own == reason)
+                .map(|own| (own, status.message.clone().unwrap_or_default())),
+            _ if fresh => refusal::why(&ctx, &pod),
             _ => None,
         };
+        for ignored in fresh.then(|| refusal::ignored(&pod)).into_iter().flatten() {
+            ctx.recorder.pod(&pod, None, Severity::Warning, "NotSupported", ignored);
+        }
         if let Some((reason, message)) = failure.as_ref().filter(|_| !over) {
             ctx.recorder.pod(&pod, None, Severity::Warning, reason, message.clone());
         }
+        let measuring = (!over).then(|| storage::watch(&ctx, view.subscribe(), mailbox.clone())).flatten();
         let mut worker = Self {
+            _measuring: measuring,
             list: containers(&pod.spec),
-            ground: if ground.is_some() { Ground::Ready } else { Ground::Missing },
+            // Until something was created on it nobody can tell whether the ground was ever finished: it is prepared
+            // once more.
+            ground: if ground.is_some() && !found.is_empty() { Ground::Ready } else { Ground::Missing },
             ground_failures: 0,
             info: ground.unwrap_or_default(),
             start_time: status.start_time.map_or(now, |t| t.0),
@@ -190,7 +205,12 @@ impl Worker {
 
     /// Makes the containers found by the runtime ours again.
     fn take_over(&mut self, found: &[ContainerStatus]) {
+        let superseded = adopt::superseded(found);
         for status in found {
+            if superseded.contains(&status.id.as_str()) {
+                self.remove_container(ContainerId(status.id.clone()));
+                continue;
+            }
             let id = ContainerId(status.id.clone());
             self.ctx.registry.own(&id, uid(&self.pod));
             let signal = status.labels.get(super::start::labels::STOP_SIGNAL).and_then(|s| s.parse().ok());
@@ -276,6 +296,12 @@ impl Worker {
                 };
             }
             Message::Started { index, result } => self.started(index, *result),
+            Message::OverLimit(message) => {
+                if self.stage == Stage::Sync {
+                    self.warn(reasons::EVICTED, message.clone());
+                    self.failure = Some((reasons::EVICTED, message));
+                }
+            }
             Message::Drained => {
                 if let Stage::Terminating { drained } = &mut self.stage {
                     *drained = true;
@@ -386,7 +412,10 @@ impl Worker {
             age: Duration::try_from(age).unwrap_or_default().saturating_sub(Duration::from_millis(500)),
             mailbox: self.mailbox.clone(),
         };
-        let prober = probes::start(&target, self.tracks[index].started);
+        let mut prober = probes::start(&target, self.tracks[index].started);
+        if self.stage != Stage::Sync {
+            prober.keep_readiness();
+        }
         self.probers.insert(run.id.clone(), prober);
     }
 
@@ -496,7 +525,7 @@ impl Worker {
                     let changed = why.ends_with("definition changed, will be restarted");
                     self.tracks[index].again |= changed;
                     let grace = grace.unwrap_or_else(|| self.spec_grace());
-                    self.stop(index, why, Instant::now() + Duration::from_secs(grace.max(1).unsigned_abs()));
+                    self.stop(index, why, self.stop_deadline(grace));
                 }
                 Action::Fail { reason, message } => {
                     self.warn(reason, message.clone());
@@ -516,6 +545,12 @@ impl Worker {
         self.pod.spec.termination_grace_period_seconds.unwrap_or(30)
     }
 
+    /// When a stop that begins now with so many seconds has to be over: never later than the pod.
+    fn stop_deadline(&self, grace: i64) -> Instant {
+        let own = Instant::now() + Duration::from_secs(grace.max(1).unsigned_abs());
+        self.kill_at.map_or(own, |at| at.min(own))
+    }
+
     fn prepare(&mut self) {
         self.ground = Ground::Preparing;
         let (ctx, pod, changed) = (self.ctx.clone(), self.pod.clone(), self.volumes_changed.clone());
@@ -528,7 +563,9 @@ impl Worker {
 
     fn stop(&mut self, index: usize, why: String, deadline: Instant) {
         let State::Running(run) = self.tracks[index].state.clone() else { return };
-        self.probers.remove(&run.id);
+        if let Some(prober) = self.probers.get_mut(&run.id) {
+            prober.keep_readiness();
+        }
         let (sender, receiver) = watch::channel(deadline);
         let gone = self.run_over.entry(run.id.clone()).or_default().clone();
         let stop = Stop {

@@ -89,14 +89,22 @@ impl Counter {
 
 /// The probes of one run; dropping it ends them.
 pub(crate) struct Prober {
-    tasks: Vec<AbortHandle>,
+    tasks: Vec<(Kind, Task)>,
 }
 
-impl Drop for Prober {
+/// Ends when dropped.
+struct Task(AbortHandle);
+
+impl Drop for Task {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.0.abort();
+    }
+}
+
+impl Prober {
+    /// Ends the probes that could restart a container which is being stopped already.
+    pub(crate) fn keep_readiness(&mut self) {
+        self.tasks.retain(|(kind, _)| *kind == Kind::Readiness);
     }
 }
 
@@ -127,7 +135,7 @@ pub(crate) fn start(target: &Target, started: bool) -> Prober {
     let tasks = list
         .into_iter()
         .flatten()
-        .map(|(kind, probe)| tokio::spawn(watch(target.clone(), kind, probe)).abort_handle())
+        .map(|(kind, probe)| (kind, Task(tokio::spawn(watch(target.clone(), kind, probe)).abort_handle())))
         .collect();
     Prober { tasks }
 }

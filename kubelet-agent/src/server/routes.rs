@@ -18,6 +18,7 @@ use warp::reply::{Reply as _, Response};
 
 use super::access::{Access, Gate, Peer};
 use super::{logs, stats};
+use crate::pods::actions::{containers, is_over};
 use crate::pods::context::{Context, View};
 use crate::pods::start::container_id;
 use crate::pods::track::{State, Track};
@@ -164,19 +165,27 @@ fn track_of(view: &View, container: &str) -> Result<Track, Refusal> {
     })
 }
 
+fn runs_again(view: &View, track: &Track) -> bool {
+    let list = containers(&view.pod.spec);
+    let container = list.iter().find(|(_, c)| c.name == track.name).map(|(_, c)| c);
+    view.pod.metadata.deletion_timestamp.is_none() && !is_over(&view.pod.spec, container, track)
+}
+
 /// Which run's log is asked for, in the kubelet's words when there is none.
 fn run_of(view: &View, track: &Track, previous: bool) -> Result<(u32, bool), Refusal> {
     let pod = view.pod.metadata.name.as_deref().unwrap_or_default();
     let container = &track.name;
     let refuse = |text: String| Err(Refusal(StatusCode::BAD_REQUEST, text));
     if previous {
-        return match &track.last {
-            Some(ended) => Ok((ended.run.attempt, false)),
-            // Between two runs, the one that ended is the previous one too.
-            None => match &track.state {
-                State::Ended(ended) if ended.run.attempt > 0 => Ok((ended.run.attempt - 1, false)),
-                _ => refuse(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")),
-            },
+        let attempt = match &track.state {
+            // While it waits for its next run, the run that ended is the last state, as `kubectl describe` shows it.
+            State::Ended(ended) if runs_again(view, track) => Some(ended.run.attempt),
+            State::Ended(ended) if track.last.is_none() => ended.run.attempt.checked_sub(1),
+            _ => track.last.as_ref().map(|ended| ended.run.attempt),
+        };
+        return match attempt {
+            Some(attempt) => Ok((attempt, false)),
+            None => refuse(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")),
         };
     }
     if let Some(run) = track.run() {
@@ -460,6 +469,38 @@ fn spdy_answer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pods::track::Role;
+    use crate::pods::track::tests::{ended, run};
+    use serde_json::json;
+
+    fn view(restart_policy: &str) -> View {
+        let pod = json!({"metadata": {"name": "p"},
+            "spec": {"restartPolicy": restart_policy, "containers": [{"name": "a"}]}});
+        View { pod: Arc::new(serde_json::from_value(pod).unwrap()), tracks: Arc::new([]), pod_ips: vec![], netns: None }
+    }
+
+    #[test]
+    fn the_previous_log_is_that_of_the_last_state() {
+        let mut track = Track::new("a", Role::Main);
+        track.end(ended(1, 1, 0, 1));
+        track.begin_start();
+        track.begin_run(run(2, 2), false, false);
+        let attempt = |track: &Track, policy, previous| {
+            run_of(&view(policy), track, previous).map(|(attempt, _)| attempt).map_err(|refused| refused.1)
+        };
+        assert_eq!((attempt(&track, "Always", true), attempt(&track, "Always", false)), (Ok(1), Ok(2)));
+        track.end(ended(2, 1, 2, 3));
+        // In CrashLoopBackOff the crash that is waited for is the last state.
+        assert_eq!((attempt(&track, "Always", true), attempt(&track, "Always", false)), (Ok(2), Ok(2)));
+        // For good, it is the state itself, and the last state the run before.
+        assert_eq!((attempt(&track, "Never", true), attempt(&track, "Never", false)), (Ok(1), Ok(2)));
+        let mut first = Track::new("a", Role::Main);
+        first.end(ended(0, 1, 0, 1));
+        assert_eq!(
+            attempt(&first, "Never", true),
+            Err("previous terminated container \"a\" in pod \"p\" not found".to_owned())
+        );
+    }
 
     #[test]
     fn queries_are_decoded() {

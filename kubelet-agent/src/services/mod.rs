@@ -1,7 +1,8 @@
-//! Owns the node's view of Services: informers of Services and EndpointSlices, the table given to the service
-//! proxy, the zone given to DNS, and the service variables of containers. Event-driven; bursts become one sync.
+//! Owns the node's view of Services: informers of Services, EndpointSlices and namespaces, the table given to the service
+//! proxy, the zone given to DNS, the health checks of load balancers, and the service variables of containers. Event-driven; bursts become one sync.
 //! Never programs the kernel itself.
 
+mod health;
 mod table;
 mod variables;
 mod zone;
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use kube::core::ObjectMeta;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::{ObjectMeta, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource as _};
 use parking_lot::RwLock;
@@ -57,6 +59,8 @@ pub(crate) struct Settings {
 struct Seen {
     services: BTreeMap<(String, String), Arc<Service>>,
     slices: BTreeMap<(String, String), Arc<EndpointSlice>>,
+    /// names alone: DNS has names of pods in each
+    namespaces: BTreeMap<(String, String), Arc<PartialObjectMeta<Namespace>>>,
     host_ports: HashMap<String, Vec<HostPort>>,
 }
 
@@ -66,7 +70,7 @@ struct Inner {
     dirty: Notify,
     /// what the kernel has been told
     told: watch::Sender<Arc<table::Told>>,
-    /// both informers have listed
+    /// services and slices have been listed
     listed: watch::Sender<[bool; 2]>,
     zone: watch::Sender<Arc<Zone>>,
 }
@@ -106,14 +110,19 @@ impl Services {
         shutdown: CancellationToken,
     ) {
         let services: Api<Decoded<Service>> = Api::all_with(client.clone(), &family.service());
-        let slices: Api<Decoded<EndpointSlice>> = Api::all_with(client, &family.endpoint_slice());
-        let (this, dt) = (self.clone(), family.service());
+        let slices: Api<Decoded<EndpointSlice>> = Api::all_with(client.clone(), &family.endpoint_slice());
+        let namespaces: Api<Decoded<PartialObjectMeta<Namespace>>> = Api::all(client);
+        let this = self.clone();
         spawn_until(&shutdown, async move {
-            this.follow(watcher(services, watcher::Config::default()), 0, |seen| &mut seen.services, &dt).await;
+            this.follow(watcher(services, watcher::Config::default()), Some(0), |seen| &mut seen.services).await;
         });
-        let (this, dt) = (self.clone(), family.endpoint_slice());
+        let this = self.clone();
         spawn_until(&shutdown, async move {
-            this.follow(watcher(slices, watcher::Config::default()), 1, |seen| &mut seen.slices, &dt).await;
+            this.follow(watcher(slices, watcher::Config::default()), Some(1), |seen| &mut seen.slices).await;
+        });
+        let this = self.clone();
+        spawn_until(&shutdown, async move {
+            this.follow(watcher(namespaces, watcher::Config::default()), None, |seen| &mut seen.namespaces).await;
         });
         let this = self.clone();
         spawn_until(&shutdown, async move { this.sync_forever(proxy).await });
@@ -126,12 +135,12 @@ impl Services {
         let _ = listed.wait_for(|l| l.iter().all(|x| *x)).await;
     }
 
+    /// Follows one kind; with `listed`, pods wait for its first list.
     async fn follow<K>(
         &self,
         events: impl futures::Stream<Item = Result<watcher::Event<Decoded<K>>, watcher::Error>> + Send,
-        index: usize,
+        listed: Option<usize>,
         map: impl Fn(&mut Seen) -> &mut BTreeMap<(String, String), Arc<K>>,
-        _: &K::DynamicType,
     ) where
         K: kube::Resource + Clone + Send + Sync + 'static,
     {
@@ -155,7 +164,9 @@ impl Services {
                 }
                 Ok(watcher::Event::InitDone) => {
                     *map(&mut self.inner.seen.write()) = std::mem::take(&mut listing);
-                    self.inner.listed.send_modify(|l| l[index] = true);
+                    if let Some(index) = listed {
+                        self.inner.listed.send_modify(|l| l[index] = true);
+                    }
                 }
                 Ok(watcher::Event::Apply(Decoded::Object(object))) => {
                     map(&mut self.inner.seen.write()).insert(key(object.meta()), Arc::new(object));
@@ -179,16 +190,19 @@ impl Services {
 
     async fn sync_forever(&self, proxy: Arc<dyn Proxy>) {
         self.listed().await;
-        let mut failures = 0_u32;
+        let (mut failures, mut checks) = (0_u32, health::Checks::default());
         loop {
-            let (table, zone, told) = {
+            let (table, zone, told, checked) = {
                 let seen = self.inner.seen.read();
                 let mut table = table::build(&seen.services, &seen.slices, &self.inner.settings.node_name);
                 table.host_ports = seen.host_ports.values().flatten().cloned().collect();
                 table.answered_here.clone_from(&self.inner.settings.answered_here);
-                let zone = zone::build(&seen.services, &seen.slices, &self.inner.settings.domain);
-                (table, zone, table::told(&seen.slices))
+                let mut zone = zone::build(&seen.services, &seen.slices, &self.inner.settings.domain);
+                zone.namespaces.extend(seen.namespaces.keys().map(|(_, name)| name.clone()));
+                let checked = health::wanted(&seen.services, &seen.slices, &self.inner.settings.node_name);
+                (table, zone, table::told(&seen.slices), checked)
             };
+            checks.sync(checked).await;
             self.inner.zone.send_if_modified(|now| {
                 let different = **now != zone;
                 if different {
@@ -292,6 +306,29 @@ mod tests {
             answered_here: vec![],
             api_address: ("127.0.0.1".into(), 6443),
         })
+    }
+
+    /// A kernel that takes every table.
+    struct Willing;
+
+    impl Proxy for Willing {
+        fn sync(&self, _: ServiceTable) -> BoxFuture<'_, Result<(), String>> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_namespace_without_services_has_names_of_pods() {
+        let services = services();
+        let quiet: PartialObjectMeta<Namespace> =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "quiet"}})).unwrap();
+        services.inner.seen.write().namespaces.insert((String::new(), "quiet".into()), Arc::new(quiet));
+        services.inner.listed.send_replace([true; 2]);
+        let mut zone = services.zone();
+        tokio::select! {
+            () = services.sync_forever(Arc::new(Willing)) => {}
+            zone = zone.wait_for(|zone| zone.namespaces.contains("quiet")) => drop(zone.unwrap()),
+        }
     }
 
     #[tokio::test(start_paused = true)]

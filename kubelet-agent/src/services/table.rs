@@ -108,7 +108,10 @@ fn service_ports(
         .iter()
         .flatten()
         .map(String::as_str)
-        .chain(load_balancer_ips(service))
+        // A source range is a filter, and there is none yet: closed is the safe side. Proa's own server refuses such services.
+        .chain(
+            load_balancer_ips(service).filter(|_| spec.load_balancer_source_ranges.as_ref().is_none_or(Vec::is_empty)),
+        )
         .filter_map(|ip| ip.parse().ok())
         .collect();
     let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -247,6 +250,17 @@ pub(super) mod tests {
         assert_eq!(port.local_endpoints, ["10.1.0.2:8080".parse().unwrap()]);
         assert_eq!((port.node_port, port.affinity_seconds), (Some(30080), Some(10_800)));
         assert!(port.external_local && !port.internal_local);
+    }
+
+    #[test]
+    fn a_load_balancer_with_a_filter_stays_closed() {
+        let addresses = |extra: Value| {
+            let mut service = web(extra);
+            service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+            build(&services(&[service]), &slices(&[slice(json!([]))]), "n1").ports.remove(0).external_ips
+        };
+        assert_eq!(addresses(json!({})).len(), 1);
+        assert!(addresses(json!({"loadBalancerSourceRanges": ["198.51.100.0/24"]})).is_empty());
     }
 
     #[test]

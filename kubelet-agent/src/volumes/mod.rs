@@ -2,7 +2,9 @@
 //! Setting up is idempotent: it is also what a change of a ConfigMap calls.
 
 mod atomic;
+pub(crate) mod empty_dir;
 mod mounts;
+pub(crate) mod of_image;
 mod payload;
 mod tokens;
 
@@ -12,14 +14,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, Volume};
-use nix::mount::MsFlags;
 use tokio::sync::Notify;
 
 use crate::mounts::remove_tree;
 use crate::pods::context::Context;
 use crate::pods::layout::Layout;
 use crate::pods::{Pod, uid};
-use crate::resources;
 
 pub(crate) use mounts::mounts;
 
@@ -34,7 +34,7 @@ pub(crate) enum VolumeError {
     Io { volume: String, path: String, source: std::io::Error },
     /// refused by name
     #[error("volume \"{volume}\": {kind} volumes are not supported by Proa yet")]
-    Unsupported { volume: String, kind: &'static str },
+    Unsupported { volume: String, kind: String },
     /// a mount that cannot be
     #[error("{0}")]
     Mount(String),
@@ -67,84 +67,32 @@ async fn one(
 ) -> Result<Option<Timestamp>, VolumeError> {
     let name = volume.name.as_str();
     if let Some(source) = &volume.empty_dir {
-        empty_dir(ctx, pod, name, source)?;
+        empty_dir::setup(&ctx.layout.volume(uid(pod), name), name, source, fs_group(pod))?;
         return Ok(None);
     }
     if let Some(source) = &volume.host_path {
         host_path(name, source)?;
         return Ok(None);
     }
-    if let Some(refused) = unsupported(volume) {
-        return Err(VolumeError::Unsupported { volume: name.to_owned(), kind: refused });
-    }
     if payload::is_payload(volume) {
         return payload::write(ctx, pod, volume, changed).await;
     }
-    // Kubernetes' default for a volume that names nothing.
-    empty_dir(ctx, pod, name, &EmptyDirVolumeSource::default())?;
+    // Kubernetes' default for a volume that names nothing. Any other kind may hold what nobody may lose.
+    if let Some(kind) = kind_of(volume) {
+        return Err(VolumeError::Unsupported { volume: name.to_owned(), kind });
+    }
+    empty_dir::setup(&ctx.layout.volume(uid(pod), name), name, &EmptyDirVolumeSource::default(), fs_group(pod))?;
     Ok(None)
 }
 
-fn unsupported(volume: &Volume) -> Option<&'static str> {
-    [
-        (volume.persistent_volume_claim.is_some(), "persistentVolumeClaim"),
-        (volume.csi.is_some(), "csi"),
-        (volume.ephemeral.is_some(), "ephemeral"),
-        (volume.image.is_some(), "image"),
-        (volume.nfs.is_some(), "nfs"),
-        (volume.iscsi.is_some(), "iscsi"),
-        (volume.fc.is_some(), "fc"),
-        (volume.flex_volume.is_some(), "flexVolume"),
-        (volume.git_repo.is_some(), "gitRepo"),
-    ]
-    .into_iter()
-    .find_map(|(there, kind)| there.then_some(kind))
+/// The field a volume names its source by, whatever it is.
+fn kind_of(volume: &Volume) -> Option<String> {
+    let fields = serde_json::to_value(volume).ok()?;
+    fields.as_object()?.keys().find(|field| *field != "name").cloned()
 }
 
 fn fs_group(pod: &Pod) -> Option<u32> {
     pod.spec.security_context.as_ref().and_then(|c| c.fs_group).and_then(|g| u32::try_from(g).ok())
-}
-
-fn empty_dir(ctx: &Context, pod: &Pod, name: &str, source: &EmptyDirVolumeSource) -> Result<(), VolumeError> {
-    let path = ctx.layout.volume(uid(pod), name);
-    let io = |e| io_error(name, &path)(e);
-    let fresh = !path.exists();
-    std::fs::create_dir_all(&path).map_err(io)?;
-    let medium = source.medium.as_deref().unwrap_or("");
-    match medium {
-        "" => {}
-        "Memory" => {
-            if !is_mount_point(&path) {
-                let limit = source.size_limit.as_ref().map(resources::milli).map(|m| m / 1000).filter(|b| *b > 0);
-                let data = limit.map(|bytes| format!("size={bytes}"));
-                nix::mount::mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), data.as_deref())
-                    .map_err(|e| io(e.into()))?;
-            }
-        }
-        other if other.starts_with("HugePages") => {
-            return Err(VolumeError::Unsupported { volume: name.to_owned(), kind: "huge page" });
-        }
-        other => {
-            let why = format!("unknown storage medium {other:?}");
-            return Err(VolumeError::Source { volume: name.to_owned(), why });
-        }
-    }
-    if fresh {
-        own(&path, fs_group(pod), 0o777).map_err(io)?;
-    }
-    Ok(())
-}
-
-/// A directory for everybody, or with `fsGroup` for that group, whose files inherit it.
-fn own(path: &Path, group: Option<u32>, mode: u32) -> std::io::Result<()> {
-    let mode = match group {
-        Some(group) => {
-            std::os::unix::fs::chown(path, None, Some(group))?;
-            mode | 0o2770
-        }
-        None => mode,
-    };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 fn host_path(name: &str, source: &HostPathVolumeSource) -> Result<(), VolumeError> {
@@ -213,6 +161,17 @@ pub(crate) async fn teardown(layout: &Layout, uid: &str) -> Result<(), String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_volume_of_an_unknown_kind_is_not_taken_for_an_empty_directory() {
+        let kind = |json| kind_of(&serde_json::from_value(json).unwrap());
+        assert_eq!(kind(json!({"name": "v"})), None);
+        assert_eq!(
+            kind(json!({"name": "v", "glusterfs": {"endpoints": "e", "path": "p"}})).as_deref(),
+            Some("glusterfs")
+        );
+        assert_eq!(kind(json!({"name": "v", "cephfs": {"monitors": []}})).as_deref(), Some("cephfs"));
+    }
 
     #[test]
     fn host_path_types_are_checked() {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use server::Server;
 
+pub use upstream::Resolvers;
 pub use zone::{ServicePortName, Zone, ZoneEndpoint, ZoneService};
 
 /// Where the DNS server listens and whom it asks for names outside the cluster.
@@ -25,8 +26,8 @@ pub struct DnsConfig {
     /// Addresses to answer at, UDP and TCP each. They must be the machine's own
     /// ([`crate::PodNetwork::add_local_address`]).
     pub listen: Vec<SocketAddr>,
-    /// Resolvers for names outside the zone, in order of preference. Empty: such names get SERVFAIL.
-    pub upstream: Vec<SocketAddr>,
+    /// Resolvers for names outside the zone. None: such names get SERVFAIL.
+    pub upstream: Resolvers,
 }
 
 /// Why the DNS server could not start.

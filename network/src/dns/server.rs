@@ -1,6 +1,6 @@
 //! The server: queries in, replies out, over UDP and TCP.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 
 use super::answer::{Names, Reply};
-use super::upstream::{Transport, Upstream};
+use super::upstream::{Resolvers, Transport, Upstream};
 use super::zone::Zone;
 
 /// What we say we take over UDP: no fragments on any sane path (DNS flag day 2020).
@@ -50,7 +50,7 @@ enum Step {
 }
 
 impl Server {
-    pub(super) fn new(zone: watch::Receiver<Arc<Zone>>, servers: Vec<IpAddr>, upstream: Vec<SocketAddr>) -> Server {
+    pub(super) fn new(zone: watch::Receiver<Arc<Zone>>, servers: Vec<IpAddr>, upstream: Resolvers) -> Server {
         let names = Names::new(zone.borrow().clone(), 1, servers.clone());
         Server {
             zone,
@@ -220,7 +220,7 @@ impl Server {
         let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
         reply.metadata.recursion_desired = query.metadata.recursion_desired;
         reply.metadata.checking_disabled = query.metadata.checking_disabled;
-        reply.metadata.recursion_available = self.upstream.exists();
+        reply.metadata.recursion_available = self.upstream.is_known();
         reply.metadata.response_code = code;
         reply.queries.clone_from(&query.queries);
         reply
@@ -292,7 +292,7 @@ mod tests {
 
     fn server() -> Server {
         let (_, zone) = watch::channel(Arc::new(Zone::new("cluster.local")));
-        Server::new(zone, vec![], vec![])
+        Server::new(zone, vec![], Vec::new().into())
     }
 
     fn sent(step: Step) -> Option<Message> {

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -48,21 +50,59 @@ struct Remembered {
     seconds: u32,
 }
 
+/// Who is asked for names outside the cluster, in order of preference: a list, or a function that knows the list as it is
+/// now. The function is called for every question that leaves the cluster: it must be quick.
+#[derive(Clone)]
+pub struct Resolvers(Arc<dyn Fn() -> Vec<SocketAddr> + Send + Sync>);
+
+impl Resolvers {
+    /// Resolvers that may change.
+    pub fn new(now: impl Fn() -> Vec<SocketAddr> + Send + Sync + 'static) -> Resolvers {
+        Resolvers(Arc::new(now))
+    }
+}
+
+impl From<Vec<SocketAddr>> for Resolvers {
+    fn from(list: Vec<SocketAddr>) -> Resolvers {
+        Resolvers::new(move || list.clone())
+    }
+}
+
+impl std::fmt::Debug for Resolvers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Resolvers").field(&(self.0)()).finish()
+    }
+}
+
 /// The resolvers outside.
 pub(super) struct Upstream {
-    resolvers: Vec<SocketAddr>,
+    resolvers: Resolvers,
+    /// whether there were any when they were last looked at
+    known: AtomicBool,
     slots: Semaphore,
     cache: Mutex<HashMap<Key, Remembered>>,
 }
 
 impl Upstream {
-    pub(super) fn new(resolvers: Vec<SocketAddr>) -> Upstream {
-        Upstream { resolvers, slots: Semaphore::new(UNDER_WAY), cache: Mutex::default() }
+    pub(super) fn new(resolvers: Resolvers) -> Upstream {
+        let known = AtomicBool::new(!(resolvers.0)().is_empty());
+        Upstream { resolvers, known, slots: Semaphore::new(UNDER_WAY), cache: Mutex::default() }
     }
 
     /// Whether there is anybody to ask.
     pub(super) fn exists(&self) -> bool {
-        !self.resolvers.is_empty()
+        !self.now().is_empty()
+    }
+
+    /// Whether there was anybody to ask lately; costs nothing.
+    pub(super) fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
+
+    fn now(&self) -> Vec<SocketAddr> {
+        let resolvers = (self.resolvers.0)();
+        self.known.store(!resolvers.is_empty(), Ordering::Relaxed);
+        resolvers
     }
 
     /// The remembered answer to `query`, times to live counted down.
@@ -88,7 +128,8 @@ impl Upstream {
     /// too much is under way.
     pub(super) async fn ask(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let _slot = self.slots.try_acquire().ok()?;
-        for resolver in self.resolvers.iter().cycle().take(self.resolvers.len() * ROUNDS) {
+        let resolvers = self.now();
+        for resolver in resolvers.iter().cycle().take(resolvers.len() * ROUNDS) {
             let asked = async {
                 match transport {
                     Transport::Udp => ask_udp(*resolver, query).await,
@@ -235,7 +276,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_remembered_for_its_own_time_and_for_its_own_question() {
-        let upstream = Upstream::new(vec![]);
+        let upstream = Upstream::new(Vec::new().into());
         let asked = query("example.org.");
         assert!(upstream.remembered(&asked).is_none());
         upstream.remember(&asked, &answered(&asked, 20));

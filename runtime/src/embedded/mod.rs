@@ -30,6 +30,7 @@ use crate::error::RuntimeError;
 use crate::exit::Exit;
 use crate::runtime::{Answer, ContainerStatus, Created, Runtime, RuntimeEvent, Sandbox, Stats};
 use crate::session::Session;
+use crate::shim::files;
 use crate::spec::{AttachSpec, ContainerSpec, ExecSpec, Resources, SandboxSpec};
 use container::{Container, Phase};
 use sandbox::SandboxRecord;
@@ -236,6 +237,10 @@ impl Runtime for Embedded {
             let parent = parent.ok_or_else(|| RuntimeError::SandboxNotFound(id.to_owned()))?;
             Ok(self.inner.cgroups.stats(&parent))
         })
+    }
+
+    fn writable_layer(&self, id: &str) -> Option<PathBuf> {
+        Some(self.inner.container_dir(id).join(files::UPPER))
     }
 
     fn reopen_log<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {

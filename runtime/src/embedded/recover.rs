@@ -79,12 +79,12 @@ impl Inner {
     }
 }
 
-/// The layers that containers of a state directory are made of, living ones or not: who removes images leaves these.
-pub fn layers_in_use(state_dir: &Path) -> Vec<PathBuf> {
+/// The layers each container of a state directory is made of, living ones or not, top first: who removes images leaves these.
+pub fn layers_in_use(state_dir: &Path) -> Vec<Vec<PathBuf>> {
     let records = entries(&state_dir.join("containers"))
         .into_iter()
         .filter_map(|dir| disk::read_json::<Record>(&dir.join(files::RECORD)).ok());
-    records.flat_map(|record| record.spec.layers).collect()
+    records.map(|record| record.spec.layers).collect()
 }
 
 /// Kills and removes everything of a state directory, the directory, and `cgroup_root`: the control group above all that its

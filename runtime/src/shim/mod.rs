@@ -38,6 +38,8 @@ pub(crate) mod files {
     pub(crate) const SOCKET: &str = "shim.sock";
     /// What the shim itself complained about.
     pub(crate) const COMPLAINTS: &str = "shim.log";
+    /// What the container has written over its layers: the writable one.
+    pub(crate) const UPPER: &str = "upper";
 }
 
 /// Whether this process was started as a shim. If so `main` must call [`shim_main`] before anything else.

@@ -12,6 +12,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
 };
 
+use super::files;
 use crate::spec::{ContainerSpec, Mount, MountKind, Propagation};
 
 /// Leaves the host's mount namespace. Mounts of the host keep arriving here; ours never go back, but
@@ -56,7 +57,7 @@ pub(super) fn mount(layers: &[PathBuf], dir: &Path) -> io::Result<PathBuf> {
     if let Some(missing) = layers.iter().find(|layer| !layer.is_dir()) {
         return Err(io::Error::other(format!("image layer {} is not a directory", missing.display())));
     }
-    let (upper, work, rootfs) = (dir.join("upper"), dir.join("work"), dir.join("rootfs"));
+    let (upper, work, rootfs) = (dir.join(files::UPPER), dir.join("work"), dir.join("rootfs"));
     for made in [&upper, &work, &rootfs] {
         fs::create_dir_all(made)?;
     }

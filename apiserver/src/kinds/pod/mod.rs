@@ -1,8 +1,8 @@
 //! Owns the strategy of pods: defaults, validation, what may change, how they go. Never talks to
 //! anything; what admission must look up is passed in (see [`admit_service_account`]).
 
-use proa_apimachinery::Object;
 use proa_apimachinery::field::FieldErrors;
+use proa_apimachinery::{Object, unsupported};
 
 use super::at::At;
 use super::{Graceful, Op, Rules};
@@ -11,7 +11,6 @@ mod admit;
 mod container;
 mod defaults;
 mod spec;
-mod unsupported;
 mod update;
 mod volume;
 
@@ -19,7 +18,6 @@ pub use admit::{TOKEN_PATH, admit_priority, admit_service_account, qos_class, se
 pub(super) use container::{port as validate_port, quantities, resources};
 pub(super) use defaults::{canonical_quantities, spec_defaults};
 pub(super) use spec::{label_selector, selects, validate as validate_spec};
-pub(super) use unsupported::check as unsupported_in;
 
 pub(super) const RULES: Rules = Rules {
     default: defaults::pod,
@@ -27,7 +25,7 @@ pub(super) const RULES: Rules = Rules {
     validate,
     warnings,
     graceful,
-    unsupported: |pod| unsupported::check(&At::of(pod, "spec")),
+    unsupported: |pod| unsupported::refused(&At::of(pod, "spec")),
     ..Rules::WITH_STATUS
 };
 
@@ -70,7 +68,7 @@ fn warnings(pod: &Object) -> Vec<String> {
 
 /// What is accepted though it will not do what its author may think.
 pub(super) fn spec_warnings(spec: &At<'_>) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = unsupported::ignored(spec);
     for list in ["initContainers", "containers"] {
         for container in spec.child(list).items() {
             let mut names: Vec<&str> = Vec::new();

@@ -114,6 +114,17 @@ fn addresses_and_ports_are_asked_for_and_given_back() {
 }
 
 #[test]
+fn a_filter_that_would_not_filter_is_refused() {
+    let service = with(SERVICE, &[("spec.type", "LoadBalancer"), ("spec.loadBalancerSourceRanges", "[192.0.2.0/24]")]);
+    let refused: Vec<String> =
+        kind_of(&service).strategy.unsupported(&service).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        refused,
+        ["spec.loadBalancerSourceRanges: Forbidden: source ranges of load balancers are not supported by Proa yet"]
+    );
+}
+
+#[test]
 fn a_cluster_ip_does_not_change() {
     let mut old = stored(SERVICE);
     old.set(&["spec", "clusterIP"], "10.96.0.5");

@@ -9,14 +9,20 @@ use kube::api::{DeleteParams, Preconditions};
 use tokio::time::Instant;
 
 use super::super::actions::Ground;
+use super::super::status::reasons;
 use super::super::track::{Role, State, Track};
 use super::super::{Pod, ground, host_network, uid};
 use super::{FLUSH_LIMIT, Message, Stage, Worker};
+use crate::probes::Prober;
 
 impl Worker {
     /// Seconds a pod that ends has left, by what the API says of its deletion.
     fn grace(&self) -> Duration {
         let meta = &self.pod.metadata;
+        // The disk is short now (the kubelet's grace for an eviction by a limit).
+        if self.failure.as_ref().is_some_and(|(reason, _)| *reason == reasons::EVICTED) {
+            return Duration::from_secs(1);
+        }
         let seconds = match (meta.deletion_timestamp.is_some(), meta.deletion_grace_period_seconds) {
             (true, Some(seconds)) => seconds,
             _ => self.spec_grace(),
@@ -26,7 +32,8 @@ impl Worker {
 
     pub(super) fn begin_termination(&mut self) {
         self.ending.cancel();
-        self.probers.clear();
+        // Readiness is told until the end (KEP-1669); nothing is restarted any more.
+        self.probers.values_mut().for_each(Prober::keep_readiness);
         self.retry_at = None;
         self.stage = Stage::Terminating { drained: false };
         let ips: Vec<IpAddr> = self.info.pod_ips.iter().filter_map(|ip| ip.parse().ok()).collect();
@@ -51,13 +58,18 @@ impl Worker {
             && self.pod.metadata.deletion_grace_period_seconds.is_some()
         {
             *kill_at = sooner;
-            for stop in self.stops.values() {
-                stop.deadline.send_if_modified(|at| {
-                    let earlier = sooner < *at;
-                    *at = sooner.min(*at);
-                    earlier
-                });
-            }
+            self.bring_forward(sooner);
+        }
+    }
+
+    /// No stop under way takes longer than until then.
+    fn bring_forward(&self, latest: Instant) {
+        for stop in self.stops.values() {
+            stop.deadline.send_if_modified(|at| {
+                let earlier = latest < *at;
+                *at = latest.min(*at);
+                earlier
+            });
         }
     }
 
@@ -66,7 +78,16 @@ impl Worker {
         {
             return;
         }
-        let kill_at = *self.kill_at.get_or_insert(Instant::now() + self.grace());
+        let kill_at = match self.kill_at {
+            Some(at) => at,
+            None => {
+                let at = Instant::now() + self.grace();
+                self.kill_at = Some(at);
+                // A restart that was stopping a container has no more time than the pod.
+                self.bring_forward(at);
+                at
+            }
+        };
         let busy = |t: &Track| matches!(t.state, State::Starting | State::Running(_) | State::Stopping(_));
         let stopping = |t: &Track| format!("Stopping container {}", t.name);
         for index in 0..self.tracks.len() {

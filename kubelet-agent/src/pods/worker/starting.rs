@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::super::start::{Start, StartError, Started};
-use super::super::track::State;
+use super::super::track::{ContainerId, State};
 use super::super::uid;
 use super::{Message, Stage, Worker};
 use crate::events::Severity;
@@ -15,13 +15,7 @@ impl Worker {
         let attempt = self.tracks[index].next_attempt;
         // The run before last is only kept as a log.
         if let State::Ended(ended) = &self.tracks[index].state {
-            let (runtime, id) = (self.ctx.runtime.clone(), ended.run.id.clone());
-            self.ctx.registry.disown(&id);
-            tokio::spawn(async move {
-                if let Err(error) = runtime.remove(&id.0).await {
-                    tracing::debug!(container = id.0, %error, "an ended container was not removed");
-                }
-            });
+            self.remove_container(ended.run.id.clone());
             if let Some(old) = attempt.checked_sub(2) {
                 crate::server::logs::forget(&self.ctx.layout, uid(&self.pod), &container.name, old);
             }
@@ -42,10 +36,21 @@ impl Worker {
         });
     }
 
+    /// Removes a container that has ended, beside everything else.
+    pub(super) fn remove_container(&self, id: ContainerId) {
+        self.ctx.registry.disown(&id);
+        let runtime = self.ctx.runtime.clone();
+        tokio::spawn(async move {
+            if let Err(error) = runtime.remove(&id.0).await {
+                tracing::debug!(container = id.0, %error, "an ended container was not removed");
+            }
+        });
+    }
+
     pub(super) fn started(&mut self, index: usize, result: Result<Started, StartError>) {
         let container = self.list[index].1.clone();
         match result {
-            Ok(Started { run, stop_signal }) => {
+            Ok(Started { run, stop_signal, hook_failed }) => {
                 let id = run.id.clone();
                 self.stop_signals.insert(id.clone(), stop_signal);
                 self.run_over.insert(id.clone(), CancellationToken::new());
@@ -56,6 +61,10 @@ impl Worker {
                 );
                 if let Some(exit) = self.early_exits.remove(&id) {
                     self.exited(&id, &exit);
+                } else if hook_failed {
+                    self.tracks[index].started = false;
+                    self.tracks[index].ready = false;
+                    self.stop(index, "FailedPostStartHook".to_owned(), self.stop_deadline(self.spec_grace()));
                 } else if self.stage == Stage::Sync {
                     self.probe(index);
                 }
