@@ -41,8 +41,10 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         )?;
         proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
     };
+    // The agent is a node like any other: what it may do, one on another machine may too.
+    let as_node = control.server.local(proa_apiserver::User::node(&node_name));
     let agent = node::config(
-        control.client("system:proa-agent")?,
+        Client::new(as_node, "default"),
         Family::Standard,
         node_name.clone(),
         &control.data,

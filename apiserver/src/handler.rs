@@ -135,7 +135,8 @@ fn impersonated(core: &Core, headers: &HeaderMap, user: User) -> Result<User, Ap
         return Ok(user);
     };
     let check = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let what = Attributes { verb: "impersonate", group, resource, subresource, namespace, name, path: "" };
+        let what =
+            Attributes { verb: "impersonate", group, resource, subresource, namespace, name, ..Attributes::default() };
         if authz::allowed(core, &user, &what) { Ok(()) } else { Err(authz::forbidden(&user, true, &what)) }
     };
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));

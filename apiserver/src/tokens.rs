@@ -5,6 +5,7 @@ use http::StatusCode;
 use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::authn::jwt::{Bound, Claims, KeyError, Reference, Signer};
 use crate::http::{Response, json as answer};
 use crate::registry::{Call, codec, meta};
@@ -92,6 +93,7 @@ pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
     if audiences.is_empty() {
         audiences = core.tokens.audiences().iter().take(1).cloned().collect();
     }
+    admission::may_request_token(call, &spec)?;
     let mut bound = Bound {
         namespace: call.namespace().to_owned(),
         serviceaccount: Reference { name: account.name().to_owned(), uid: account.uid().to_owned() },

@@ -115,7 +115,7 @@ async fn complete(
 ) -> Result<Held, ApiError> {
     let kind = &call.resource.kind;
     kind.strategy.default(new);
-    admission::mutate(call, op, new, old)?;
+    admission::mutate(call, op, new, old).await?;
     kind.strategy.prepare(op, new, old);
     let mut errors = kind.strategy.validate(op, new, old);
     // What was missing when the object came may have been filled in since. Status is written by
