@@ -1,6 +1,7 @@
 //! What guards or completes a write beyond the kind's own rules. Built in, in a fixed order; webhooks
 //! are not there yet.
 
+mod certificates;
 mod node;
 mod pods;
 
@@ -24,6 +25,7 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     match (&*kind.group, &*kind.plural) {
         ("", "pods") if op == Op::Create => pods::admit(call, new),
         ("", "nodes") => own_certificate(call, new, old),
+        ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }
 }
