@@ -68,7 +68,7 @@ async fn answer(core: &Arc<Core>, incoming: Incoming, query: Query, info: Reques
     if incoming.body.len() > wire::BODY_LIMIT {
         return Err(ApiError::too_large(wire::BODY_LIMIT));
     }
-    let user = authn::authenticate(core, &incoming.headers, incoming.peer.as_ref())?;
+    let user = authn::authenticate(core, &incoming.headers, incoming.peer.as_ref()).await?;
     let user = impersonated(core, &incoming.headers, user)?;
     let mutating = !matches!(incoming.method, Method::GET | Method::HEAD | Method::OPTIONS);
     // Health is asked when things go badly: it never waits behind other requests.

@@ -5,7 +5,7 @@ use http::StatusCode;
 use proa_apimachinery::status::ApiError;
 use serde_json::{Value, json};
 
-use crate::authn;
+use crate::authn::{self, Known};
 use crate::authz::rbac::Rule;
 use crate::authz::{Attributes, allowed, node};
 use crate::http::{Response, json as answer};
@@ -68,10 +68,10 @@ async fn token(call: &Call<'_>) -> Result<Response, ApiError> {
     let mut review = body(call)?;
     let spec = review.get("spec").cloned().unwrap_or_default();
     call.core.caches.consistent().await?;
-    let audiences = strings(spec.get("audiences"));
-    review["status"] = match authn::token_user(call.core, text(&spec, "token"), &audiences) {
-        Some(user) => {
-            let audiences = if audiences.is_empty() { call.core.tokens.audiences().to_vec() } else { audiences };
+    let asked = strings(spec.get("audiences"));
+    let asked = if asked.is_empty() { call.core.tokens.audiences() } else { &asked };
+    review["status"] = match authn::token_user(call.core, text(&spec, "token"), asked) {
+        Some(Known { user, audiences }) => {
             json!({"authenticated": true, "user": user_info(&user), "audiences": audiences})
         }
         None => json!({"authenticated": false, "error": "invalid bearer token"}),
