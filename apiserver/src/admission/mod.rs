@@ -4,6 +4,7 @@
 mod certificates;
 mod node;
 mod pods;
+mod token_secrets;
 
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource, StatusCause};
@@ -25,6 +26,7 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     match (&*kind.group, &*kind.plural) {
         ("", "pods") if op == Op::Create => pods::admit(call, new),
         ("", "nodes") => own_certificate(call, new, old),
+        ("", "secrets") => token_secrets::admit(call, new, old).await,
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }
