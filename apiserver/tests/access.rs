@@ -199,7 +199,8 @@ async fn a_node_does_nothing_to_the_pods_of_another() {
         ("POST", token, bound(&mine), 201),
         ("POST", at("on-a", "/eviction"), eviction("on-a"), 201),
         ("DELETE", at("on-a", ""), json!({"gracePeriodSeconds": 0}), 200),
-        // What it did not know to be gone is gone, not forbidden.
+        // What it did not know to be gone, or to be another pod by now, is that, not forbidden.
+        ("DELETE", at("on-b", ""), json!({"preconditions": {"uid": mine["metadata"]["uid"]}}), 409),
         ("DELETE", at("on-a", ""), json!({"gracePeriodSeconds": 0}), 404),
         // And with its pod goes what it may read.
         ("GET", format!("{SECRETS}/on-a"), Value::Null, 403),

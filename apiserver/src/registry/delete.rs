@@ -161,8 +161,8 @@ pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) 
         let Some(write::Current { item, object: old }) = write::current(call, name).await? else {
             return Err(call.not_found(name));
         };
-        admission::may_delete(call, &old)?;
         options.check(call, &old)?;
+        admission::may_delete(call, &old)?;
         let mut new = old.clone();
         propagate(&mut new, options.propagation);
         let wait = options.wait(call, &old);
