@@ -30,7 +30,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let control = ControlPlane::start(&args.server, &parts, &progress).await?;
     let _lock = control.data.lock(Part::Agent)?;
 
-    let as_controllers = control.client("system:kube-controller-manager", CONTROLLERS);
+    let as_controllers = control.client(administrator("system:kube-controller-manager"), CONTROLLERS);
     let this_node = ThisNode {
         name: node_name.clone(),
         ip: control.node_ip,
@@ -52,7 +52,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         )?;
         proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
     };
-    let client = control.client("system:proa-agent", AGENT);
+    // The agent is a node like any other: what it may do, one on another machine may too.
+    let client = control.client(proa_apiserver::User::node(&node_name), AGENT);
     let agent = node::config(client, Family::Standard, this_node, &control.data, tls, control.address).await?;
     let images = agent.images.clone();
     parts.spawn("agent", {
@@ -62,7 +63,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || samples::ensure(&images)).await??;
     progress.done("images", "example/echo v1, v2, broken");
 
-    let client = control.client("system:admin", COMMAND_LINE);
+    let client = control.client(administrator("system:admin"), COMMAND_LINE);
     parts
         .until_stopped(async {
             let outcome = match node_ready(&client, &node_name).await {
@@ -231,8 +232,8 @@ impl ControlPlane {
     }
 
     /// A client in this process: no socket, no TLS, the same code.
-    fn client(&self, user: &str, agent: UserAgent) -> Client {
-        let service = self.server.local(proa_apiserver::User::new(user, &["system:masters"]));
+    fn client(&self, user: proa_apiserver::User, agent: UserAgent) -> Client {
+        let service = self.server.local(user);
         let named = service.map_request(move |mut request: http::Request<_>| {
             request.headers_mut().insert(http::header::USER_AGENT, http::HeaderValue::from_static(agent.0));
             request
@@ -245,6 +246,10 @@ impl ControlPlane {
     fn ca(&self) -> String {
         self.server.pki().ca_pem().to_owned()
     }
+}
+
+fn administrator(name: &str) -> proa_apiserver::User {
+    proa_apiserver::User::new(name, &["system:masters"])
 }
 
 /// The last words before the platform is the user's. What was asked for on the command line may have failed; the platform

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::Agents;
 use crate::allocate::Allocators;
+use crate::authz::node_pods::NodePods;
 use crate::authz::rbac::Rbac;
 use crate::cache::Caches;
 use crate::config::Config;
@@ -31,6 +32,8 @@ pub struct Core {
     pub resources: Resources,
     /// The authorizer.
     pub rbac: Rbac,
+    /// Which pods run where, for the node authorizer.
+    pub node_pods: NodePods,
     /// Keys and certificates.
     pub pki: Arc<Pki>,
     /// Service-account tokens.

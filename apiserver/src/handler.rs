@@ -68,7 +68,7 @@ async fn answer(core: &Arc<Core>, incoming: Incoming, query: Query, info: Reques
     if incoming.body.len() > wire::BODY_LIMIT {
         return Err(ApiError::too_large(wire::BODY_LIMIT));
     }
-    let user = authn::authenticate(core, &incoming.headers, incoming.peer.as_ref())?;
+    let user = authn::authenticate(core, &incoming.headers, incoming.peer.as_ref()).await?;
     let user = impersonated(core, &incoming.headers, user)?;
     let mutating = !matches!(incoming.method, Method::GET | Method::HEAD | Method::OPTIONS);
     // Health is asked when things go badly: it never waits behind other requests.
@@ -135,7 +135,8 @@ fn impersonated(core: &Core, headers: &HeaderMap, user: User) -> Result<User, Ap
         return Ok(user);
     };
     let check = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let what = Attributes { verb: "impersonate", group, resource, subresource, namespace, name, path: "" };
+        let what =
+            Attributes { verb: "impersonate", group, resource, subresource, namespace, name, ..Attributes::default() };
         if authz::allowed(core, &user, &what) { Ok(()) } else { Err(authz::forbidden(&user, true, &what)) }
     };
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));

@@ -4,6 +4,7 @@
 //! authorization happens before anything is looked up.
 
 use http::Method;
+use proa_apimachinery::selector::FieldSelector;
 
 /// A request's meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct RequestInfo {
     pub subresource: String,
     /// What follows a `proxy` subresource.
     pub tail: String,
+    /// The fields, and their values, to which the field selector of a list or watch narrows it.
+    pub selected: Vec<(String, String)>,
 }
 
 impl RequestInfo {
@@ -76,12 +79,14 @@ impl RequestInfo {
             }
         }
         info.verb = verb(method, &info, query, forced_watch);
-        // A list that a field selector narrows to one name is authorized as that name.
-        if matches!(info.verb, "list" | "watch" | "deletecollection")
-            && info.name.is_empty()
-            && let Some(name) = query.get("fieldSelector").and_then(selected_name)
-        {
-            info.name = name.to_owned();
+        if matches!(info.verb, "list" | "watch" | "deletecollection") {
+            info.selected = query.get("fieldSelector").map(selected).unwrap_or_default();
+            // A list narrowed to one name is authorized as that name.
+            if let Some((_, name)) = info.selected.iter().find(|(field, _)| field == "metadata.name")
+                && info.name.is_empty()
+            {
+                info.name = name.clone();
+            }
         }
         info
     }
@@ -92,12 +97,13 @@ fn proxied_path(path: &str, more: &[&str]) -> String {
     format!("/{}{slash}", more.join("/"))
 }
 
-fn selected_name(selector: &str) -> Option<&str> {
-    selector.split(',').find_map(|part| {
-        let value = part.trim().strip_prefix("metadata.name=")?;
-        let value = value.strip_prefix('=').unwrap_or(value);
-        (!value.is_empty()).then_some(value)
-    })
+/// The equalities of a field selector, read by the very parser that selects with it: what is authorized is what is
+/// listed. One that does not parse selects nothing; the request fails on it later.
+pub fn selected(selector: &str) -> Vec<(String, String)> {
+    let requirements = FieldSelector::parse(selector).unwrap_or_default();
+    let equal =
+        requirements.requirements().iter().filter(|requirement| requirement.equal && !requirement.value.is_empty());
+    equal.map(|requirement| (requirement.field.clone(), requirement.value.clone())).collect()
 }
 
 fn method_verb(method: &Method) -> &'static str {
@@ -239,6 +245,10 @@ mod tests {
                 "{method} {uri}"
             );
         }
+        // An escaped comma ends no term: this list is not narrowed to a name.
+        assert_eq!(info("GET", "/api/v1/secrets?fieldSelector=type!%3Dx%5C%2Cmetadata.name%3Dmine").name, "");
+        let of_node = info("GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Da,status.phase!%3DFailed");
+        assert_eq!(of_node.selected, [("spec.nodeName".to_owned(), "a".to_owned())]);
         assert!(!info("GET", "/healthz").is_resource);
         assert!(!info("GET", "/apis/apps/v1").is_resource);
         assert_eq!(info("GET", "/api/v1/namespaces/a/pods/p:80/proxy/x/y/").tail, "/x/y/");

@@ -5,11 +5,12 @@ use http::StatusCode;
 use proa_apimachinery::status::ApiError;
 use serde_json::{Value, json};
 
-use crate::authn;
+use crate::authn::{self, Known};
 use crate::authz::rbac::Rule;
-use crate::authz::{Attributes, allowed};
+use crate::authz::{Attributes, allowed, node};
 use crate::http::{Response, json as answer};
 use crate::registry::{Call, codec};
+use crate::request_info::selected;
 use crate::resources::Resource;
 use crate::user::{MASTERS, User};
 
@@ -67,10 +68,10 @@ async fn token(call: &Call<'_>) -> Result<Response, ApiError> {
     let mut review = body(call)?;
     let spec = review.get("spec").cloned().unwrap_or_default();
     call.core.caches.consistent().await?;
-    let audiences = strings(spec.get("audiences"));
-    review["status"] = match authn::token_user(call.core, text(&spec, "token"), &audiences) {
-        Some(user) => {
-            let audiences = if audiences.is_empty() { call.core.tokens.audiences().to_vec() } else { audiences };
+    let asked = strings(spec.get("audiences"));
+    let asked = if asked.is_empty() { call.core.tokens.audiences() } else { &asked };
+    review["status"] = match authn::token_user(call.core, text(&spec, "token"), asked) {
+        Some(Known { user, audiences }) => {
             json!({"authenticated": true, "user": user_info(&user), "audiences": audiences})
         }
         None => json!({"authenticated": false, "error": "invalid bearer token"}),
@@ -98,6 +99,7 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
     };
     let resource = spec.get("resourceAttributes").filter(|value| !value.is_null());
     let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
+    let selected = resource.map(selected_fields).unwrap_or_default();
     let what = match (resource, path) {
         (Some(attributes), None) => Attributes {
             verb: text(attributes, "verb"),
@@ -107,6 +109,7 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
             namespace: text(attributes, "namespace"),
             name: text(attributes, "name"),
             path: "",
+            selected: &selected,
         },
         (None, Some(attributes)) => {
             Attributes { verb: text(attributes, "verb"), path: text(attributes, "path"), ..Attributes::default() }
@@ -127,6 +130,23 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
     Ok(answer(StatusCode::CREATED, &review))
 }
 
+/// What the field selector of a review's resource attributes narrows the request to (KEP-4601).
+fn selected_fields(attributes: &Value) -> Vec<(String, String)> {
+    let selector = attributes.get("fieldSelector").unwrap_or(&Value::Null);
+    let raw = text(selector, "rawSelector");
+    if !raw.is_empty() {
+        return selected(raw);
+    }
+    let requirements = selector.get("requirements").and_then(Value::as_array).into_iter().flatten();
+    let equalities = requirements.filter(|requirement| text(requirement, "operator") == "In");
+    equalities
+        .filter_map(|requirement| match strings(requirement.get("values")).as_slice() {
+            [value] => Some((text(requirement, "key").to_owned(), value.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
 async fn rules(call: &Call<'_>) -> Result<Response, ApiError> {
     let mut review = body(call)?;
     let namespace = review.get("spec").map(|spec| text(spec, "namespace").to_owned()).unwrap_or_default();
@@ -139,6 +159,10 @@ async fn rules(call: &Call<'_>) -> Result<Response, ApiError> {
         let all = || vec!["*".to_owned()];
         rules.push(Rule { groups: all(), resources: all(), verbs: all(), ..Rule::default() });
         rules.push(Rule { verbs: all(), urls: all(), ..Rule::default() });
+    }
+    let is_node = call.user().node_name().is_some();
+    if is_node {
+        rules.extend_from_slice(node::general_rules());
     }
     let resource = |rule: &Rule| {
         let mut value = json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources});
@@ -153,6 +177,10 @@ async fn rules(call: &Call<'_>) -> Result<Response, ApiError> {
         .filter(|rule| !rule.urls.is_empty())
         .map(|rule| json!({"verbs": rule.verbs, "nonResourceURLs": rule.urls}))
         .collect();
-    review["status"] = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
+    review["status"] = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": is_node});
+    if is_node {
+        // What its pods let it read depends on each object.
+        review["status"]["evaluationError"] = "node authorizer does not support user rule resolution".into();
+    }
     Ok(answer(StatusCode::CREATED, &review))
 }

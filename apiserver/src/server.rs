@@ -61,6 +61,7 @@ impl Server {
             log,
             caches,
             rbac: Default::default(),
+            node_pods: Default::default(),
             pki,
             tokens,
             allocators,

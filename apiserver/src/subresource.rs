@@ -41,8 +41,6 @@ pub async fn serve(call: &Call<'_>) -> Result<Response, ApiError> {
         ("eviction", "create") => evict(call).await,
         ("token", "create") => tokens::request(call).await,
         ("finalize", "update") => finalize(call).await,
-        ("approval", "get") => get::get(call).await,
-        ("approval", "update" | "patch") => approve(call).await,
         _ => Err(not_allowed(call)),
     }
 }
@@ -199,31 +197,5 @@ async fn finalize(call: &Call<'_>) -> Result<Response, ApiError> {
         Ok((new, FieldErrors::new()))
     };
     let outcome = write::assign(call, call.name(), &options, change).await?;
-    get::answer(call, StatusCode::OK, outcome.bytes())
-}
-
-/// PUT or PATCH of a certificate signing request's conditions `Approved` and `Denied`.
-async fn approve(call: &Call<'_>) -> Result<Response, ApiError> {
-    let options = WriteOptions::read(call.request)?;
-    let body = if call.request.info.verb == "patch" {
-        codec::decode_json(&call.request.body)?.value
-    } else {
-        codec::decode(call.request)?.value
-    };
-    let change = |old: &Object| {
-        let mut new = old.clone();
-        let wanted = if call.request.info.verb == "patch" {
-            let mut after = old.to_value();
-            patch::merge(&mut after, &body);
-            after
-        } else {
-            body.clone()
-        };
-        let conditions = wanted.pointer("/status/conditions").cloned().unwrap_or_else(|| json!([]));
-        new.set(&["status", "conditions"], conditions);
-        let missing = fields::check(call, &mut new, Vec::new(), options.validation)?;
-        Ok((new, missing))
-    };
-    let outcome = write::modify(call, Op::UpdateStatus, call.name(), &options, Ownership::Update, change).await?;
     get::answer(call, StatusCode::OK, outcome.bytes())
 }

@@ -2,9 +2,12 @@
 //! discovery).
 
 use http::StatusCode;
+use jiff::Timestamp;
+use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::authn::jwt::{Bound, Claims, KeyError, Reference, Signer};
 use crate::http::{Response, json as answer};
 use crate::registry::{Call, codec, meta};
@@ -41,6 +44,33 @@ impl Tokens {
         &self.audiences
     }
 
+    /// A token to be kept in a Secret: it lives as long as the Secret and the account do.
+    pub fn for_secret(&self, account: &Object, secret: Reference, now: Timestamp) -> Result<String, KeyError> {
+        let bound = Bound { secret: Some(secret), ..bound_to(account) };
+        self.sign(bound, self.audiences.clone(), now, None)
+    }
+
+    /// A token for what `bound` says, for `seconds`; for ever when there are none.
+    fn sign(
+        &self,
+        bound: Bound,
+        audiences: Vec<String>,
+        now: Timestamp,
+        seconds: Option<i64>,
+    ) -> Result<String, KeyError> {
+        let now = now.as_second();
+        self.signer.sign(&Claims {
+            aud: audiences,
+            exp: seconds.map(|seconds| now + seconds),
+            iat: now,
+            iss: self.issuer.clone(),
+            jti: uuid::Uuid::new_v4().to_string(),
+            nbf: now,
+            sub: format!("system:serviceaccount:{}:{}", bound.namespace, bound.serviceaccount.name),
+            kubernetes: bound,
+        })
+    }
+
     /// The claims of a token with a good signature.
     pub fn verify(&self, token: &str) -> Option<Claims> {
         self.signer.verify(token)
@@ -60,6 +90,14 @@ impl Tokens {
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["ES256"],
         })
+    }
+}
+
+fn bound_to(account: &Object) -> Bound {
+    Bound {
+        namespace: account.namespace().to_owned(),
+        serviceaccount: Reference { name: account.name().to_owned(), uid: account.uid().to_owned() },
+        ..Bound::default()
     }
 }
 
@@ -92,26 +130,12 @@ pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
     if audiences.is_empty() {
         audiences = core.tokens.audiences().iter().take(1).cloned().collect();
     }
-    let mut bound = Bound {
-        namespace: call.namespace().to_owned(),
-        serviceaccount: Reference { name: account.name().to_owned(), uid: account.uid().to_owned() },
-        ..Bound::default()
-    };
+    admission::may_request_token(call, &spec)?;
+    let mut bound = bound_to(&account);
     if let Some(reference) = spec.get("boundObjectRef").filter(|reference| !reference.is_null()) {
         bind(call, reference, &mut bound)?;
     }
-    let now = core.now().as_second();
-    let claims = Claims {
-        aud: audiences.clone(),
-        exp: now + seconds,
-        iat: now,
-        iss: core.tokens.issuer().to_owned(),
-        jti: uuid::Uuid::new_v4().to_string(),
-        nbf: now,
-        sub: format!("system:serviceaccount:{}:{}", call.namespace(), account.name()),
-        kubernetes: bound,
-    };
-    let token = core.tokens.signer.sign(&claims).map_err(ApiError::internal)?;
+    let token = core.tokens.sign(bound, audiences.clone(), core.now(), Some(seconds)).map_err(ApiError::internal)?;
     let expires = core.now().checked_add(jiff::SignedDuration::from_secs(seconds)).map_err(ApiError::internal)?;
     body["kind"] = "TokenRequest".into();
     body["apiVersion"] = "authentication.k8s.io/v1".into();

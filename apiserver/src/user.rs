@@ -17,6 +17,10 @@ pub struct User {
 
 /// Members pass every authorization check.
 pub const MASTERS: &str = "system:masters";
+/// Every node agent.
+pub const NODES: &str = "system:nodes";
+/// What the user name of a node agent starts with; the node's name follows.
+const NODE_PREFIX: &str = "system:node:";
 /// Everyone with a credential.
 pub const AUTHENTICATED: &str = "system:authenticated";
 /// Everyone without one.
@@ -37,6 +41,16 @@ impl User {
     /// The caller without credential.
     pub fn anonymous() -> Self {
         User { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..User::default() }
+    }
+
+    /// The agent of a node.
+    pub fn node(name: &str) -> Self {
+        User::new(format!("{NODE_PREFIX}{name}"), &[NODES])
+    }
+
+    /// The node whose agent this is. Name and group together make a node, as on Kubernetes.
+    pub fn node_name(&self) -> Option<&str> {
+        self.name.strip_prefix(NODE_PREFIX).filter(|node| !node.is_empty() && self.in_group(NODES))
     }
 
     /// A service account's identity.

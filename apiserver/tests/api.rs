@@ -137,13 +137,15 @@ async fn initial_events_end_with_a_bookmark() {
 }
 
 #[tokio::test]
-async fn nobody_gets_health_and_nothing_else() {
+async fn without_a_credential_one_gets_health_and_the_version_and_nothing_else() {
     let world = world().await;
     for (uri, status) in [
         ("/healthz", 200),
         ("/livez", 200),
         ("/readyz", 200),
         ("/version", 200),
+        ("/api", 403),
+        ("/openapi/v3", 403),
         (MAPS, 403),
         ("/metrics", 403),
         ("/api/v1/nodes", 403),

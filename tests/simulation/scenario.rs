@@ -170,7 +170,7 @@ impl Play {
 
     fn start_node(&mut self, name: &str) {
         self.incarnations += 1;
-        let user = User::new(format!("system:node:{name}"), &["system:masters"]);
+        let user = User::node(name);
         let hollow = Hollow {
             name: name.to_owned(),
             client: Client::new(self.nodes.line(self.server.local(user)), "default"),

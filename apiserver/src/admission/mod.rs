@@ -1,7 +1,10 @@
 //! What guards or completes a write beyond the kind's own rules. Built in, in a fixed order; webhooks
 //! are not there yet.
 
+mod certificates;
+mod node;
 mod pods;
+mod token_secrets;
 
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource, StatusCause};
@@ -11,15 +14,20 @@ use crate::kinds::Op;
 use crate::registry::Call;
 use crate::user::MASTERS;
 
+pub use node::may_request_token;
+
 /// Namespaces the system needs.
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
 /// Completes an object before validation.
 pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
+    node::admit(call, op, new, old)?;
     let kind = &call.resource.kind;
-    match &*kind.plural {
-        "pods" if op == Op::Create && kind.group.is_empty() => pods::admit(call, new).await,
-        "nodes" if kind.group.is_empty() => own_certificate(call, new, old),
+    match (&*kind.group, &*kind.plural) {
+        ("", "pods") if op == Op::Create => pods::admit(call, new).await,
+        ("", "nodes") => own_certificate(call, new, old),
+        ("", "secrets") => token_secrets::admit(call, new, old).await,
+        ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }
 }
@@ -29,10 +37,7 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
 fn own_certificate(call: &Call<'_>, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
     let before = old.and_then(|old| old.annotation(SERVING_CERTIFICATE));
     let user = call.user();
-    if new.annotation(SERVING_CERTIFICATE) == before
-        || user.in_group(MASTERS)
-        || user.name.strip_prefix("system:node:") == Some(new.name())
-    {
+    if new.annotation(SERVING_CERTIFICATE) == before || user.in_group(MASTERS) || user.node_name() == Some(new.name()) {
         return Ok(());
     }
     let why = format!("the annotation {SERVING_CERTIFICATE} may be set only by the node itself");
@@ -69,11 +74,15 @@ pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> 
     Err(error)
 }
 
-/// The namespaces everything rests on stay.
-pub fn may_delete(call: &Call<'_>, name: &str) -> Result<(), ApiError> {
+/// The namespaces everything rests on stay; a node ends its own pods only.
+pub fn may_delete(call: &Call<'_>, old: &Object) -> Result<(), ApiError> {
     let kind = &call.resource.kind;
-    if kind.group.is_empty() && kind.plural == "namespaces" && IMMORTAL.contains(&name) {
-        return Err(ApiError::forbidden(call.resource.group_resource(), name, "this namespace may not be deleted"));
+    if kind.group.is_empty() && kind.plural == "namespaces" && IMMORTAL.contains(&old.name()) {
+        return Err(ApiError::forbidden(
+            call.resource.group_resource(),
+            old.name(),
+            "this namespace may not be deleted",
+        ));
     }
-    Ok(())
+    node::may_delete(call, old)
 }

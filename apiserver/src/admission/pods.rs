@@ -8,13 +8,13 @@ use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
 
 use crate::cache::Item;
-use crate::kinds::pod::{admit_priority, admit_service_account, service_account_name};
+use crate::kinds::pod::{MIRROR, admit_priority, admit_service_account, service_account_name};
 use crate::registry::{Call, meta};
 
 pub(super) async fn admit(call: &Call<'_>, pod: &mut Object) -> Result<(), ApiError> {
     priority(call, pod)?;
     // Mirror pods stand for what a node runs by itself: nothing is injected into them.
-    if pod.annotation("kubernetes.io/config.mirror").is_none() {
+    if pod.annotation(MIRROR).is_none() {
         service_account(call, pod).await?;
     }
     Ok(())

@@ -17,8 +17,9 @@ pub struct Claims {
     /// Who may accept the token.
     #[serde(default)]
     pub aud: Vec<String>,
-    /// Seconds since 1970 after which it is void.
-    pub exp: i64,
+    /// Seconds since 1970 after which it is void; one kept in a Secret lives as long as that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exp: Option<i64>,
     /// When it was made.
     #[serde(default)]
     pub iat: i64,
@@ -133,7 +134,7 @@ mod tests {
     fn claims() -> Claims {
         Claims {
             aud: vec!["api".into()],
-            exp: 10,
+            exp: Some(10),
             iat: 1,
             iss: "me".into(),
             jti: "j".into(),

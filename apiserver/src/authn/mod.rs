@@ -11,16 +11,23 @@ use http::HeaderMap;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
 
+use crate::authn::jwt::Reference;
 use crate::core::Core;
 use crate::user::{AUTHENTICATED, User};
 
 /// The identity behind a request: the connection's certificate or a bearer token; anonymous otherwise. A
 /// credential that does not hold is an error, never anonymous.
-pub fn authenticate(core: &Core, headers: &HeaderMap, peer: Option<&User>) -> Result<User, ApiError> {
-    if let Some(token) = bearer(headers) {
-        return token_user(core, token, &[]).ok_or_else(ApiError::unauthorized);
+pub async fn authenticate(core: &Core, headers: &HeaderMap, peer: Option<&User>) -> Result<User, ApiError> {
+    let Some(token) = bearer(headers) else {
+        return Ok(peer.cloned().unwrap_or_else(User::anonymous));
+    };
+    let own = core.tokens.audiences();
+    if let Some(known) = token_user(core, token, own) {
+        return Ok(known.user);
     }
-    Ok(peer.cloned().unwrap_or_else(User::anonymous))
+    // What it is bound to may have been created an instant ago, on another connection.
+    core.caches.consistent().await?;
+    token_user(core, token, own).map(|known| known.user).ok_or_else(ApiError::unauthorized)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -32,47 +39,62 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     None
 }
 
-/// The user of a token: a service account's, or a bootstrap token. `audiences` empty means the API server's own.
-pub fn token_user(core: &Core, token: &str, audiences: &[String]) -> Option<User> {
-    match token.bytes().filter(|byte| *byte == b'.').count() {
-        2 => service_account(core, token, audiences),
-        1 => bootstrap_token(core, token),
-        _ => None,
-    }
+/// Who a token says its bearer is, and to whom it says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The bearer.
+    pub user: User,
+    /// Those of the audiences asked about that the token is meant for.
+    pub audiences: Vec<String>,
 }
 
-fn service_account(core: &Core, token: &str, audiences: &[String]) -> Option<User> {
+/// The user of a token that is meant for one of `audiences`: a service account's, or a bootstrap token.
+pub fn token_user(core: &Core, token: &str, audiences: &[String]) -> Option<Known> {
+    let (user, meant) = match token.bytes().filter(|byte| *byte == b'.').count() {
+        2 => service_account(core, token)?,
+        // Only this server knows bootstrap tokens: they are meant for nobody else.
+        1 => (bootstrap_token(core, token)?, core.tokens.audiences().to_vec()),
+        _ => return None,
+    };
+    let audiences: Vec<String> = audiences.iter().filter(|audience| meant.contains(audience)).cloned().collect();
+    (!audiences.is_empty()).then_some(Known { user, audiences })
+}
+
+/// The account behind a token, and the token's audiences.
+fn service_account(core: &Core, token: &str) -> Option<(User, Vec<String>)> {
     let claims = core.tokens.verify(token)?;
     let now = core.now().as_second();
-    if claims.iss != core.tokens.issuer() || claims.exp <= now || claims.nbf > now + 5 {
-        return None;
-    }
-    let own = core.tokens.audiences();
-    let wanted = if audiences.is_empty() { own } else { audiences };
-    if !claims.aud.iter().any(|audience| wanted.contains(audience)) {
+    if claims.iss != core.tokens.issuer() || claims.exp.is_some_and(|exp| exp <= now) || claims.nbf > now + 5 {
         return None;
     }
     let bound = &claims.kubernetes;
-    let lives = |resource: &str, name: &str, uid: &str| {
-        let item = core.caches.resource(resource).get(&bound.namespace, name)?;
-        let object = item.object();
-        (object.uid() == uid).then_some(object)
+    let lives = |resource: &str, namespace: &str, reference: &Reference| {
+        let item = core.caches.resource(resource).get(namespace, &reference.name)?;
+        (item.object().uid() == reference.uid).then_some(())
     };
-    lives("serviceaccounts", &bound.serviceaccount.name, &bound.serviceaccount.uid)?;
+    lives("serviceaccounts", &bound.namespace, &bound.serviceaccount)?;
     let mut user = User::service_account(&bound.namespace, &bound.serviceaccount.name, &bound.serviceaccount.uid);
-    user.extra.insert("authentication.kubernetes.io/credential-id".into(), vec![format!("JTI={}", claims.jti)]);
+    let mut say = |what: &str, value: &str| {
+        user.extra.insert(format!("authentication.kubernetes.io/{what}"), vec![value.to_owned()]);
+    };
+    say("credential-id", &format!("JTI={}", claims.jti));
     if let Some(pod) = &bound.pod {
-        let object = lives("pods", &pod.name, &pod.uid)?;
-        user.extra.insert("authentication.kubernetes.io/pod-name".into(), vec![pod.name.clone()]);
-        user.extra.insert("authentication.kubernetes.io/pod-uid".into(), vec![pod.uid.clone()]);
-        if let Some(node) = object.get_str(&["spec", "nodeName"]) {
-            user.extra.insert("authentication.kubernetes.io/node-name".into(), vec![node.to_owned()]);
+        lives("pods", &bound.namespace, pod)?;
+        say("pod-name", &pod.name);
+        say("pod-uid", &pod.uid);
+    }
+    if let Some(node) = &bound.node {
+        // A pod's token says where the pod is and dies with the pod; one bound to the node alone, with the node (KEP-4193).
+        if bound.pod.is_none() {
+            lives("nodes", "", node)?;
         }
+        say("node-name", &node.name);
+        say("node-uid", &node.uid);
     }
     if let Some(secret) = &bound.secret {
-        lives("secrets", &secret.name, &secret.uid)?;
+        lives("secrets", &bound.namespace, secret)?;
     }
-    Some(user)
+    Some((user, claims.aud))
 }
 
 /// A bootstrap token `<id>.<secret>`, kept in the secret `kube-system/bootstrap-token-<id>`.

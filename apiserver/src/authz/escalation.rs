@@ -1,7 +1,8 @@
 //! Nobody hands out more than they hold.
 //!
 //! Writing a role needs every permission it grants (or the verb `escalate`); writing a binding needs
-//! every permission of its role (or the verb `bind`). Kubernetes, "Privilege escalation prevention".
+//! every permission of its role (or the verb `bind`). An aggregation rule gathers whatever others write, so
+//! it needs every permission there is. Kubernetes, "Privilege escalation prevention".
 
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
@@ -23,59 +24,49 @@ pub fn check(
     new: &Object,
     old: Option<&Object>,
 ) -> Result<(), ApiError> {
-    if group != GROUP || user.in_group(MASTERS) {
+    if group != GROUP || user.in_group(MASTERS) || old.is_some_and(|old| only_collects_garbage(new, old)) {
         return Ok(());
     }
-    let (granted, verb, target, target_name) = match resource {
+    let may = |verb: &str, resource: &str, name: &str| {
+        let what = Attributes { verb, group: GROUP, resource, namespace, name, ..Attributes::default() };
+        allowed(core, user, &what)
+    };
+    let held = || core.rbac.rules(&core.caches, user, namespace);
+    match resource {
         "roles" | "clusterroles" => {
-            if old.is_some_and(|old| old.get(&["rules"]) == new.get(&["rules"])) {
+            if may("escalate", resource, new.name()) {
                 return Ok(());
             }
-            (rules(new), "escalate", resource.to_owned(), new.name().to_owned())
+            let held = held();
+            granting(user, resource, new, &rules(new), &held)?;
+            let aggregates = [Some(new), old].into_iter().flatten().any(has_aggregation_rule);
+            if aggregates && everything().iter().any(|rule| !uncovered(rule, &held).is_empty()) {
+                let why = "must have cluster-admin privileges to use the aggregationRule";
+                return Err(ApiError::forbidden(GroupResource::new(GROUP, resource), new.name(), why));
+            }
+            Ok(())
         }
         "rolebindings" | "clusterrolebindings" => {
-            let same = |key: &str| old.is_some_and(|old| old.get(&[key]) == new.get(&[key]));
-            if same("roleRef") && same("subjects") {
-                return Ok(());
-            }
-            let name = new.get_str(&["roleRef", "name"]).unwrap_or_default().to_owned();
+            let name = new.get_str(&["roleRef", "name"]).unwrap_or_default();
             let (role_resource, role_namespace) = match new.get_str(&["roleRef", "kind"]) {
                 Some("Role") => ("roles", namespace),
                 _ => ("clusterroles", ""),
             };
-            let role = core.caches.resource(&format!("{role_resource}.{GROUP}")).get(role_namespace, &name);
-            let granted = role.map(|item| rules(&item.object()));
-            let Some(granted) = granted else {
-                // A binding to a role that does not exist grants nothing now, but would later.
-                let may = allowed(
-                    core,
-                    user,
-                    &Attributes {
-                        verb: "bind",
-                        group: GROUP,
-                        resource: role_resource,
-                        namespace,
-                        name: &name,
-                        ..Attributes::default()
-                    },
-                );
-                return if may {
-                    Ok(())
-                } else {
-                    Err(ApiError::not_found(GroupResource::new(GROUP, role_resource), &name))
-                };
-            };
-            (granted, "bind", role_resource.to_owned(), name)
+            if may("bind", role_resource, name) {
+                return Ok(());
+            }
+            // A binding to a role that does not exist grants nothing now, but would later.
+            let role = core.caches.resource(&format!("{role_resource}.{GROUP}")).get(role_namespace, name);
+            let role = role.ok_or_else(|| ApiError::not_found(GroupResource::new(GROUP, role_resource), name))?;
+            granting(user, resource, new, &rules(&role.object()), &held())
         }
-        _ => return Ok(()),
-    };
-    let may =
-        Attributes { verb, group: GROUP, resource: &target, namespace, name: &target_name, ..Attributes::default() };
-    if allowed(core, user, &may) {
-        return Ok(());
+        _ => Ok(()),
     }
-    let held = core.rbac.rules(&core.caches, user, namespace);
-    let missing: Vec<String> = granted.iter().flat_map(|rule| uncovered(rule, &held)).collect();
+}
+
+/// Refuses to grant what is not held.
+fn granting(user: &User, resource: &str, new: &Object, granted: &[Rule], held: &[Rule]) -> Result<(), ApiError> {
+    let missing: Vec<String> = granted.iter().flat_map(|rule| uncovered(rule, held)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -86,6 +77,33 @@ pub fn check(
         missing.join("\n")
     );
     Err(ApiError::forbidden(GroupResource::new(GROUP, resource), new.name(), &why))
+}
+
+fn has_aggregation_rule(role: &Object) -> bool {
+    role.get(&["aggregationRule"]).is_some_and(|rule| !rule.is_null())
+}
+
+/// What only a cluster administrator holds.
+fn everything() -> [Rule; 2] {
+    let all = || vec!["*".to_owned()];
+    [
+        Rule { groups: all(), resources: all(), verbs: all(), ..Rule::default() },
+        Rule { verbs: all(), urls: all(), ..Rule::default() },
+    ]
+}
+
+/// Whether an update does no more than the garbage collector must be able to do with any object. Labels do count:
+/// by a label a role becomes part of an aggregated one.
+fn only_collects_garbage(new: &Object, old: &Object) -> bool {
+    fn rest(object: &Object) -> Object {
+        let mut object = object.clone();
+        let metadata = object.metadata_mut();
+        for field in ["finalizers", "ownerReferences", "managedFields", "resourceVersion"] {
+            metadata.shift_remove(field);
+        }
+        object
+    }
+    rest(new) == rest(old)
 }
 
 /// The single permissions of `rule` that no held rule covers, as Kubernetes prints them.
@@ -153,5 +171,15 @@ mod tests {
         assert!(uncovered(&rule(&["pods"]), &[rule(&["pods", "secrets"])]).is_empty());
         assert_eq!(uncovered(&rule(&["*"]), &[rule(&["pods"])]).len(), 1);
         assert!(uncovered(&rule(&["pods"]), &[rule(&["*"])]).is_empty());
+        assert!(everything().iter().all(|rule| uncovered(rule, &everything()).is_empty()));
+        assert!(everything().iter().all(|all| !uncovered(all, &[rule(&["*"])]).is_empty()));
+    }
+
+    #[test]
+    fn the_garbage_collector_may_touch_what_it_could_not_grant() {
+        let role = |metadata: serde_json::Value| Object::from_value(serde_json::json!({"metadata": metadata})).unwrap();
+        let old = role(serde_json::json!({"name": "a", "finalizers": ["x/y"], "resourceVersion": "1"}));
+        assert!(only_collects_garbage(&role(serde_json::json!({"name": "a"})), &old));
+        assert!(!only_collects_garbage(&role(serde_json::json!({"name": "a", "labels": {"to": "admin"}})), &old));
     }
 }

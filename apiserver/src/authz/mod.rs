@@ -2,6 +2,7 @@
 
 pub mod escalation;
 pub mod node;
+pub mod node_pods;
 pub mod rbac;
 
 use proa_apimachinery::status::{ApiError, GroupResource};
@@ -27,6 +28,8 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     /// The path, when there is no resource.
     pub path: &'a str,
+    /// The fields, and their values, to which a field selector narrows a list or watch.
+    pub selected: &'a [(String, String)],
 }
 
 impl<'a> From<&'a RequestInfo> for Attributes<'a> {
@@ -39,13 +42,14 @@ impl<'a> From<&'a RequestInfo> for Attributes<'a> {
             namespace: &info.namespace,
             name: &info.name,
             path: &info.path,
+            selected: &info.selected,
         }
     }
 }
 
 /// Whether `user` may.
 pub fn allowed(core: &Core, user: &User, what: &Attributes<'_>) -> bool {
-    user.in_group(MASTERS) || node::allowed(user, what) || core.rbac.allowed(&core.caches, user, what)
+    user.in_group(MASTERS) || node::allowed(core, user, what) || core.rbac.allowed(&core.caches, user, what)
 }
 
 /// Ok, or Kubernetes' refusal.

@@ -19,7 +19,7 @@ mod at;
 mod autoscaling;
 mod batch;
 mod cells;
-mod certificates;
+pub mod certificates;
 mod columns;
 mod config;
 pub mod crd;

@@ -164,12 +164,12 @@ pub async fn delete(call: &Call<'_>) -> Result<Response, ApiError> {
 
 /// Deletes one object by name.
 pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) -> Result<Deleted, ApiError> {
-    admission::may_delete(call, name)?;
     loop {
         let Some(write::Current { item, object: old }) = write::current(call, name).await? else {
             return Err(call.not_found(name));
         };
         options.check(call, &old)?;
+        admission::may_delete(call, &old)?;
         let mut new = old.clone();
         propagate(&mut new, options.propagation);
         let wait = options.wait(call, &old);

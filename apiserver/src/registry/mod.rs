@@ -27,6 +27,7 @@ use proa_apimachinery::status::ApiError;
 use crate::core::Core;
 use crate::http::negotiate::{Shape, choose};
 use crate::http::{Request, Response, warn};
+use crate::kinds::Op;
 use crate::resources::Resource;
 use crate::user::User;
 use crate::{proxy, subresource};
@@ -57,6 +58,14 @@ impl Call<'_> {
     /// The name of the path.
     pub fn name(&self) -> &str {
         &self.request.info.name
+    }
+
+    /// What a PUT or PATCH here changes: the object, or only what others observe of it.
+    pub fn update_op(&self) -> Op {
+        match self.request.info.subresource.as_str() {
+            "status" | "approval" => Op::UpdateStatus,
+            _ => Op::Update,
+        }
     }
 
     /// Tells the client something, once.
@@ -118,7 +127,7 @@ async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
             return Err(ApiError::forbidden(call.resource.group_resource(), &info.name, &why));
         }
         name if !call.resource.has_subresource(name) => return Err(ApiError::no_such_resource()),
-        "status" => {
+        "status" | "approval" => {
             return match info.verb {
                 "get" => get::get(call).await,
                 "update" => update::update(call).await,

@@ -47,17 +47,13 @@ pub async fn patch(call: &Call<'_>) -> Result<Response, ApiError> {
         return Err(ApiError::too_large(MAX_OPERATIONS));
     }
     let name = call.name().to_owned();
-    let op = operation(call);
+    let op = call.update_op();
     let change = |old: &Object| {
         let new = patched(call, &form, old, &decoded.value)?;
         checked(call, new, decoded.duplicates.clone(), options.validation)
     };
     let outcome = write::modify(call, op, &name, &options, Ownership::Update, change).await?;
     get::answer(call, StatusCode::OK, outcome.bytes())
-}
-
-fn operation(call: &Call<'_>) -> Op {
-    if call.request.info.subresource == "status" { Op::UpdateStatus } else { Op::Update }
 }
 
 fn patched(call: &Call<'_>, form: &Form, old: &Object, patch: &Value) -> Result<Value, ApiError> {
@@ -109,7 +105,7 @@ async fn apply(call: &Call<'_>, options: WriteOptions) -> Result<Response, ApiEr
     }
     // Missing required fields may be there already, set by somebody else: only the merged object is judged.
     fields::check(call, &mut config, decoded.duplicates, options.validation)?;
-    let op = operation(call);
+    let op = call.update_op();
     let api_version = call.resource.api_version();
     let manager = Manager {
         name: &options.manager,

@@ -34,7 +34,7 @@ pub async fn update(call: &Call<'_>) -> Result<Response, ApiError> {
     let name = call.name().to_owned();
     meta::place(&call.resource, &mut object, call.namespace(), Some(&name))?;
     let missing = fields::check(call, &mut object, decoded.duplicates, options.validation)?;
-    let op = if call.request.info.subresource == "status" { Op::UpdateStatus } else { Op::Update };
+    let op = call.update_op();
     let kind = &call.resource.kind;
     let may_create = op == Op::Update
         && CREATE_ON_UPDATE.iter().any(|(group, plural)| *group == kind.group && *plural == kind.plural);

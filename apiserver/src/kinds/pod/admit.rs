@@ -19,6 +19,9 @@ pub fn service_account_name(pod: &Object) -> &str {
     pod.get_str(&["spec", "serviceAccountName"]).filter(|n| !n.is_empty()).unwrap_or("default")
 }
 
+/// On a pod: it stands for one its node runs by itself.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Gives a new pod its service account: name, pull secrets, and the projected token volume. `suffix` is
 /// five random characters for the volume's name.
 pub fn admit_service_account(pod: &mut Object, account: &Object, suffix: &str) {

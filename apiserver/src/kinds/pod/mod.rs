@@ -10,11 +10,14 @@ use super::{Graceful, Op, Rules};
 mod admit;
 mod container;
 mod defaults;
+mod references;
 mod spec;
 mod update;
 mod volume;
 
-pub use admit::{TOKEN_PATH, admit_priority, admit_service_account, qos_class, service_account_name};
+pub use admit::{MIRROR, TOKEN_PATH, admit_priority, admit_service_account, qos_class, service_account_name};
+pub use references::{CONFIG_REVISION, Referent, references};
+
 pub(super) use container::{port as validate_port, quantities, resources};
 pub(super) use defaults::{canonical_quantities, spec_defaults};
 pub(super) use spec::{label_selector, selects, validate as validate_spec};
