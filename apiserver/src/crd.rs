@@ -4,6 +4,7 @@
 //! and the removal of instances when a definition goes. Wakes on every change of a definition.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use http::{HeaderMap, Method};
@@ -28,6 +29,9 @@ use crate::user::{MASTERS, User};
 
 const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+/// How long what failed waits (a full disk, say).
+const RETRY: Duration = Duration::from_secs(5);
+
 /// How many instances of a definition that goes are deleted at a time: they share the store's writes.
 const CONCURRENT_DELETES: usize = 64;
 
@@ -60,9 +64,11 @@ pub async fn follow(core: Arc<Core>) {
     loop {
         changed.borrow_and_update();
         take_up(&core);
+        let mut again = false;
         for item in cache.items("") {
             if let Err(error) = settle(&core, &item).await {
-                // A conflict means somebody else wrote: that write wakes this loop again.
+                // A conflict means somebody else wrote: that write wakes this loop again. Nothing else does.
+                again |= error.code != 409;
                 tracing::debug!(name = item.name(), %error, "the definition's status waits");
             }
         }
@@ -70,6 +76,7 @@ pub async fn follow(core: Arc<Core>) {
             biased;
             woken = changed.changed() => if woken.is_err() { return },
             () = core.definitions.again.notified() => {}
+            () = tokio::time::sleep(RETRY), if again => {}
             () = core.stop.cancelled() => return,
         }
     }

@@ -271,48 +271,20 @@ async fn bad_input_gets_a_status_and_changes_nothing() {
 
 #[tokio::test]
 async fn everything_is_there_after_a_restart() {
-    use proa_apiserver::{Config, Server};
-    use proa_store::{Embedded, Log, Options};
-    use std::sync::Arc;
-    let dir = tempfile::tempdir().unwrap();
+    let mut world = world().await;
     let ports =
         |service: &Value| (service["spec"]["clusterIP"].clone(), service["spec"]["ports"][0]["nodePort"].clone());
     let services = "/api/v1/namespaces/default/services";
+    let body = json!({"metadata": {"generateName": "web-"}, "spec": {"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "b"}}});
     let mut seen = Vec::new();
     for round in 0..2 {
-        let store = Embedded::open(&dir.path().join("store"), Options::default()).await.unwrap();
-        let store = Arc::new(store);
-        let server = Server::open(Config::new(dir.path()), Arc::clone(&store) as Arc<dyn Log>).await.unwrap();
-        let mut local = server.local(User::new("admin", &["system:masters"]));
-        let body = json!({"metadata": {"generateName": "web-"}, "spec": {"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "b"}}});
-        let request = http::Request::post(services)
-            .body(http_body_util::Full::new(bytes::Bytes::from(body.to_string())))
-            .unwrap();
-        let Ok(response) = tower::Service::call(&mut local, request).await;
-        assert_eq!(response.status(), 201);
-        let made: Value =
-            serde_json::from_slice(&http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes())
-                .unwrap();
+        let made = world.ok("POST", services, &body).await;
         assert!(!seen.contains(&ports(&made)), "round {round}");
         seen.push(ports(&made));
-        let Ok(response) = tower::Service::call(
-            &mut local,
-            http::Request::get(services).body(http_body_util::Full::new(bytes::Bytes::new())).unwrap(),
-        )
-        .await;
-        let list: Value =
-            serde_json::from_slice(&http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes())
-                .unwrap();
+        let list = world.get(services).await;
         for one in &seen {
             assert!(list["items"].as_array().unwrap().iter().any(|service| ports(service) == *one), "round {round}");
         }
-        server.close();
-        drop((server, local));
-        // The store closes when its last user is gone; the follower lets go when it is told to stop.
-        while Arc::strong_count(&store) > 1 {
-            tokio::task::yield_now().await;
-        }
-        let Ok(store) = Arc::try_unwrap(store) else { panic!("the store is still in use") };
-        store.close().await;
+        world = world.restarted().await;
     }
 }

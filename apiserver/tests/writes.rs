@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use common::{World, world};
 use proa_apiserver::User;
 use proa_store::Revision;
@@ -275,7 +277,9 @@ async fn a_deleted_collection_is_answered_with_what_it_held() {
     let held = json!({"metadata": {"name": "held", "labels": {"of": "many"}, "finalizers": ["example.com/hold"]}});
     world.ok("POST", MAPS, &held).await;
     let uri = format!("{MAPS}?labelSelector=of%3Dmany");
+    world.most_commits.store(0, SeqCst);
     let deleted = world.ok("DELETE", &uri, &Value::Null).await;
+    assert!(world.most_commits.load(SeqCst) > 32, "one by one, each would wait for the disk");
     assert_eq!((&deleted["kind"], deleted["items"].as_array().unwrap().len()), (&json!("ConfigMapList"), 151));
     let left = world.get(&uri).await;
     assert_eq!(left["items"].as_array().unwrap().len(), 1);

@@ -16,7 +16,7 @@ pub enum Decoded<K> {
     /// The object.
     Object(K),
     /// Its identity, and what is wrong with it.
-    Undecodable(Undecodable),
+    Undecodable(Box<Undecodable>),
 }
 
 /// What is known of an object that cannot be read.
@@ -60,7 +60,7 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Decoded<K> {
             resource_version: metadata.resource_version,
             ..ObjectMeta::default()
         };
-        Ok(Decoded::Undecodable(Undecodable { metadata, error }))
+        Ok(Decoded::Undecodable(Box::new(Undecodable { metadata, error })))
     }
 }
 

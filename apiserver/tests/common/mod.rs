@@ -4,12 +4,18 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use http_body_util::{BodyExt, Full};
 use proa_apiserver::http::Body;
 use proa_apiserver::{Config, Server, User};
-use proa_store::{Embedded, Log, Options};
+use proa_store::{
+    Chunk, CommitError, Committed, Embedded, Entry, Event, Log, Options, RangeError, Revision, Txn, WatchError,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -20,6 +26,8 @@ pub(crate) struct World {
     pub(crate) server: Server,
     pub(crate) dir: Arc<TempDir>,
     pub(crate) log: Arc<dyn Log>,
+    /// The most commits that were under way at once.
+    pub(crate) most_commits: Arc<AtomicUsize>,
     stop: CancellationToken,
 }
 
@@ -31,9 +39,57 @@ impl Drop for World {
 }
 
 async fn open(dir: Arc<TempDir>) -> World {
-    let log: Arc<dyn Log> = Arc::new(Embedded::open(&dir.path().join("store"), Options::default()).await.unwrap());
+    let store = Embedded::open(&dir.path().join("store"), Options::default()).await.unwrap();
+    let most_commits = Arc::new(AtomicUsize::new(0));
+    let log: Arc<dyn Log> =
+        Arc::new(Counted { store, under_way: AtomicUsize::new(0), most: Arc::clone(&most_commits) });
     let server = Server::open(Config::new(dir.path()), Arc::clone(&log)).await.unwrap();
-    World { server, dir, log, stop: CancellationToken::new() }
+    World { server, dir, log, most_commits, stop: CancellationToken::new() }
+}
+
+/// The store, and how many commits it is asked for at once.
+struct Counted {
+    store: Embedded,
+    under_way: AtomicUsize,
+    most: Arc<AtomicUsize>,
+}
+
+impl Log for Counted {
+    fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Committed, CommitError>> {
+        let committing = self.store.commit(txn);
+        Box::pin(async move {
+            self.most.fetch_max(self.under_way.fetch_add(1, SeqCst) + 1, SeqCst);
+            let committed = committing.await;
+            self.under_way.fetch_sub(1, SeqCst);
+            committed
+        })
+    }
+
+    fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        at: Option<Revision>,
+        after_key: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Chunk, RangeError>> {
+        self.store.range(prefix, at, after_key, limit)
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Option<Entry>, Revision), RangeError>> {
+        self.store.get(key)
+    }
+
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+        self.store.watch(prefix, after)
+    }
+
+    fn revision(&self) -> Revision {
+        self.store.revision()
+    }
+
+    fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>> {
+        self.store.compact(before)
+    }
 }
 
 pub(crate) async fn world() -> World {
