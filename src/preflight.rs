@@ -12,10 +12,11 @@ pub(crate) fn check_machine() -> anyhow::Result<()> {
     if unsafe { libc::geteuid() } != 0 {
         bail!("running containers needs root: start it again with sudo");
     }
-    for (name, module) in [("overlay", "overlay"), ("cgroup", "cgroup (or cgroup2)")] {
-        if !proa_runtime::offers_filesystem(name) && !(name == "cgroup" && proa_runtime::offers_filesystem("cgroup2")) {
+    for names in [["overlay"].as_slice(), &["cgroup2", "cgroup"]] {
+        if !names.iter().any(|name| proa_runtime::offers_filesystem(name)) {
             bail!(
-                "this kernel has no {name} support, which containers need: load the module {module} or use another kernel"
+                "this kernel has no {} file system, which containers need: install its modules or use another kernel",
+                names[0]
             );
         }
     }

@@ -19,7 +19,8 @@ tail -f /up.log &
 /proa up --node-name node-1 --data-dir /data --apply /quickstart.yaml --apply /limited.yaml >/up.log 2>&1 &
 platform=$!
 until grep -q '^Ready in' /up.log; do sleep 0.1; done
-wget -q -O - http://127.0.0.1:30080/
+# The pods are ready; the rules that lead to them may be a moment behind.
+until wget -q -O - http://127.0.0.1:30080/; do sleep 0.1; done
 group=/sys/fs/cgroup/proa/*/burstable
 until grep -qs 67108864 $group/pod*/*/memory.max && grep -qs . $group/pod*/*/cgroup.procs; do sleep 0.1; done
 container=$(dirname $(grep -l 67108864 $group/pod*/*/memory.max))

@@ -26,9 +26,16 @@ impl Setting {
     }
 }
 
-/// `cpu.weight` (1 … 10000) for `cpu.shares` (2 … 262144), as Kubernetes converts (KEP-2254).
+/// `cpu.weight` (1 … 10000) for `cpu.shares` (2 … 262144), by the curve on which the defaults of both, 1024 and 100, meet:
+/// Kubernetes' and the OCI runtimes' since 2025, and libcontainer's, which sets a container's first limits.
 pub(crate) fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+    let shares = shares.clamp(2, 262_144);
+    if shares == 2 {
+        return 1;
+    }
+    let log = (shares as f64).log2();
+    let weight = 10f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0).ceil();
+    (weight as u64).clamp(1, 10_000)
 }
 
 /// What to write, in order.
@@ -103,7 +110,7 @@ mod tests {
         );
         assert_eq!(
             written(&resources, true),
-            ["cpu.weight=39", "cpu.max=50000 100000", "memory.max=67108864", "pids.max=10"]
+            ["cpu.weight=100", "cpu.max=50000 100000", "memory.max=67108864", "pids.max=10"]
         );
         let lifted = Resources { memory_bytes: Some(0), pids: Some(0), cpu_quota_us: Some(0), ..Resources::default() };
         assert_eq!(written(&lifted, true), ["cpu.max=max 100000", "memory.max=max", "pids.max=max"]);
@@ -113,5 +120,7 @@ mod tests {
     #[test]
     fn weights_cover_the_whole_range() {
         assert_eq!((weight(0), weight(2), weight(262_144), weight(u64::MAX)), (1, 1, 10_000, 10_000));
+        assert_eq!((weight(1024), weight(2048)), (100, 174));
+        assert!((2..262_144).step_by(97).all(|shares| weight(shares) <= weight(shares + 97)));
     }
 }

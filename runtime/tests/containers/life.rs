@@ -237,7 +237,7 @@ async fn limits_are_where_the_kernel_reads_them() {
         assert_eq!(texts.next().as_deref().map(str::trim), Some(value), "{file}");
     };
     if crate::guest::host_is_on_cgroup_v2() {
-        holds("cpu.weight", "39");
+        holds("cpu.weight", "100");
         holds("cpu.max", "50000 100000");
         holds("memory.max", "67108864");
     } else {
@@ -246,7 +246,13 @@ async fn limits_are_where_the_kernel_reads_them() {
         holds("memory.limit_in_bytes", "67108864");
     }
     holds("pids.max", "20");
-    bench.runtime.update("c", Resources { memory_bytes: Some(96 << 20), ..Resources::default() }).await.unwrap();
-    holds(if crate::guest::host_is_on_cgroup_v2() { "memory.max" } else { "memory.limit_in_bytes" }, "100663296");
+    let more = Resources { memory_bytes: Some(96 << 20), cpu_shares: Some(1024), ..Resources::default() };
+    bench.runtime.update("c", more).await.unwrap();
+    if crate::guest::host_is_on_cgroup_v2() {
+        holds("cpu.weight", "100");
+        holds("memory.max", "100663296");
+    } else {
+        holds("memory.limit_in_bytes", "100663296");
+    }
     bench.done().await;
 }
