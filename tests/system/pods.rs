@@ -132,6 +132,12 @@ metadata: {name: greedy}
 spec:
   restartPolicy: Never
   containers: [{name: main, image: 'test/busybox:1', command: [sh, -c, 'tail /dev/zero'], resources: {limits: {memory: 32Mi}}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: hoarder}
+spec:
+  containers: [{name: main, image: 'test/busybox:1', command: [sh, -c, 'head -c 2000000 /dev/zero > /hoard; exec sleep 1000'], resources: {limits: {ephemeral-storage: 1Mi}}}]
 ",
     );
     let log = log_of(&cluster, "locked");
@@ -144,6 +150,7 @@ spec:
     assert_eq!(lines[4..6], ["2000", "wrote"], "{log}");
     assert!(lines[6].ends_with("0000000000000000") && lines[7].ends_with('1'), "{log}");
     cluster.wait_for("pod/greedy", ".status.containerStatuses[0].state.terminated.reason", "OOMKilled");
+    cluster.wait_for("pod/hoarder", ".status.reason", "Evicted");
 }
 
 #[test]
