@@ -5,16 +5,15 @@ mod scale;
 use http::StatusCode;
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::object::Object;
-use proa_apimachinery::patch;
 use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::{Value, json};
 
 use crate::http::{Response, json as answer};
-use crate::kinds::{Op, namespace};
+use crate::kinds::namespace;
 use crate::registry::delete::{DeleteOptions, delete_named};
 use crate::registry::options::WriteOptions;
-use crate::registry::write::{self, Ownership};
+use crate::registry::write;
 use crate::registry::{Call, codec, fields, get, meta, not_allowed};
 use crate::tokens;
 
