@@ -114,7 +114,7 @@ fn after_a_reboot_pods_run_again_from_their_init_containers_on() {
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
     let data = cluster.data();
     for place in
-        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|place| Path::new(place).starts_with(&data))
+        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|place| Path::new(place).starts_with(data))
     {
         nix::mount::umount2(place, nix::mount::MntFlags::MNT_DETACH).expect("it is mounted");
     }
