@@ -85,6 +85,7 @@ fn bring_up_loopback() {
 pub(crate) struct Cluster {
     pub(crate) namespace: Namespace,
     dir: tempfile::TempDir,
+    data: PathBuf,
     child: Option<Child>,
     kubectl: PathBuf,
 }
@@ -105,12 +106,13 @@ impl Cluster {
     /// A place for a platform, nothing started.
     pub(crate) fn prepared() -> Cluster {
         let dir = tempfile::Builder::new().prefix("proa-test-").tempdir().expect("a directory");
-        Cluster { namespace: Namespace::new(), dir, child: None, kubectl: newest_kubectl() }
+        let data = dir.path().join("data");
+        Cluster { namespace: Namespace::new(), dir, data, child: None, kubectl: newest_kubectl() }
     }
 
     /// The data directory; made by the first command that needs it.
-    pub(crate) fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
     }
 
     /// A folder for the test's own files.

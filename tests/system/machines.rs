@@ -9,6 +9,8 @@ use crate::harness::{Cluster, Namespace, PROA, Part, eventually, text};
 /// The addresses of the platform's machine and of the other one.
 const FIRST: &str = "192.168.7.1";
 const BOTH: &str = "192.168.7.0/24";
+/// What tells the wire's end from the platform's own network: of one namespace, so any name will do.
+const WIRE: &str = "wire";
 
 /// A second machine, connected to the first one's namespace by a pair of interfaces; gone when dropped.
 struct Machine<'a> {
@@ -24,7 +26,7 @@ impl<'a> Machine<'a> {
         let block = BOTH.parse().expect("a block");
         let config = NetConfig {
             state_dir: wire.clone(),
-            instance: wire.display().to_string(),
+            instance: WIRE.into(),
             pod_cidr: block,
             cluster_cidr: block,
             service_cidr: None,
@@ -48,7 +50,7 @@ impl<'a> Machine<'a> {
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
         let reset = self.namespace.command(PROA).arg("reset").arg("--data-dir").arg(&self.data).output();
-        let unplugged = self.first.enter(|| proa_network::reset(&self.wire, &self.wire.display().to_string()));
+        let unplugged = self.first.enter(|| proa_network::reset(&self.wire, WIRE));
         if !std::thread::panicking() {
             let reset = reset.expect("proa reset runs");
             assert!(reset.status.success(), "{}", text(&reset));
