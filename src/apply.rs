@@ -1,7 +1,9 @@
 //! `up --apply`: applies manifests as `kubectl apply` would, waits until what they start is rolled out, and tells where
 //! it answers.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
@@ -182,17 +184,37 @@ fn record(mut document: Value, namespace: Option<&str>) -> String {
     format!("{document}\n")
 }
 
-/// Addresses on this machine under which the applied Services answer.
+/// How long an address is waited for: pods are ready a moment before the packets of their Service find them.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
+/// Addresses on this machine under which the applied Services answer. Returns when they do, or after a short while.
 pub(crate) async fn answering_at(client: &Client, applied: &[Applied]) -> Vec<String> {
+    let addresses = addresses_of(client, applied).await;
+    let reached = futures::future::join_all(addresses.iter().map(|address| reached(*address)));
+    // One that does not answer is told nevertheless: its Service may wait for pods that are still to come.
+    let _ = tokio::time::timeout(ANSWER_WITHIN, reached).await;
+    addresses.into_iter().map(|address| format!("http://{address}")).collect()
+}
+
+async fn reached(address: SocketAddr) {
+    // Only trying tells.
+    while tokio::net::TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn addresses_of(client: &Client, applied: &[Applied]) -> Vec<SocketAddr> {
     let mut addresses = Vec::new();
+    let mut push = |ip: IpAddr, port: i32| addresses.extend(u16::try_from(port).map(|port| SocketAddr::new(ip, port)));
     for object in applied.iter().filter(|object| object.kind == "Service" && object.api_version == "v1") {
         let services: Api<Service> = Api::namespaced(client.clone(), object.namespace.as_deref().unwrap_or("default"));
         let Ok(service) = services.get(&object.name).await else { continue };
         let Some(spec) = service.spec else { continue };
         for port in spec.ports.iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP") {
             match (port.node_port, spec.cluster_ip.as_deref()) {
-                (Some(node_port), _) => addresses.push(format!("http://127.0.0.1:{node_port}")),
-                (None, Some(ip)) if ip != "None" => addresses.push(format!("http://{ip}:{}", port.port)),
+                (Some(node_port), _) => push(IpAddr::from([127, 0, 0, 1]), node_port),
+                // A headless Service has none of its own: "None" is no address.
+                (None, Some(ip)) => ip.parse().into_iter().for_each(|ip| push(ip, port.port)),
                 _ => {}
             }
         }
