@@ -1,4 +1,4 @@
-//! Subresources that are more than a part of their object: scale, binding, eviction, finalize, approval, token.
+//! Subresources that are more than a part of their object: scale, binding, eviction, finalize, token.
 
 mod scale;
 

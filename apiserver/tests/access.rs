@@ -79,6 +79,8 @@ async fn a_node_may_do_its_work_and_nothing_else() {
         ("delete", "", "nodes", "", "a", false),
         ("get", "", "nodes/proxy", "", "b", false),
         ("watch", "", "services", "", "", true),
+        ("watch", "", "namespaces", "", "", true),
+        ("update", "", "namespaces", "", "default", false),
         ("watch", "discovery.k8s.io", "endpointslices", "", "", true),
         ("create", "", "services", "default", "", false),
         ("get", "", "pods", "default", "on-a", true),

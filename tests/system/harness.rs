@@ -266,6 +266,15 @@ impl Cluster {
         self.kubectl(&["wait", object, &format!("--for=jsonpath={{{jsonpath}}}={value}"), "--timeout=60s"]);
     }
 
+    /// The platform's own parts, the agent with a node's rights among them, were refused nothing they asked for.
+    #[track_caller]
+    pub(crate) fn assert_nothing_was_forbidden(&self) {
+        let metrics = self.kubectl(&["get", "--raw", "/metrics"]);
+        let answers = metrics.lines().filter(|line| line.starts_with("apiserver_request_total"));
+        let refused: Vec<&str> = answers.filter(|line| line.contains("code=\"403\"")).collect();
+        assert!(refused.is_empty(), "{refused:#?}");
+    }
+
     /// Makes and loads the image `test/busybox:1` from the machine's static busybox.
     pub(crate) fn load_busybox(&self) {
         let archive = self.scratch().join("busybox.tar");

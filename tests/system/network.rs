@@ -75,6 +75,7 @@ fn services_answer_by_address_by_name_and_on_the_node_and_spread_over_their_pods
             cluster.kubectl(&["get", "endpointslices", "-l", "kubernetes.io/service-name=web", "-o", slices]);
         (endpoints.is_empty() || endpoints == "[]").then_some(())
     });
+    cluster.assert_nothing_was_forbidden();
 }
 
 #[test]

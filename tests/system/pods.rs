@@ -86,6 +86,7 @@ spec:
         log_of(&cluster, "env"),
         "blue blue hunter2 env echo known 500 blue-env\ncontent\n400\ntier=\"front\"\ndefault\n10.96.0.1\nenv\n1\n"
     );
+    cluster.assert_nothing_was_forbidden();
 }
 
 #[test]

@@ -16,9 +16,10 @@ use crate::user::User;
 pub const LEASES: &str = "kube-node-lease";
 
 /// Verbs, group and resources that are every node's work, whatever runs there. Admission narrows the writes. Other
-/// nodes are read for the way to their pods, Services and their endpoints for the way to those.
+/// nodes are read for the way to their pods, Services and their endpoints for the way to those, namespaces for the
+/// names of pods in the cluster's DNS.
 const GENERAL: &[(&[&str], &str, &[&str])] = &[
-    (READ, "", &["nodes", "services", "endpoints"]),
+    (READ, "", &["nodes", "services", "endpoints", "namespaces"]),
     (READ, "discovery.k8s.io", &["endpointslices"]),
     (READ, "node.k8s.io", &["runtimeclasses"]),
     (READ, "storage.k8s.io", &["csidrivers"]),
