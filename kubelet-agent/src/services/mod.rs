@@ -170,7 +170,7 @@ impl Services {
                     map(&mut self.inner.seen.write()).remove(&key(&object));
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "watch of services failed; trying again");
+                    tracing::warn!(%error, "watch of services, endpoints or namespaces failed; trying again");
                     continue;
                 }
             }
