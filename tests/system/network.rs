@@ -63,6 +63,8 @@ fn services_answer_by_address_by_name_and_on_the_node_and_spread_over_their_pods
 
     let addresses = exec("nslookup each.default.svc.cluster.local | grep -c '^Address.*10\\.244\\.'");
     assert_eq!(addresses.trim(), "2", "a headless service names its pods");
+    // A namespace without a Service: its node has to learn of it all the same.
+    assert!(exec("nslookup 10-244-0-9.kube-public.pod.cluster.local").contains("10.244.0.9"));
     let missing = cluster.try_kubectl(&["exec", "box", "--", "nslookup", "absent.default.svc.cluster.local"]);
     assert!(!missing.status.success());
 

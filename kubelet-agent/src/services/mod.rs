@@ -180,7 +180,7 @@ impl Services {
                     map(&mut self.inner.seen.write()).remove(&key(object.meta()));
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "watch of services failed; trying again");
+                    tracing::warn!(%error, "watch of services, endpoints or namespaces failed; trying again");
                     continue;
                 }
             }
@@ -325,9 +325,10 @@ mod tests {
         services.inner.seen.write().namespaces.insert((String::new(), "quiet".into()), Arc::new(quiet));
         services.inner.listed.send_replace([true; 2]);
         let mut zone = services.zone();
+        let seen = tokio::time::timeout(Duration::from_secs(10), zone.wait_for(|z| z.namespaces.contains("quiet")));
         tokio::select! {
             () = services.sync_forever(Arc::new(Willing)) => {}
-            zone = zone.wait_for(|zone| zone.namespaces.contains("quiet")) => drop(zone.unwrap()),
+            seen = seen => drop(seen.expect("the namespace is in the zone").unwrap()),
         }
     }
 

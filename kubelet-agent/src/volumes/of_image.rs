@@ -158,7 +158,7 @@ mod tests {
     }
 
     impl Image {
-        /// `top` hides `data/old` and changes `data/both`; the rest of `data` is in `low`.
+        /// `top` hides `data/gone` and changes `data/both`; the rest of `data` is in `low`.
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let (top, low) = (dir.path().join("top"), dir.path().join("low"));
@@ -169,7 +169,10 @@ mod tests {
             fs::set_permissions(top.join("data"), fs::Permissions::from_mode(0o1770)).unwrap();
             fs::write(low.join("data/sub/deep"), "x").unwrap();
             fs::set_permissions(low.join("data/sub/deep"), fs::Permissions::from_mode(0o640)).unwrap();
-            fs::write(low.join("data/file"), "").unwrap();
+            fs::write(low.join("data/gone"), "").unwrap();
+            let whiteout = top.join("data/gone");
+            rustix::fs::mknodat(rustix::fs::CWD, &whiteout, rustix::fs::FileType::CharacterDevice, 0o000.into(), 0)
+                .unwrap();
             std::os::unix::fs::symlink("/etc", low.join("link")).unwrap();
             Self { dir }
         }
@@ -201,6 +204,7 @@ mod tests {
         assert_eq!(made[0].target, Path::new("/data"));
         assert_eq!(fs::metadata(copy).unwrap().mode() & 0o7777, 0o1770);
         assert_eq!(fs::read_to_string(copy.join("both")).unwrap(), "top");
+        assert!(!copy.join("gone").exists());
         assert_eq!(fs::metadata(copy.join("sub/deep")).unwrap().mode() & 0o7777, 0o640);
         // Another start of the same run finds it as the first left it.
         fs::write(copy.join("mine"), "").unwrap();
