@@ -203,10 +203,26 @@ fn contents(directory: &Path) -> anyhow::Result<Contents> {
     let has = |name: &str| names.iter().any(|held| held == name);
     // Before there was a marker, a platform that had started left a lock and the folder of a part.
     let older = [STORE, AGENT].into_iter().any(has) && Part::ALL.iter().any(|part| has(&part.lock()));
-    if has(MARKER) || older {
+    // Of a directory that somebody deleted, the places where something is mounted are left.
+    let remains = names.iter().all(|name| name == AGENT) && has(AGENT);
+    if has(MARKER) || older || (remains && is_mounted_below(&directory.join(AGENT))?) {
         return Ok(Contents::Proa);
     }
     Ok(names.pop().map_or(Contents::Nothing, Contents::Foreign))
+}
+
+fn is_mounted_below(directory: &Path) -> anyhow::Result<bool> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    Ok(mount_points(&table).any(|place| place != directory && place.starts_with(directory)))
+}
+
+/// The fifth field of each line, in which white space and backslashes are octal (proc(5)).
+fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    let places = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    places.map(|place| {
+        let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+        PathBuf::from(plain.iter().fold(place.to_owned(), |place, (octal, character)| place.replace(octal, character)))
+    })
 }
 
 fn names(directory: &Path) -> std::io::Result<Vec<OsString>> {
@@ -292,6 +308,18 @@ mod tests {
             assert!(DataDir::find(dir.path()).expect("readable").is_some());
             assert!(DataDir::create(dir.path()).is_ok());
         }
+    }
+
+    #[test]
+    fn the_remains_of_a_deleted_directory_are_known_by_what_is_mounted_there() {
+        let table = "1 0 8:1 / / rw - ext4 /dev/sda rw\n\
+                     2 1 0:4 net:[1] /d/agent/network/netns/a rw - nsfs nsfs rw\n\
+                     3 1 0:9 / /an\\040other\\134/agent rw - tmpfs tmpfs rw\n";
+        let places = ["/", "/d/agent/network/netns/a", "/an other\\/agent"].map(PathBuf::from);
+        assert_eq!(mount_points(table).collect::<Vec<_>>(), places);
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(dir.path().join(AGENT).join("network")).expect("a folder");
+        assert!(DataDir::find(dir.path()).is_err(), "nothing is mounted there");
     }
 
     #[test]
