@@ -1,6 +1,8 @@
 //! Owns the wire forms of lists that are not lists of objects: `meta.k8s.io/v1` `Table` and
 //! `PartialObjectMetadata`. Never computes a cell.
 
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 /// The head of one table column (`TableColumnDefinition`).
@@ -73,6 +75,19 @@ pub fn partial_metadata(object: &Map<String, Value>) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 
+/// The same from an object's bytes, in that version of `meta.k8s.io`: its metadata is copied as it stands, nothing else of it
+/// is decoded. `None` for what is no object.
+pub fn partial_metadata_bytes(object: &[u8], version: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow)]
+        metadata: &'a RawValue,
+    }
+    let head: Head<'_> = serde_json::from_slice(object).ok()?;
+    let metadata = head.metadata.get();
+    Some(format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/{version}","metadata":{metadata}}}"#))
+}
+
 /// A `PartialObjectMetadataList`.
 pub fn partial_metadata_list<'a>(
     objects: impl IntoIterator<Item = &'a Map<String, Value>>,
@@ -85,6 +100,15 @@ pub fn partial_metadata_list<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_is_the_same_from_a_value_and_from_bytes() {
+        let object = json!({"kind": "Pod", "metadata": {"name": "a", "labels": {"b": "\"c\""}}, "spec": {"d": 1}});
+        let bytes = partial_metadata_bytes(object.to_string().as_bytes(), "v1").unwrap();
+        let read: Value = serde_json::from_str(&bytes).unwrap();
+        assert_eq!(read, partial_metadata(object.as_object().unwrap()));
+        assert!(partial_metadata_bytes(b"[]", "v1").is_none());
+    }
 
     #[test]
     fn a_row_carries_what_was_asked_for() {

@@ -60,7 +60,7 @@ pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> 
                 .ok_or_else(|| ApiError::not_found(GroupResource::new("", "namespaces"), namespace))?
         }
     };
-    if item.object().deletion_timestamp().is_none() {
+    if !item.is_terminating() {
         return Ok(());
     }
     let why = format!("unable to create new content in namespace {namespace} because it is being terminated");

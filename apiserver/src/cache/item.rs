@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::{BufMut, Bytes, BytesMut};
 use proa_apimachinery::object::Object;
 use proa_store::{Entry, Key};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// An object as it was committed. Labels and fields are decoded when first asked for.
 pub struct Item {
@@ -81,6 +83,20 @@ impl Item {
             tracing::error!(key = %self.key, %error, "stored object does not decode");
             Object::default()
         })
+    }
+
+    /// Whether it is on its way out. Every create asks that of its namespace: no more of it is decoded than that.
+    pub fn is_terminating(&self) -> bool {
+        #[derive(Default, Deserialize)]
+        struct Head {
+            metadata: Metadata,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Metadata {
+            deletion_timestamp: Option<IgnoredAny>,
+        }
+        serde_json::from_slice::<Head>(&self.bytes).is_ok_and(|head| head.metadata.deletion_timestamp.is_some())
     }
 
     /// Labels and selectable fields, decoded once per item.

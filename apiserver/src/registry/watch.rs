@@ -299,22 +299,20 @@ impl Form {
         if self.chosen.shape == Shape::Object {
             return bytes;
         }
+        if self.chosen.shape == Shape::Partial {
+            return wire::partial_metadata_bytes(&bytes, self.chosen.version).unwrap_or_default().into();
+        }
         let object: Object = serde_json::from_slice(&bytes).unwrap_or_default();
-        let mut value = match self.chosen.shape {
-            Shape::Table => {
-                let head: Vec<_> = if self.head_sent {
-                    Vec::new()
-                } else {
-                    resource.kind.columns.iter().map(crate::kinds::Column::head).collect()
-                };
-                self.head_sent = true;
-                let now = core.now();
-                let cells = resource.kind.columns.iter().map(|column| column.cell(&object, now)).collect();
-                let metadata = codec::list_metadata(object.resource_version().parse().unwrap_or(0), None, None);
-                wire::table(&head, vec![wire::row(cells, &object.0, self.include)], metadata)
-            }
-            _ => wire::partial_metadata(&object.0),
+        let head: Vec<_> = if self.head_sent {
+            Vec::new()
+        } else {
+            resource.kind.columns.iter().map(crate::kinds::Column::head).collect()
         };
+        self.head_sent = true;
+        let now = core.now();
+        let cells = resource.kind.columns.iter().map(|column| column.cell(&object, now)).collect();
+        let metadata = codec::list_metadata(object.resource_version().parse().unwrap_or(0), None, None);
+        let mut value = wire::table(&head, vec![wire::row(cells, &object.0, self.include)], metadata);
         table::set_version(&mut value, self.chosen.version);
         Bytes::from(value.to_string())
     }
