@@ -74,14 +74,14 @@ pub(crate) struct Node {
 
 #[derive(Args)]
 pub(crate) struct Registries {
-    /// Speak plain HTTP to this registry (loopback registries are spoken to in HTTP anyway)
+    /// Speak plain HTTP to this registry if it has no TLS (as to loopback registries anyway)
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
     insecure: Vec<String>,
 }
 
 impl From<Registries> for proa_images::Options {
     fn from(registries: Registries) -> Self {
-        proa_images::Options { plain_http: registries.insecure }
+        proa_images::Options { plain_http: registries.insecure, ..proa_images::Options::default() }
     }
 }
 

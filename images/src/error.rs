@@ -87,6 +87,14 @@ pub enum PullError {
         /// What happened.
         message: String,
     },
+    /// Nobody this machine trusts vouches for the registry's certificate.
+    #[error("{reference}: the registry's certificate is not trusted: {message}")]
+    Untrusted {
+        /// What was asked for.
+        reference: String,
+        /// What is wrong with it, and where its authority would be looked for.
+        message: String,
+    },
     /// What came is not what was promised. Nothing of it was kept.
     #[error("{reference}: {message}")]
     Corrupt {
@@ -111,6 +119,7 @@ impl PullError {
             PullError::NotFound { .. }
             | PullError::Unauthorized { .. }
             | PullError::Unreachable { .. }
+            | PullError::Untrusted { .. }
             | PullError::Corrupt { .. } => true,
             PullError::InvalidName(_) => false,
             PullError::Store(error) => error.is_retryable(),

@@ -16,6 +16,7 @@
 mod archive;
 mod blobs;
 mod build;
+mod connect;
 mod digest;
 mod error;
 mod image;

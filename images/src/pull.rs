@@ -1,15 +1,14 @@
 //! Pulling from registries (the OCI distribution protocol), blobs in parallel, each digested as it comes.
 
 use std::io::Write;
-use std::sync::Once;
-use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::client::ClientProtocol;
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference as RegistryReference};
+use oci_client::{Client, Reference as RegistryReference, RegistryOperation};
 
+use crate::connect::{self, chain};
 use crate::digest::Digest;
 use crate::error::{ImageError, PullError};
 use crate::image::Image;
@@ -59,9 +58,6 @@ pub enum Progress {
 
 /// Blobs of one image fetched at a time.
 const PARALLEL: usize = 4;
-/// A registry that says nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(60);
-const CONNECT: Duration = Duration::from_secs(15);
 
 pub(crate) async fn pull(
     store: &ImageStore,
@@ -77,40 +73,13 @@ pub(crate) async fn pull(
         Some(Credentials { username, password }) => RegistryAuth::Basic(username, password),
         None => RegistryAuth::Anonymous,
     };
-    let session = Session { store, client: client(store, &reference), reference, auth };
+    let session = Session::open(store, reference, auth).await?;
     let (bytes, manifest) = session.manifest().await?;
     session.blobs(&manifest, progress).await?;
     let config = store.blobs().read_json(&manifest.config.digest)?;
     ConfigFile::parse(&config, manifest.layers.len()).map_err(|error| session.corrupt(error.to_string()))?;
     let digest = store.blobs().write(&bytes)?;
     Ok(store.name(std::slice::from_ref(&session.reference), &digest)?)
-}
-
-fn client(store: &ImageStore, reference: &Reference) -> Client {
-    static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| {
-        // Fails only when somebody has chosen one before, which is just as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
-    let plain =
-        is_loopback(reference.registry()) || store.options().plain_http.iter().any(|host| host == reference.registry());
-    Client::new(ClientConfig {
-        protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
-        read_timeout: Some(SILENCE),
-        connect_timeout: Some(CONNECT),
-        user_agent: concat!("proa/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
-    })
-}
-
-/// A registry on this machine, whatever its port.
-fn is_loopback(registry: &str) -> bool {
-    let host = match registry.rsplit_once(':') {
-        Some((host, port)) if port.chars().all(|c| c.is_ascii_digit()) => host,
-        _ => registry,
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 struct Session<'a> {
@@ -120,7 +89,24 @@ struct Session<'a> {
     auth: RegistryAuth,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    /// Reaches the registry and gets what it wants to see with every request: usually a token. Plain HTTP, where it is
+    /// allowed, is what remains when there is no TLS.
+    async fn open(store: &'a ImageStore, reference: Reference, auth: RegistryAuth) -> Result<Session<'a>, PullError> {
+        let client = connect::client(ClientProtocol::Https, store.options(), &reference)?;
+        let mut session = Session { store, client, reference, auth };
+        let remote = session.remote(&session.reference)?;
+        let mut answer = session.client.auth(&remote, &session.auth, RegistryOperation::Pull).await;
+        if answer.as_ref().is_err_and(connect::has_no_tls)
+            && connect::may_be_plain(store.options(), session.reference.registry())
+        {
+            session.client = connect::client(ClientProtocol::Http, store.options(), &session.reference)?;
+            answer = session.client.auth(&remote, &session.auth, RegistryOperation::Pull).await;
+        }
+        answer.map_err(|error| session.error(error))?;
+        Ok(session)
+    }
+
     /// The image for this machine.
     async fn manifest(&self) -> Result<(Vec<u8>, Manifest), PullError> {
         let mut reference = self.reference.clone();
@@ -256,6 +242,11 @@ impl Session<'_> {
 
     fn error(&self, error: OciDistributionError) -> PullError {
         let reference = self.reference.familiar();
+        if let Some(why) = connect::distrust(&error) {
+            let dir = self.store.options().authorities.join(self.reference.registry());
+            let message = format!("{why} (looked for in the system's certificates and in {}/*.crt)", dir.display());
+            return PullError::Untrusted { reference, message };
+        }
         let message = chain(&error);
         match error {
             OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
@@ -291,40 +282,6 @@ impl Session<'_> {
             | OciDistributionError::UnsupportedSchemaVersionError(_)
             | OciDistributionError::SpecViolationError(_) => PullError::Corrupt { reference, message },
             _ => PullError::Unreachable { reference, message },
-        }
-    }
-}
-
-/// An error with its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_is_trusted_without_tls() {
-        for (registry, plain) in [
-            ("localhost:5000", true),
-            ("127.0.0.1:5000", true),
-            ("127.1.2.3", true),
-            ("[::1]:5000", true),
-            ("docker.io", false),
-            ("10.0.0.1:5000", false),
-            ("localhost.evil.example:5000", false),
-        ] {
-            assert_eq!(is_loopback(registry), plain, "{registry}");
         }
     }
 }

@@ -23,10 +23,19 @@ use crate::settled::Settled;
 use crate::{archive, build, pull, unpack};
 
 /// What can be told.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
-    /// Registries (`host:port`) that are spoken to over plain HTTP. Loopback ones always are.
+    /// Registries (`host:port`) that are spoken to over plain HTTP if they have no TLS. Loopback ones always are.
     pub plain_http: Vec<String>,
+    /// Where the certificate authorities of single registries are: `<host[:port]>/*.crt`, in PEM.
+    pub authorities: PathBuf,
+}
+
+impl Default for Options {
+    /// No plain HTTP but to loopback; authorities where Docker has them.
+    fn default() -> Options {
+        Options { plain_http: Vec::new(), authorities: PathBuf::from("/etc/docker/certs.d") }
+    }
 }
 
 /// An image store. Cheap to clone; safe to use from many threads, and by several processes on one directory: what one

@@ -1,128 +1,15 @@
-//! Stories of pulls, from a small registry on loopback that can also lie, refuse and break off.
+//! Stories of pulls, from a registry in plain HTTP.
 
 mod support;
 
-use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::net::TcpListener;
+use std::sync::Mutex;
 
 use proa_images::{Credentials, Digest, ImageStore, Options, Progress, PullError};
 use serde_json::json;
+use support::registry::{INDEX, MANIFEST, Page, Registry};
 use support::{Made, tar};
-
-/// What it answers.
-#[derive(Default)]
-struct Shelf {
-    /// By path below `/v2/`.
-    pages: HashMap<String, Page>,
-    /// `Basic …` or `Bearer …`, if wanted.
-    authorization: Option<String>,
-    asked: Vec<String>,
-}
-
-#[derive(Clone)]
-struct Page {
-    body: Vec<u8>,
-    kind: &'static str,
-    /// Sends only so much of it.
-    cut: Option<usize>,
-}
-
-struct Registry {
-    address: String,
-    shelf: Arc<Mutex<Shelf>>,
-}
-
-impl Registry {
-    fn new() -> Registry {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let shelf: Arc<Mutex<Shelf>> = Arc::default();
-        let served = Arc::clone(&shelf);
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let served = Arc::clone(&served);
-                std::thread::spawn(move || serve(stream, &served));
-            }
-        });
-        Registry { address, shelf }
-    }
-
-    fn put(&self, path: &str, kind: &'static str, body: Vec<u8>) {
-        self.shelf.lock().unwrap().pages.insert(path.to_owned(), Page { body, kind, cut: None });
-    }
-
-    fn image(&self, repository: &str, tag: &str, made: &Made) {
-        let manifest = made.blob(&made.manifest);
-        self.put(&format!("{repository}/manifests/{tag}"), MANIFEST, manifest.clone());
-        self.put(&format!("{repository}/manifests/{}", made.manifest), MANIFEST, manifest);
-        for (digest, bytes) in &made.blobs {
-            self.put(&format!("{repository}/blobs/{digest}"), "application/octet-stream", bytes.clone());
-        }
-    }
-
-    fn name(&self, rest: &str) -> String {
-        format!("{}/{rest}", self.address)
-    }
-
-    fn asked_for(&self, part: &str) -> usize {
-        self.shelf.lock().unwrap().asked.iter().filter(|path| path.contains(part)).count()
-    }
-}
-
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-
-fn serve(mut stream: TcpStream, shelf: &Mutex<Shelf>) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    loop {
-        let (mut path, mut authorization) = (String::new(), None);
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).unwrap_or(0) == 0 {
-                return;
-            }
-            let line = line.trim_end();
-            if path.is_empty() {
-                path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-            } else if line.is_empty() {
-                break;
-            } else if let Some((name, value)) = line.split_once(": ")
-                && name.eq_ignore_ascii_case("authorization")
-            {
-                authorization = Some(value.to_owned());
-            }
-        }
-        let mut shelf = shelf.lock().unwrap();
-        shelf.asked.push(path.clone());
-        let refused = shelf.authorization.is_some() && authorization != shelf.authorization;
-        let page = path.strip_prefix("/v2/").and_then(|path| shelf.pages.get(path).cloned());
-        drop(shelf);
-        let empty = || ("application/json", Vec::new(), None);
-        let (status, extra, (kind, body, cut)) = match page {
-            _ if refused => ("401 Unauthorized", "WWW-Authenticate: Basic realm=\"test\"\r\n", empty()),
-            Some(page) => ("200 OK", "", (page.kind, page.body, page.cut)),
-            None if path == "/v2/" => ("200 OK", "", empty()),
-            None => {
-                let body = json!({ "errors": [{ "code": "MANIFEST_UNKNOWN", "message": "no such thing" }] });
-                ("404 Not Found", "", ("application/json", body.to_string().into_bytes(), None))
-            }
-        };
-        let head = format!(
-            "HTTP/1.1 {status}\r\n{extra}Content-Type: {kind}\r\nDocker-Content-Digest: {}\r\nContent-Length: {}\r\n\r\n",
-            Digest::of(&body),
-            body.len()
-        );
-        let sent = cut.unwrap_or(body.len());
-        let fine = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..sent])).is_ok();
-        if !fine || cut.is_some() {
-            return;
-        }
-    }
-}
 
 fn store() -> (tempfile::TempDir, ImageStore) {
     let dir = tempfile::tempdir().unwrap();
@@ -196,6 +83,7 @@ async fn what_goes_wrong_has_a_kind_and_leaves_nothing() {
             PullError::NotFound { .. } => "not found",
             PullError::Unauthorized { .. } => "unauthorized",
             PullError::Unreachable { .. } => "unreachable",
+            PullError::Untrusted { .. } => "untrusted",
             PullError::Corrupt { .. } => "corrupt",
             PullError::InvalidName(_) => "invalid name",
             PullError::Store(_) => "store",
