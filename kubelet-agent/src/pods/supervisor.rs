@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource as _};
 use proa_crds::{Decoded, Family, Undecodable};
-use proa_runtime::{ContainerState, ContainerStatus, RuntimeEvent, SandboxState};
+use proa_runtime::{ContainerState, ContainerStatus, Exit, RuntimeEvent, SandboxState};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -25,6 +25,15 @@ const RELIST: Duration = Duration::from_secs(120);
 struct Found {
     containers: HashMap<String, Vec<ContainerStatus>>,
     grounds: HashMap<String, GroundInfo>,
+}
+
+impl Found {
+    /// A container that ends before its pod has a worker: the worker begins with that.
+    fn exited(&mut self, id: &ContainerId, exit: Exit) {
+        if let Some(ended) = self.containers.values_mut().flatten().find(|container| container.id == id.0) {
+            ended.state = ContainerState::Exited(exit);
+        }
+    }
 }
 
 /// Runs the pods of the node until `shutdown`. Containers are left running.
@@ -53,8 +62,9 @@ pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
             event = events.next() => match event {
                 Some(RuntimeEvent::Exited { id, exit }) => {
                     let id = ContainerId(id);
-                    if let Some(uid) = ctx.registry.owner(&id) {
-                        ctx.registry.tell(&uid, Message::Exited { id, exit });
+                    match ctx.registry.owner(&id) {
+                        Some(uid) => _ = ctx.registry.tell(&uid, Message::Exited { id, exit }),
+                        None => found.exited(&id, exit),
                     }
                 }
                 Some(RuntimeEvent::Started { .. }) => {}
@@ -207,5 +217,40 @@ async fn sweep(ctx: &Arc<Context>, found: &mut Found) {
     }
     if let Err(error) = ctx.network.sweep(&known).await {
         tracing::warn!(error, "leftovers of the pod network stay behind");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proa_runtime::ExitReason;
+
+    use super::*;
+
+    #[test]
+    fn an_exit_between_the_first_look_and_the_workers_start_is_not_lost() {
+        let running = ContainerStatus {
+            id: "c".into(),
+            sandbox: "u".into(),
+            name: "main".into(),
+            attempt: 0,
+            state: ContainerState::Running,
+            pid: Some(7),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            started_at: Some(jiff::Timestamp::UNIX_EPOCH),
+            labels: Default::default(),
+            log_path: "/log".into(),
+        };
+        let exit = Exit {
+            code: 5,
+            signal: None,
+            reason: ExitReason::Error,
+            message: String::new(),
+            finished_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let mut found = Found { containers: HashMap::from([("u".into(), vec![running])]), grounds: HashMap::new() };
+        found.exited(&ContainerId("another".into()), exit.clone());
+        assert_eq!(found.containers["u"][0].state, ContainerState::Running);
+        found.exited(&ContainerId("c".into()), exit.clone());
+        assert_eq!(found.containers["u"][0].state, ContainerState::Exited(exit), "what the worker begins with");
     }
 }
