@@ -76,16 +76,15 @@ pub fn partial_metadata(object: &Map<String, Value>) -> Value {
 }
 
 /// The same from an object's bytes, in that version of `meta.k8s.io`: its metadata is copied as it stands, nothing else of it
-/// is decoded. `None` for what is no object.
-pub fn partial_metadata_bytes(object: &[u8], version: &str) -> Option<String> {
+/// is decoded. Without any it is empty, as above.
+pub fn partial_metadata_bytes(object: &[u8], version: &str) -> String {
     #[derive(Deserialize)]
     struct Head<'a> {
         #[serde(borrow)]
         metadata: &'a RawValue,
     }
-    let head: Head<'_> = serde_json::from_slice(object).ok()?;
-    let metadata = head.metadata.get();
-    Some(format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/{version}","metadata":{metadata}}}"#))
+    let metadata = serde_json::from_slice::<Head<'_>>(object).map_or("{}", |head| head.metadata.get());
+    format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/{version}","metadata":{metadata}}}"#)
 }
 
 /// A `PartialObjectMetadataList`.
@@ -104,10 +103,11 @@ mod tests {
     #[test]
     fn metadata_is_the_same_from_a_value_and_from_bytes() {
         let object = json!({"kind": "Pod", "metadata": {"name": "a", "labels": {"b": "\"c\""}}, "spec": {"d": 1}});
-        let bytes = partial_metadata_bytes(object.to_string().as_bytes(), "v1").unwrap();
-        let read: Value = serde_json::from_str(&bytes).unwrap();
-        assert_eq!(read, partial_metadata(object.as_object().unwrap()));
-        assert!(partial_metadata_bytes(b"[]", "v1").is_none());
+        for object in [object, json!({"spec": {}})] {
+            let bytes = partial_metadata_bytes(object.to_string().as_bytes(), "v1");
+            let read: Value = serde_json::from_str(&bytes).unwrap();
+            assert_eq!(read, partial_metadata(object.as_object().unwrap()));
+        }
     }
 
     #[test]

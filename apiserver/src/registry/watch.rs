@@ -300,7 +300,7 @@ impl Form {
             return bytes;
         }
         if self.chosen.shape == Shape::Partial {
-            return wire::partial_metadata_bytes(&bytes, self.chosen.version).unwrap_or_default().into();
+            return wire::partial_metadata_bytes(&bytes, self.chosen.version).into();
         }
         let object: Object = serde_json::from_slice(&bytes).unwrap_or_default();
         let head: Vec<_> = if self.head_sent {
