@@ -68,6 +68,7 @@ impl Server {
             metrics: Default::default(),
             openapi: Default::default(),
             definitions: Default::default(),
+            quota_turns: Default::default(),
             flow: Default::default(),
             stop,
         });

@@ -25,6 +25,7 @@ pub mod podgc;
 pub mod pods;
 pub mod queue;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod runner;
 pub mod scheduler;
 pub mod selector;
@@ -130,6 +131,7 @@ fn start_loops(context: &Context, options: &Options) {
         context.start(aggregation::Aggregation::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));
         context.start(namespace::Namespaces::new(context, &catalogue));
+        context.start(resourcequota::ResourceQuotas::new(context, &catalogue));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
     }
 }

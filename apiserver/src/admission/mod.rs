@@ -2,8 +2,10 @@
 //! are not there yet.
 
 mod certificates;
+mod limit_range;
 mod node;
 mod pods;
+pub mod quota;
 mod token_secrets;
 
 use proa_apimachinery::object::Object;
@@ -30,6 +32,30 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }
+}
+
+/// Refuses what is complete and valid in itself and yet may not be here.
+pub async fn validate(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
+    let kind = &call.resource.kind;
+    let refusal = match (&*kind.group, &*kind.plural, op) {
+        ("", "pods", Op::Create) => limit_range::refuse_pod(new, &limit_ranges(call)),
+        ("", "persistentvolumeclaims", Op::Create | Op::Update)
+            if old.is_none_or(|old| old.deletion_timestamp().is_none()) =>
+        {
+            call.core.caches.consistent().await?;
+            limit_range::refuse_claim(new, &limit_ranges(call))
+        }
+        _ => None,
+    };
+    match refusal {
+        Some(why) => Err(ApiError::forbidden(call.resource.group_resource(), new.name(), &why)),
+        None => Ok(()),
+    }
+}
+
+/// The LimitRanges of the namespace, by name.
+fn limit_ranges(call: &Call<'_>) -> Vec<Object> {
+    call.core.caches.resource("limitranges").items(call.namespace()).iter().map(|item| item.object()).collect()
 }
 
 /// By which certificate an agent is known is for its node to say, and for administrators: whoever else could

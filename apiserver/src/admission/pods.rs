@@ -1,4 +1,4 @@
-//! What a new pod gets that must be looked up: its priority and its service account.
+//! What a new pod gets that must be looked up: its namespace's limits, its priority and its service account.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +7,15 @@ use proa_apimachinery::field::join;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
 
+use super::limit_range;
 use crate::cache::Item;
 use crate::kinds::pod::{MIRROR, admit_priority, admit_service_account, service_account_name};
 use crate::registry::{Call, meta};
 
 pub(super) async fn admit(call: &Call<'_>, pod: &mut Object) -> Result<(), ApiError> {
+    // What bounds it may have been written an instant ago, on another connection.
+    call.core.caches.consistent().await?;
+    limit_range::complete(pod, &super::limit_ranges(call));
     priority(call, pod)?;
     // Mirror pods stand for what a node runs by itself: nothing is injected into them.
     if pod.annotation(MIRROR).is_none() {

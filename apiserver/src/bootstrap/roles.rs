@@ -222,6 +222,7 @@ pub(super) const CONTROLLERS: &[(&str, &str)] = &[
          delete,list,get,watch core pods\n\
          get,list,watch,create,update coordination.k8s.io leases",
     ),
+    ("resourcequota-controller", "list,watch * *\nget,patch,update core resourcequotas,resourcequotas/status"),
     ("pod-garbage-collector", "delete,list,watch,get core pods\nget,list,watch core nodes\npatch core pods/status"),
     (
         "clusterrole-aggregation-controller",

@@ -18,6 +18,7 @@ mod apps;
 mod at;
 mod autoscaling;
 mod batch;
+mod bounds;
 mod cells;
 pub mod certificates;
 mod columns;

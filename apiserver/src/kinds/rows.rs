@@ -9,8 +9,8 @@ use proa_apimachinery::jsonpath::JsonPath;
 use super::columns::{self as c, Col};
 use super::{
     Convert, Kind, Rules, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource, admissionregistration,
-    apps, autoscaling, batch, certificates, config, crd, discovery, events, namespace, networking, node, pod, rbac,
-    service, storage, template,
+    apps, autoscaling, batch, bounds, certificates, config, crd, discovery, events, namespace, networking, node, pod,
+    rbac, service, storage, template,
 };
 
 /// A row in short. What most kinds share is in [`Row::namespaced`] and [`Row::cluster`].
@@ -251,13 +251,12 @@ const ROWS: &[Row] = &[
             ("type", ""),
         ])
         .rules(events::CORE_EVENT),
-    core!("LimitRange", "limitranges").short(&["limits"]).rules(config::LIMIT_RANGE).inert(),
+    core!("LimitRange", "limitranges").short(&["limits"]).rules(bounds::LIMIT_RANGE),
     core!("ResourceQuota", "resourcequotas")
         .short(&["quota"])
         .subs(&["status"])
         .columns(c::RESOURCE_QUOTA)
-        .rules(config::RESOURCE_QUOTA)
-        .inert(),
+        .rules(bounds::RESOURCE_QUOTA),
     core!("PersistentVolume", "persistentvolumes")
         .cluster()
         .short(&["pv"])
