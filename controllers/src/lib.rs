@@ -31,6 +31,7 @@ pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod storage;
 pub mod taints;
 
 pub use clock::Clock;
@@ -130,6 +131,8 @@ fn start_loops(context: &Context, options: &Options) {
         context.start(aggregation::Aggregation::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));
         context.start(namespace::Namespaces::new(context, &catalogue));
+        context.start(storage::PersistentVolumes::new(context));
+        context.start(storage::EphemeralVolumes::new(context));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
     }
 }

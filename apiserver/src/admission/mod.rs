@@ -4,6 +4,7 @@
 mod certificates;
 mod node;
 mod pods;
+mod storage;
 mod token_secrets;
 
 use proa_apimachinery::object::Object;
@@ -26,6 +27,11 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     match (&*kind.group, &*kind.plural) {
         ("", "pods") if op == Op::Create => pods::admit(call, new).await,
         ("", "nodes") => own_certificate(call, new, old),
+        ("", "persistentvolumeclaims") => storage::claim(call, op, new, old),
+        ("", "persistentvolumes") => {
+            storage::volume(op, new);
+            Ok(())
+        }
         ("", "secrets") => token_secrets::admit(call, new, old).await,
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
