@@ -27,7 +27,7 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     match (&*kind.group, &*kind.plural) {
         ("", "pods") if op == Op::Create => pods::admit(call, new).await,
         ("", "nodes") => own_certificate(call, new, old),
-        ("", "persistentvolumeclaims") => storage::claim(call, op, new, old),
+        ("", "persistentvolumeclaims") => storage::claim(call, op, new, old).await,
         ("", "persistentvolumes") => {
             storage::volume(op, new);
             Ok(())

@@ -25,14 +25,16 @@ pub(super) fn volume(op: Op, new: &mut Object) {
     }
 }
 
-pub(super) fn claim(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
+pub(super) async fn claim(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
     match (op, old) {
         (Op::Create, _) => {
             protect(new, CLAIM_IN_USE);
-            if class_name(new).is_none()
-                && let Some(class) = default_class(call)
-            {
-                new.set(&["spec", "storageClassName"], class);
+            if class_name(new).is_none() {
+                // It may have become the default an instant ago, in the same file as the claim.
+                call.core.caches.consistent().await?;
+                if let Some(class) = default_class(call) {
+                    new.set(&["spec", "storageClassName"], class);
+                }
             }
             Ok(())
         }
