@@ -154,6 +154,7 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
             written?;
         }
     }
+    storage_class(server).await?;
     for object in bootstrap::kubernetes_service(&server.core.config) {
         let (resource, collection) = place_of(server, &object)?;
         let stored = resource.cache.get(object.namespace(), object.name()).map(|item| item.object());
@@ -162,6 +163,22 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
         write(server, http::Method::PATCH, uri, &patch, &object).await?;
     }
     Ok(())
+}
+
+/// Gives a cluster that has no storage class its first, once: `kube-system` remembers. A crash in between does it again.
+async fn storage_class(server: &Server) -> Result<(), Error> {
+    let system = server.core.caches.resource("namespaces").get("", "kube-system");
+    let given = system.is_some_and(|namespace| namespace.object().annotation(bootstrap::GIVEN_CLASS).is_some());
+    if given {
+        return Ok(());
+    }
+    let class = bootstrap::storage_class();
+    if server.core.caches.resource("storageclasses.storage.k8s.io").items("").is_empty() {
+        first_object(server, class.clone()).await?;
+    }
+    let mut remember = Object::default();
+    remember.set_annotation(bootstrap::GIVEN_CLASS, class.name());
+    write(server, http::Method::PATCH, "/api/v1/namespaces/kube-system".to_owned(), &remember, &class).await
 }
 
 async fn first_object(server: &Server, object: Object) -> Result<(), Error> {

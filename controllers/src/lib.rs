@@ -32,6 +32,7 @@ pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod storage;
 pub mod taints;
 
 pub use clock::Clock;
@@ -132,6 +133,8 @@ fn start_loops(context: &Context, options: &Options) {
         context.start(endpoints::LegacyEndpoints::new(context));
         context.start(namespace::Namespaces::new(context, &catalogue));
         context.start(resourcequota::ResourceQuotas::new(context, &catalogue));
+        context.start(storage::PersistentVolumes::new(context));
+        context.start(storage::EphemeralVolumes::new(context));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
     }
 }

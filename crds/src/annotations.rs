@@ -58,5 +58,20 @@ pub const POD_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost"
 /// knows the agent by it when its own CA did not sign the certificate.
 pub const SERVING_CERTIFICATE: &str = "proa.dev/serving-certificate";
 
+/// On a Node: the directory its agent keeps the volumes of [`LOCAL_PROVISIONER`] in.
+pub const VOLUMES: &str = "proa.dev/volumes";
+/// The provisioner of storage classes whose volumes are directories on a node.
+pub const LOCAL_PROVISIONER: &str = "proa.dev/local";
+/// The finalizer of a volume whose directory its node has not removed yet.
+pub const LOCAL_VOLUME: &str = "proa.dev/local-volume";
+/// The label of a node with its name, and of the volumes that lie on that node alone.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
+/// On a PersistentVolume: the provisioner that made it.
+pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// The finalizer of a volume that is, or was not yet seen not to be, bound.
+pub const VOLUME_IN_USE: &str = "kubernetes.io/pv-protection";
+/// The finalizer of a claim that a pod uses, or was not yet seen not to use.
+pub const CLAIM_IN_USE: &str = "kubernetes.io/pvc-protection";
+
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";

@@ -13,6 +13,7 @@ mod decoded;
 mod definitions;
 mod endpoint_slice;
 mod family;
+mod node_selector;
 pub mod reasons;
 
 pub use decoded::{Decoded, Undecodable};
@@ -21,6 +22,7 @@ pub use definitions::{
 };
 pub use endpoint_slice::EndpointSlice;
 pub use family::Family;
+pub use node_selector::selects_node;
 
 use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
 

@@ -6,6 +6,7 @@ mod limit_range;
 mod node;
 mod pods;
 pub mod quota;
+mod storage;
 mod token_secrets;
 
 use proa_apimachinery::object::Object;
@@ -28,6 +29,11 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     match (&*kind.group, &*kind.plural) {
         ("", "pods") if op == Op::Create => pods::admit(call, new).await,
         ("", "nodes") => own_certificate(call, new, old),
+        ("", "persistentvolumeclaims") => storage::claim(call, op, new, old).await,
+        ("", "persistentvolumes") => {
+            storage::volume(op, new);
+            Ok(())
+        }
         ("", "secrets") => token_secrets::admit(call, new, old).await,
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),

@@ -239,6 +239,18 @@ pub fn priority_classes() -> Vec<Object> {
     .to_vec()
 }
 
+/// On the namespace `kube-system`: the storage class this cluster was once given. Whoever deletes or changes it has it
+/// their way.
+pub const GIVEN_CLASS: &str = "proa.dev/storage-class";
+
+/// The storage class of a new cluster, the default one: a directory on the node where a claim is first used.
+pub fn storage_class() -> Object {
+    object(json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "proa.dev/local", "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true}))
+}
+
 /// How pods find the API server: the `kubernetes` Service, and who stands behind it.
 pub fn kubernetes_service(config: &Config) -> Vec<Object> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -296,7 +308,7 @@ mod tests {
     fn every_bootstrap_object_is_valid_and_named_once() {
         let kinds = kinds::builtin();
         let mut seen = Vec::new();
-        for mut object in objects(&Config::new("/nowhere")) {
+        for mut object in objects(&Config::new("/nowhere")).into_iter().chain([storage_class()]) {
             let kind = kinds.iter().find(|k| k.api_version() == object.api_version() && k.kind == object.kind());
             let kind = kind.unwrap_or_else(|| panic!("no kind {}", object.kind()));
             kind.strategy.default(&mut object);

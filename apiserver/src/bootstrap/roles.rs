@@ -229,6 +229,18 @@ pub(super) const CONTROLLERS: &[(&str, &str)] = &[
         "escalate,get,list,patch,update,watch rbac.authorization.k8s.io clusterroles",
     ),
     (
+        "persistent-volume-binder",
+        "create,delete,get,list,patch,update,watch core persistentvolumes\n\
+         patch,update core persistentvolumes/status,persistentvolumeclaims/status\n\
+         get,list,patch,update,watch core persistentvolumeclaims\n\
+         R storage.k8s.io storageclasses\n\
+         R core nodes,pods",
+    ),
+    (
+        "ephemeral-volume-controller",
+        "R core pods\nupdate core pods/finalizers\nget,list,watch,create core persistentvolumeclaims",
+    ),
+    (
         "statefulset-controller",
         "get,list,watch apps statefulsets\n\
          update apps statefulsets/status,statefulsets/finalizers\n\

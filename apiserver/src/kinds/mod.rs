@@ -37,7 +37,7 @@ mod rows;
 mod rules;
 mod service;
 mod settings;
-mod storage;
+pub mod storage;
 mod template;
 
 #[cfg(test)]

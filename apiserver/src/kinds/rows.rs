@@ -262,14 +262,12 @@ const ROWS: &[Row] = &[
         .short(&["pv"])
         .subs(&["status"])
         .columns(c::PERSISTENT_VOLUME)
-        .rules(storage::PERSISTENT_VOLUME)
-        .inert(),
+        .rules(storage::PERSISTENT_VOLUME),
     core!("PersistentVolumeClaim", "persistentvolumeclaims")
         .short(&["pvc"])
         .subs(&["status"])
         .columns(c::PERSISTENT_VOLUME_CLAIM)
-        .rules(storage::PERSISTENT_VOLUME_CLAIM)
-        .inert(),
+        .rules(storage::PERSISTENT_VOLUME_CLAIM),
     core!("Binding", "bindings").answered(),
     core!("ComponentStatus", "componentstatuses").cluster().short(&["cs"]).columns(c::COMPONENT_STATUS).answered(),
     // apps
@@ -401,7 +399,7 @@ const ROWS: &[Row] = &[
         .subs(&["status"])
         .columns(c::VOLUME_ATTACHMENT)
         .conditional()
-        .rules(Rules::WITH_STATUS),
+        .rules(storage::VOLUME_ATTACHMENT),
     row!("storage", "storage.k8s.io", "VolumeAttributesClass", "volumeattributesclasses")
         .cluster()
         .short(&["vac"])
@@ -412,10 +410,15 @@ const ROWS: &[Row] = &[
         .columns(c::CSI_DRIVER)
         .conditional()
         .rules(storage::CSI_DRIVER),
-    row!("storage", "storage.k8s.io", "CSINode", "csinodes").cluster().columns(c::CSI_NODE).conditional(),
+    row!("storage", "storage.k8s.io", "CSINode", "csinodes")
+        .cluster()
+        .columns(c::CSI_NODE)
+        .conditional()
+        .rules(storage::CSI_NODE),
     row!("storage", "storage.k8s.io", "CSIStorageCapacity", "csistoragecapacities")
         .columns(c::CSI_STORAGE_CAPACITY)
-        .conditional(),
+        .conditional()
+        .rules(storage::CSI_STORAGE_CAPACITY),
     // scheduling, coordination, node, discovery, events
     row!("scheduling", "scheduling.k8s.io", "PriorityClass", "priorityclasses")
         .cluster()
