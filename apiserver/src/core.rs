@@ -19,6 +19,7 @@ use crate::openapi::OpenApi;
 use crate::pki::Pki;
 use crate::resources::Resources;
 use crate::tokens::Tokens;
+use crate::usage::Usage;
 
 /// The parts of a running server.
 pub struct Core {
@@ -48,6 +49,8 @@ pub struct Core {
     pub definitions: Definitions,
     /// Connections to node agents.
     pub agents: Agents,
+    /// What nodes and pods were last measured to use.
+    pub usage: Usage,
     /// How many requests run at once.
     pub flow: Flow,
     /// Ends watches and connections.

@@ -132,11 +132,8 @@ const DOWN_STABILIZED: Why = yes(
     "ScaleDownStabilized",
     "recent recommendations were higher than current one, applying the highest recent recommendation",
 );
-const WITHIN: Why = Why {
-    status: false,
-    reason: "DesiredWithinRange",
-    message: "the desired count is within the acceptable range",
-};
+const WITHIN: Why =
+    Why { status: false, reason: "DesiredWithinRange", message: "the desired count is within the acceptable range" };
 const TOO_FAST_UP: Why =
     yes("ScaleUpLimit", "the desired replica count is increasing faster than the maximum scale rate");
 const TOO_FAST_DOWN: Why =

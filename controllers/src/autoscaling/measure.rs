@@ -219,7 +219,8 @@ fn resources(pods: &[Value], resource: &str, wanted: Option<&str>) -> Result<BTr
         if let (None, Some(wanted)) = (meant.peek(), wanted) {
             return Err(format!("container {wanted} not present in metrics for pod {namespace}/{name}"));
         }
-        let sum = meant.map(|c| milli(&c["usage"][resource])).try_fold(0i64, |sum, used| Some(sum.saturating_add(used?)));
+        let sum =
+            meant.map(|c| milli(&c["usage"][resource])).try_fold(0i64, |sum, used| Some(sum.saturating_add(used?)));
         let (Some(value), Ok(at)) = (sum, text("/timestamp").parse()) else { continue };
         let window = duration::parse_go(text("/window")).ok().and_then(|window| SignedDuration::try_from(window).ok());
         figures.insert(name.to_owned(), Figure { value, at, window: window.unwrap_or_default() });

@@ -50,7 +50,8 @@ pub(super) fn wish(of: &Population<'_>, metric: &MetricSpec, measured: &Measured
         status
     };
     if let Some(source) = &metric.resource {
-        let failure = failing("FailedGetResourceMetric", format!("failed to get {} resource metric value", source.name));
+        let failure =
+            failing("FailedGetResourceMetric", format!("failed to get {} resource metric value", source.name));
         let (proposal, name) = resource(of, &source.name, None, &source.target, measured).map_err(failure)?;
         let current = resource_status(&proposal);
         let status = status(&|status| {
@@ -66,7 +67,8 @@ pub(super) fn wish(of: &Population<'_>, metric: &MetricSpec, measured: &Measured
         let current = resource_status(&proposal);
         let status = status(&|status| {
             let (name, container) = (source.name.clone(), source.container.clone());
-            status.container_resource = Some(ContainerResourceMetricStatus { name, container, current: current.clone() });
+            status.container_resource =
+                Some(ContainerResourceMetricStatus { name, container, current: current.clone() });
         });
         return Ok(Wish { replicas: proposal.replicas, name, status });
     }
@@ -84,7 +86,8 @@ pub(super) fn wish(of: &Population<'_>, metric: &MetricSpec, measured: &Measured
     if let Some(source) = &metric.object {
         let failure = failing("FailedGetObjectMetric", "failed to get object metric value".to_owned());
         let shared = shared(of, &source.target, measured, "object");
-        let (proposal, current) = shared.map_err(|(why, _)| failure(format!("failed to get object metric value: {why}")))?;
+        let (proposal, current) =
+            shared.map_err(|(why, _)| failure(format!("failed to get object metric value: {why}")))?;
         let status = status(&|status| {
             status.object = Some(ObjectMetricStatus {
                 described_object: source.described_object.clone(),
@@ -173,7 +176,9 @@ fn shared(
     let per_pod = target.average_value.as_ref();
     let value = match measured {
         Ok(Reading::Value(value)) => *value,
-        Ok(Reading::Pods(_)) => return Err(("figures of pods where one value should be".to_owned(), per_pod.is_some())),
+        Ok(Reading::Pods(_)) => {
+            return Err(("figures of pods where one value should be".to_owned(), per_pod.is_some()));
+        }
         Err(why) => return Err((why.clone(), per_pod.is_some())),
     };
     if let Some(average) = per_pod {
@@ -182,8 +187,7 @@ fn shared(
         return Ok((proposal, current));
     }
     let Some(wanted) = &target.value else {
-        let why =
-            format!("invalid {source} metric source: neither a value target nor an average value target was set");
+        let why = format!("invalid {source} metric source: neither a value target nor an average value target was set");
         return Err((why, false));
     };
     let proposal = calculator::value(of, value, milli(wanted)).map_err(|why| (why, false))?;

@@ -90,9 +90,7 @@ impl Autoscalers {
         writes: &Writes,
     ) -> Result<(), ActError> {
         let outcome = match &conclusion.rescale {
-            Some(rescale) => {
-                self.scales.set(&target_of(autoscaler), &rescale.scale, rescale.to).await.map_err(said)
-            }
+            Some(rescale) => self.scales.set(&target_of(autoscaler), &rescale.scale, rescale.to).await.map_err(said),
             None => Ok(()),
         };
         let now = self.context.clock.now();
@@ -191,7 +189,8 @@ impl Loop for Autoscalers {
         if let Some(selector) = look.as_ref().and_then(selector_of) {
             pods = self.pods.in_namespace(&key.namespace);
             pods.retain(|pod| selects(&selector, pod.metadata.labels.as_ref()));
-            for (other, theirs) in memory.iter().filter(|(other, _)| *other != key && other.namespace == key.namespace) {
+            for (other, theirs) in memory.iter().filter(|(other, _)| *other != key && other.namespace == key.namespace)
+            {
                 let selector = theirs.look.as_ref().and_then(selector_of);
                 let both = |pod: &Arc<Pod>| {
                     selector.as_ref().is_some_and(|selector| selects(selector, pod.metadata.labels.as_ref()))

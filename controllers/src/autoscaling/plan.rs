@@ -284,8 +284,7 @@ fn of_metrics(
     let enough = chosen.filter(|chosen| failures.is_empty() || chosen.replicas >= scale.wanted);
     match (enough, failures.first()) {
         (Some(chosen), _) => {
-            let message =
-                format!("the HPA was able to successfully calculate a replica count from {}", chosen.name);
+            let message = format!("the HPA was able to successfully calculate a replica count from {}", chosen.name);
             set(status, SCALING_ACTIVE, "True", "ValidMetricFound", message, now);
             Some(chosen)
         }

@@ -172,7 +172,8 @@ fn an_object_that_says_nothing_grows_by_twice_at_most_and_shrinks_after_five_min
 
 #[test]
 fn policies_limit_the_speed_in_each_direction() {
-    let up = |policies: Value, select: &str| behavior(json!({"scaleUp": {"selectPolicy": select, "policies": policies}}));
+    let up =
+        |policies: Value, select: &str| behavior(json!({"scaleUp": {"selectPolicy": select, "policies": policies}}));
     let down = |policies: Value, select: &str| {
         behavior(json!({"scaleDown": {"stabilizationWindowSeconds": 0, "selectPolicy": select, "policies": policies}}))
     };
@@ -190,22 +191,42 @@ fn policies_limit_the_speed_in_each_direction() {
         // Ten now were nine a minute ago: two came, one went.
         (up(json!([pods]), "Max"), &past, 10, 100, 12, "ScaleUpLimit"),
         (up(both.clone(), "Max"), &none, 10, 12, 12, "DesiredWithinRange"),
-        (up(json!([{"type": "Percent", "value": 900, "periodSeconds": 60}]), "Max"), &none, 10, 100, 50, "TooManyReplicas"),
+        (
+            up(json!([{"type": "Percent", "value": 900, "periodSeconds": 60}]), "Max"),
+            &none,
+            10,
+            100,
+            50,
+            "TooManyReplicas",
+        ),
         (down(both.clone(), "Max"), &none, 10, 1, 5, "ScaleDownLimit"),
         (down(both.clone(), "Min"), &none, 10, 1, 7, "ScaleDownLimit"),
         (down(both.clone(), "Disabled"), &none, 10, 1, 10, "ScaleDownLimit"),
         (down(json!([pods]), "Max"), &past, 10, 1, 6, "ScaleDownLimit"),
-        (down(json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]), "Max"), &none, 10, 1, 2, "TooFewReplicas"),
+        (
+            down(json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]), "Max"),
+            &none,
+            10,
+            1,
+            2,
+            "TooFewReplicas",
+        ),
     ];
     for (behavior, past, current, desired, expected, reason) in table {
         let limited = limit(Some(&behavior), past, Ask { current, desired, min: 2, max: 50 }, now());
-        assert_eq!((limited.replicas, limited.limited.reason), (expected, reason), "{behavior:?} {current} → {desired}");
+        assert_eq!(
+            (limited.replicas, limited.limited.reason),
+            (expected, reason),
+            "{behavior:?} {current} → {desired}"
+        );
     }
 }
 
 #[test]
 fn windows_hold_off_in_each_direction() {
-    let slow = behavior(json!({"scaleUp": {"stabilizationWindowSeconds": 60}, "scaleDown": {"stabilizationWindowSeconds": 120}}));
+    let slow = behavior(
+        json!({"scaleUp": {"stabilizationWindowSeconds": 60}, "scaleDown": {"stabilizationWindowSeconds": 120}}),
+    );
     let done = |recommended: &[(i64, i32)], current, desired| {
         let past = Past { recommended: moments(recommended), ..Past::default() };
         let limited = limit(Some(&slow), &past, Ask { current, desired, min: 1, max: 50 }, now());
@@ -339,11 +360,15 @@ fn after_a_start_nothing_shrinks_in_haste() {
 
 #[test]
 fn with_a_metric_missing_nothing_shrinks_but_it_may_grow() {
-    let why: Measured = Err("unable to get metrics for resource cpu: no metrics returned from resource metrics API".into());
+    let why: Measured =
+        Err("unable to get metrics for resource cpu: no metrics returned from resource metrics API".into());
     let mut alone = looked(json!({}), &[500]);
     alone.look.as_mut().unwrap().metrics = vec![why.clone()];
     let conclusion = concluded(&alone);
-    assert_eq!((conclusion.rescale.as_ref(), reasons(&conclusion)), (None, vec!["FailedGetResourceMetric", "FailedComputeMetricsReplicas"]));
+    assert_eq!(
+        (conclusion.rescale.as_ref(), reasons(&conclusion)),
+        (None, vec!["FailedGetResourceMetric", "FailedComputeMetricsReplicas"])
+    );
     assert_eq!(
         condition(&conclusion, "ScalingActive"),
         "False FailedGetResourceMetric the HPA was unable to compute the replica count: failed to get cpu utilization: unable to get metrics for resource cpu: no metrics returned from resource metrics API"

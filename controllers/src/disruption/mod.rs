@@ -123,7 +123,8 @@ impl Disruptions {
         let change = merge_diff(&held, &json(status)).unwrap_or_else(|| json!({}));
         // An eviction that was granted meanwhile must not be overwritten: on what was read, or not at all.
         let patch = json!({"metadata": {"resourceVersion": budget.metadata.resource_version}, "status": change});
-        let written = self.budgets.api(&key.namespace).patch_status(&key.name, &params(), &Patch::Merge(&patch)).await?;
+        let written =
+            self.budgets.api(&key.namespace).patch_status(&key.name, &params(), &Patch::Merge(&patch)).await?;
         writes.wrote(&self.budgets, &written);
         Ok(())
     }

@@ -205,13 +205,7 @@ fn resolve(value: &IntOrString, total: i32) -> Result<i32, String> {
     }
 }
 
-fn set_condition(
-    status: &mut PodDisruptionBudgetStatus,
-    value: &str,
-    reason: &str,
-    message: String,
-    now: Timestamp,
-) {
+fn set_condition(status: &mut PodDisruptionBudgetStatus, value: &str, reason: &str, message: String, now: Timestamp) {
     let observed_generation = status.observed_generation;
     let conditions = status.conditions.get_or_insert_default();
     let held = conditions.iter_mut().find(|condition| condition.type_ == DISRUPTION_ALLOWED);

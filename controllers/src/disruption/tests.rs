@@ -84,7 +84,10 @@ fn a_budget_allows_what_is_healthy_beyond_what_is_desired() {
         assert_eq!((status.current_healthy, status.observed_generation), (Some(ready as i32), Some(3)));
         let condition = &status.conditions.as_ref().unwrap()[0];
         let words = if allowed > 0 { ("True", "SufficientPods") } else { ("False", "InsufficientPods") };
-        assert_eq!((&*condition.status, &*condition.reason, condition.observed_generation), (words.0, words.1, Some(3)));
+        assert_eq!(
+            (&*condition.status, &*condition.reason, condition.observed_generation),
+            (words.0, words.1, Some(3))
+        );
     }
 }
 
@@ -118,7 +121,10 @@ fn what_cannot_be_counted_is_not_disrupted() {
     let failing = seen(budget(json!({"maxUnavailable": 1}), Value::Null), 3, 3, Size::Unknown("no scale".into()));
     let found = plan(&failing, at(NOW));
     let condition = &status(&found).conditions.as_ref().unwrap()[0];
-    assert_eq!((&*condition.reason, &*condition.message, status(&found).disruptions_allowed), ("SyncFailed", "no scale", Some(0)));
+    assert_eq!(
+        (&*condition.reason, &*condition.message, status(&found).disruptions_allowed),
+        ("SyncFailed", "no scale", Some(0))
+    );
     assert_eq!((reasons(&found), found.again.is_some()), (vec!["CalculateExpectedPodCountFailed"], true));
     // Said once: a second look at the same finds nothing to write.
     let held = serde_json::to_value(status(&found)).unwrap();
