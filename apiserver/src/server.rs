@@ -55,7 +55,7 @@ impl Server {
         let allocators = Allocators::new(config.service_cidr, config.node_port_range.clone());
         allocators.recover(&caches);
         let core = Arc::new(Core {
-            resources: Resources::new(&caches, kinds::builtin()),
+            resources: Resources::new(&caches, kinds::builtin().into_iter().chain(kinds::metrics::kinds()).collect()),
             agents: Agents::new(&pki)?,
             config,
             log,
@@ -69,6 +69,7 @@ impl Server {
             openapi: Default::default(),
             definitions: Default::default(),
             quota_turns: Default::default(),
+            usage: Default::default(),
             flow: Default::default(),
             stop,
         });

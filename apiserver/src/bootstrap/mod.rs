@@ -5,6 +5,7 @@ use proa_apimachinery::Object;
 use serde_json::{Value, json};
 
 use crate::config::Config;
+use crate::kinds;
 
 mod roles;
 
@@ -20,6 +21,7 @@ pub fn objects(config: &Config) -> Vec<Object> {
     all.extend(bindings());
     all.extend(priority_classes());
     all.extend(kubernetes_service(config));
+    all.extend(api_services());
     all
 }
 
@@ -251,6 +253,27 @@ pub fn storage_class() -> Object {
         "allowVolumeExpansion": true}))
 }
 
+/// The groups this server answers for itself, each version an APIService without a service, as on Kubernetes.
+pub fn api_services() -> Vec<Object> {
+    let mut served: Vec<(String, String)> = Vec::new();
+    for kind in kinds::builtin().iter().chain(&kinds::metrics::kinds()) {
+        let version = (kind.group.to_string(), kind.version.to_string());
+        if !served.contains(&version) {
+            served.push(version);
+        }
+    }
+    // In the order of the table: the core group first; the preferred version of a group before its others.
+    let services = served.iter().enumerate().map(|(at, (group, version))| {
+        let later = served[at..].iter().filter(|(other, _)| other == group).count();
+        object(json!({
+            "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+            "metadata": {"name": format!("{version}.{group}"), "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
+            "spec": {"group": group, "version": version, "groupPriorityMinimum": 18_000 - 100 * at, "versionPriority": 15 * later},
+        }))
+    });
+    services.collect()
+}
+
 /// How pods find the API server: the `kubernetes` Service, and who stands behind it.
 pub fn kubernetes_service(config: &Config) -> Vec<Object> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -302,7 +325,7 @@ fn holds(stored: Option<&Value>, wanted: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::{self, Op};
+    use crate::kinds::Op;
 
     #[test]
     fn every_bootstrap_object_is_valid_and_named_once() {

@@ -74,6 +74,7 @@ pub(super) const ROLES: &[Role] = &[
          R networking.k8s.io ingresses,ingresses/status,networkpolicies\n\
          R resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates",
     ),
+    part("system:aggregated-metrics-reader", "view", "R metrics.k8s.io nodes,pods"),
     role(
         "system:node",
         "create authentication.k8s.io tokenreviews\n\
@@ -256,6 +257,26 @@ pub(super) const CONTROLLERS: &[(&str, &str)] = &[
          create,delete,get,list,patch,watch core pods\n\
          create core pods/binding\n\
          create,delete,get,list,patch,update,watch apps controllerrevisions",
+    ),
+    (
+        "disruption-controller",
+        "get,list,watch apps deployments,replicasets,statefulsets\n\
+         get,list,watch core replicationcontrollers\n\
+         get,list,watch core pods\n\
+         patch,update core pods/status\n\
+         get,list,watch policy poddisruptionbudgets\n\
+         patch,update policy poddisruptionbudgets/status\n\
+         get * */scale",
+    ),
+    (
+        "horizontal-pod-autoscaler",
+        "get,list,watch autoscaling horizontalpodautoscalers\n\
+         patch,update autoscaling horizontalpodautoscalers/status\n\
+         get,patch,update * */scale\n\
+         get,list,watch core pods\n\
+         list metrics.k8s.io pods\n\
+         get,list custom.metrics.k8s.io *\n\
+         get,list external.metrics.k8s.io *",
     ),
     (
         "job-controller",
