@@ -25,6 +25,7 @@ pub mod podgc;
 pub mod pods;
 pub mod queue;
 pub mod replicaset;
+pub mod rollback;
 pub mod runner;
 pub mod scheduler;
 pub mod selector;

@@ -2,6 +2,7 @@
 //! are not there yet.
 
 mod certificates;
+mod known_to_fail;
 mod node;
 mod pods;
 mod token_secrets;
@@ -27,6 +28,10 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
         ("", "pods") if op == Op::Create => pods::admit(call, new).await,
         ("", "nodes") => own_certificate(call, new, old),
         ("", "secrets") => token_secrets::admit(call, new, old).await,
+        ("apps" | "proa.dev", "deployments" | "statefulsets" | "daemonsets") if op == Op::Update => {
+            known_to_fail::warning(new, old).into_iter().for_each(|warning| call.warn(warning));
+            Ok(())
+        }
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }
