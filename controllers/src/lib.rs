@@ -28,6 +28,7 @@ pub mod pods;
 pub mod queue;
 pub mod replicaset;
 pub mod resourcequota;
+pub mod rollback;
 pub mod runner;
 pub mod scale;
 pub mod scheduler;

@@ -2,6 +2,7 @@
 //! are not there yet.
 
 mod certificates;
+mod known_to_fail;
 mod limit_range;
 mod node;
 mod pods;
@@ -35,6 +36,10 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
             Ok(())
         }
         ("", "secrets") => token_secrets::admit(call, new, old).await,
+        ("apps" | "proa.dev", "deployments" | "statefulsets" | "daemonsets") if op == Op::Update => {
+            known_to_fail::warning(new, old).into_iter().for_each(|warning| call.warn(warning));
+            Ok(())
+        }
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }
