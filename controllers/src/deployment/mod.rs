@@ -26,6 +26,7 @@ mod verdict;
 pub use config::{Live, Reference, kept_name, references};
 pub use go_back::{Outcome, RollbackError, rollback};
 pub use plan::{Action, Seen, plan};
+pub(crate) use revisions::same_template;
 pub use rollback::Failure;
 
 use crate::{
