@@ -15,6 +15,8 @@ mod election;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+mod hash;
+pub mod history;
 pub mod informer;
 pub mod key;
 pub mod namespace;

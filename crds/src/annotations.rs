@@ -99,3 +99,15 @@ pub const CLAIM_IN_USE: &str = "kubernetes.io/pvc-protection";
 
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// The label that tells the pods of a StatefulSet or DaemonSet apart by revision: the name of the ControllerRevision with
+/// the former, its hash with the latter. A DaemonSet's ControllerRevisions carry their hash under it too.
+pub const CONTROLLER_REVISION_HASH: &str = "controller-revision-hash";
+/// The label of every ControllerRevision that holds its hash.
+pub const REVISION_HASH: &str = "controller.kubernetes.io/hash";
+/// The label of a StatefulSet's pod that holds its name.
+pub const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
+/// The label of a StatefulSet's pod that holds its ordinal.
+pub const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
+/// What old clients of DaemonSets keep a generation of the template in; never copied.
+pub const DEPRECATED_TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";

@@ -3,7 +3,7 @@
 
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::{Object, names};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::at::{At, map_at, map_in, maps_at, or_set, spec_mut};
 use super::{Op, Rules, meta};
