@@ -207,6 +207,11 @@ async fn remove(ctx: &Arc<Context>, volume: &PersistentVolume) -> Result<Removal
             }
         }
     }
+    if ctx.local_volumes.path_of(volume).is_none() && policy == Some("Delete") {
+        let path = volume.spec.as_ref().and_then(|spec| spec.local.as_ref()).map_or("", |local| local.path.as_str());
+        let why = format!("{path:?} is not among this node's volumes and was not removed");
+        ctx.recorder.volume(volume, Severity::Warning, "VolumeFailedDelete", why);
+    }
     let kept: Vec<&String> = volume.finalizers().iter().filter(|finalizer| *finalizer != LOCAL_VOLUME).collect();
     let patch = json!({"metadata": {
         "uid": volume.metadata.uid, "resourceVersion": volume.metadata.resource_version, "finalizers": kept,
