@@ -3,7 +3,7 @@
 
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::{Object, names};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::at::{At, map_at, map_in, maps_at, or_set, spec_mut};
 use super::{Op, Rules, meta};
@@ -161,6 +161,8 @@ pub(super) const POLICY_BINDING: Rules = Rules {
 };
 
 pub(super) const API_SERVICE: Rules = Rules {
+    // `v1.`, of the core group, is no domain.
+    name: names::is_path_segment,
     status: true,
     // What this server answers for itself is there from the start, as kube-aggregator's registry has it.
     prepare: |op, new, _| {
