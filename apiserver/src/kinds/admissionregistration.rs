@@ -161,6 +161,8 @@ pub(super) const POLICY_BINDING: Rules = Rules {
 };
 
 pub(super) const API_SERVICE: Rules = Rules {
+    // `v1.`, of the core group, is no domain.
+    name: names::is_path_segment,
     status: true,
     // What this server answers for itself is there from the start, as kube-aggregator's registry has it.
     prepare: |op, new, _| {
