@@ -23,7 +23,7 @@ pub fn refused(spec: &At<'_>) -> FieldErrors {
                         refuse(&at.child("medium"), "huge pages are");
                     }
                 }
-                "hostPath" | "configMap" | "secret" | "downwardAPI" => {}
+                "hostPath" | "configMap" | "secret" | "downwardAPI" | "persistentVolumeClaim" | "ephemeral" => {}
                 "projected" => {
                     for inner in at.child("sources").items() {
                         for other in ["clusterTrustBundle", "podCertificate"] {

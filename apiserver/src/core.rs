@@ -20,6 +20,7 @@ use crate::openapi::OpenApi;
 use crate::pki::Pki;
 use crate::resources::Resources;
 use crate::tokens::Tokens;
+use crate::usage::Usage;
 
 /// The parts of a running server.
 pub struct Core {
@@ -51,6 +52,8 @@ pub struct Core {
     pub agents: Agents,
     /// Who writes to a namespace's quotas next.
     pub quota_turns: Turns,
+    /// What nodes and pods were last measured to use.
+    pub usage: Usage,
     /// How many requests run at once.
     pub flow: Flow,
     /// Ends watches and connections.

@@ -5,10 +5,12 @@
 //! goes through the Kubernetes API with a [`kube::Client`].
 
 pub mod aggregation;
+pub mod autoscaling;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
 pub mod deployment;
+pub mod disruption;
 mod election;
 pub mod endpoints;
 pub mod events;
@@ -26,12 +28,15 @@ pub mod pods;
 pub mod queue;
 pub mod replicaset;
 pub mod resourcequota;
+pub mod rollback;
 pub mod runner;
+pub mod scale;
 pub mod scheduler;
 pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod storage;
 pub mod taints;
 
 pub use clock::Clock;
@@ -129,9 +134,14 @@ fn start_loops(context: &Context, options: &Options) {
     context.start(garbage::GarbageCollector::new(&catalogue));
     if context.family == Family::Standard {
         context.start(aggregation::Aggregation::new(context));
+        context.start(autoscaling::Autoscalers::new(context, &catalogue));
+        context.start(disruption::Disruptions::new(context, &catalogue));
+        context.start(disruption::StaleDisruptions::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));
         context.start(namespace::Namespaces::new(context, &catalogue));
         context.start(resourcequota::ResourceQuotas::new(context, &catalogue));
+        context.start(storage::PersistentVolumes::new(context));
+        context.start(storage::EphemeralVolumes::new(context));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
     }
 }

@@ -2,12 +2,14 @@
 //! are not there yet.
 
 mod certificates;
+mod known_to_fail;
 mod limit_range;
 mod node;
 mod pod_security;
 mod pods;
 mod priority;
 pub mod quota;
+mod storage;
 mod token_secrets;
 
 use proa_apimachinery::object::Object;
@@ -30,7 +32,16 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     match (&*kind.group, &*kind.plural) {
         ("", "pods") if op == Op::Create => pods::admit(call, new).await,
         ("", "nodes") => own_certificate(call, new, old),
+        ("", "persistentvolumeclaims") => storage::claim(call, op, new, old).await,
+        ("", "persistentvolumes") => {
+            storage::volume(op, new);
+            Ok(())
+        }
         ("", "secrets") => token_secrets::admit(call, new, old).await,
+        ("apps" | "proa.dev", "deployments" | "statefulsets" | "daemonsets") if op == Op::Update => {
+            known_to_fail::warning(new, old).into_iter().for_each(|warning| call.warn(warning));
+            Ok(())
+        }
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }

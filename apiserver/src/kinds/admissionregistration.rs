@@ -162,6 +162,15 @@ pub(super) const POLICY_BINDING: Rules = Rules {
 
 pub(super) const API_SERVICE: Rules = Rules {
     status: true,
+    // What this server answers for itself is there from the start, as kube-aggregator's registry has it.
+    prepare: |op, new, _| {
+        if op == Op::Create && new.get(&["spec", "service"]).is_none_or(Value::is_null) {
+            let since = new.creation_timestamp().to_owned();
+            let condition = json!({"type": "Available", "status": "True", "reason": "Local",
+                "message": "Local APIServices are always available", "lastTransitionTime": since});
+            new.set(&["status", "conditions"], vec![condition]);
+        }
+    },
     default: |object| {
         if let Some(service) = map_at(spec_mut(object), "service") {
             or_set(service, "port", 443);

@@ -13,6 +13,7 @@ mod columns;
 mod others;
 mod pods;
 mod services;
+mod storage;
 mod workloads;
 
 fn kind_of(object: &Object) -> Kind {

@@ -225,8 +225,8 @@ fn what_is_not_done_yet_is_refused_by_name() {
             "spec.volumes[0].nfs: Forbidden: nfs volumes are not supported by Proa yet",
         ),
         (
-            ("spec.volumes.0", "{name: data, persistentVolumeClaim: {claimName: c}}"),
-            "spec.volumes[0].persistentVolumeClaim: Forbidden: persistentVolumeClaim volumes are not supported by Proa yet",
+            ("spec.volumes.0", "{name: data, csi: {driver: d.example.com}}"),
+            "spec.volumes[0].csi: Forbidden: csi volumes are not supported by Proa yet",
         ),
         (
             ("spec.runtimeClassName", "gvisor"),
@@ -261,6 +261,8 @@ fn what_is_not_done_yet_is_refused_by_name() {
         ("spec.securityContext", "{runAsUser: 1, fsGroup: 2, seccompProfile: {type: RuntimeDefault}}"),
         ("spec.initContainers", "[{name: s, image: i, restartPolicy: Always}]"),
         ("spec.setHostnameAsFQDN", "false"),
+        ("spec.volumes.0", "{name: data, persistentVolumeClaim: {claimName: c}}"),
+        ("spec.volumes.0", "{name: data, ephemeral: {volumeClaimTemplate: {spec: {}}}}"),
     ] {
         let pod = with(POD, &[change]);
         assert_eq!(kind_of(&pod).strategy.unsupported(&pod), vec![], "{change:?}");

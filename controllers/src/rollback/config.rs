@@ -1,20 +1,23 @@
 //! Configuration as part of a revision: what its ConfigMaps and Secrets hold is kept with it.
 //!
-//! One Secret per revision, owned by its replica set. Until the revision is healthy the copy follows the live objects.
-//! After that it follows what its pods have shown to run with, for what changed in a ConfigMap is most often meant for
-//! the revision that comes next. Once another revision is current the copy stands still. When the deployment goes back to
-//! the revision and the live objects differ, its pods read the copy (`proa.dev/config-revision`).
+//! One Secret per content, owned by every revision that ran with it: it is named after what it holds, never changes, and goes
+//! with the last of them. Until a revision is healthy its copy follows the live objects. After that it follows what its pods
+//! have shown to run with, for what changed in a ConfigMap is most often meant for the revision that comes next. Once another
+//! revision is current the copy stands still. When the object goes back to the revision and the live objects differ, its pods
+//! read the copy (`proa.dev/config-revision`).
 
-use super::revisions::{name, note};
+use super::marks::{Revision, note};
 use crate::pods;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::{
     ByteString,
     api::core::v1::{ConfigMap, Container, KeyToPath, PodSpec, Secret, Volume},
 };
-use kube::core::{ApiResource, ObjectMeta};
-use proa_crds::{Deployment, Pod, ReplicaSet, annotations};
+use kube::core::ObjectMeta;
+use proa_crds::{Pod, annotations};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -26,7 +29,7 @@ use std::{
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// A Secret holds at most 1 MiB; what does not fit with room to spare is not kept.
-pub(super) const SIZE_LIMIT: usize = 1_000_000;
+pub(crate) const SIZE_LIMIT: usize = 1_000_000;
 
 /// A ConfigMap or Secret a template refers to. Displays as the key under which it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,19 +133,9 @@ fn add(found: &mut BTreeSet<Reference>, kind: fn(String) -> Reference, name: Opt
     }
 }
 
-fn pod_spec(set: &ReplicaSet) -> Option<&PodSpec> {
-    set.spec.template.as_ref()?.spec.as_ref()
-}
-
-/// The references of a replica set's template.
-pub(super) fn references_of(set: &ReplicaSet) -> BTreeSet<Reference> {
-    pod_spec(set).map(references).unwrap_or_default()
-}
-
 /// A volume of the template that cannot be made because its ConfigMap, its Secret or a key of it is not there, in words.
 /// On Kubernetes the pod's status does not show this; its containers are being created for ever.
-pub(super) fn missing(set: &ReplicaSet, live: &Live) -> Option<String> {
-    let spec = pod_spec(set)?;
+pub(crate) fn missing(spec: &PodSpec, live: &Live) -> Option<String> {
     let map = |name: &str, optional: Option<bool>, items: &Option<Vec<KeyToPath>>| {
         let held = live.config_maps.get(name).map(|map| {
             let text = map.data.iter().flat_map(BTreeMap::keys);
@@ -188,19 +181,21 @@ fn lacks(
     Some(format!("{kind} {name:?} has no key {key:?}"))
 }
 
-/// Whether the deployment keeps configuration with its revisions.
-pub(super) fn is_on(deployment: &Deployment) -> bool {
-    is_kept(note(deployment, annotations::CONFIG_REVISIONS))
+/// Whether the object keeps configuration with its revisions.
+pub(crate) fn is_on(object: &ObjectMeta) -> bool {
+    is_kept(note(object, annotations::CONFIG_REVISIONS))
 }
 
 /// What that value of `proa.dev/config-revisions` means.
-pub(super) fn is_kept(setting: Option<&str>) -> bool {
+pub(crate) fn is_kept(setting: Option<&str>) -> bool {
     setting != Some(annotations::CONFIG_REVISIONS_OFF)
 }
 
-/// The name of the Secret that keeps the configuration of a replica set.
-pub fn kept_name(set_name: &str) -> String {
-    format!("{set_name}-config")
+/// The name of the Secret that keeps the configuration of a revision. Before copies were named after what they hold, they
+/// were named after their revision.
+pub(crate) fn copy_of(revision: &ObjectMeta) -> String {
+    let named = note(revision, annotations::CONFIG_COPY).map(str::to_owned);
+    named.unwrap_or_else(|| format!("{}-config", revision.name.as_deref().unwrap_or_default()))
 }
 
 type Content = BTreeMap<String, ByteString>;
@@ -223,32 +218,56 @@ fn content(wanted: &BTreeSet<Reference>, live: &Live) -> Content {
     data
 }
 
+/// A digest of what these references hold now.
+pub(crate) fn digest(wanted: &BTreeSet<Reference>, live: &Live) -> String {
+    digest_of(&content(wanted, live))
+}
+
+fn digest_of(content: &Content) -> String {
+    let mut hash = Sha256::new();
+    for (key, bytes) in content {
+        for part in [key.as_bytes(), &bytes.0] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What is to be done about the copy of the current revision.
 #[derive(Debug, PartialEq)]
-pub(super) enum Keep {
+pub(crate) enum Keep {
     /// It is as it should be.
     Nothing,
     /// So many bytes cannot be kept.
     TooLarge(usize),
     /// The pods have to show that they do well with what changed: look again after this time.
     Wait(Duration),
-    /// Write this Secret.
+    /// See that this Secret is there and owned by the revision, then that the revision names it.
     Write(Box<Secret>),
 }
 
-/// Compares the copy of the current revision with the live objects; `pods` are the revision's that stay.
-pub(super) fn keep(set: &ReplicaSet, resource: &ApiResource, live: &Live, pods: &[&Pod], now: Timestamp) -> Keep {
-    let wanted = references_of(set);
+/// Compares the copy of the current revision with the live objects. `of` names the workload, `owner` refers to the revision
+/// (without controlling), `pods` are the revision's that stay.
+pub(crate) fn keep(
+    of: &str,
+    revision: &ObjectMeta,
+    spec: Option<&PodSpec>,
+    owner: OwnerReference,
+    live: &Live,
+    pods: &[&Pod],
+    now: Timestamp,
+) -> Keep {
+    let wanted = spec.map(references).unwrap_or_default();
     // A pinned revision reads its copy: the copy must stand still.
-    if wanted.is_empty() || note(set, annotations::CONFIG_REVISION).is_some() {
+    if wanted.is_empty() || note(revision, annotations::CONFIG_REVISION).is_some() {
         return Keep::Nothing;
     }
     let content = content(&wanted, live);
-    let secret_name = kept_name(name(set));
-    let held = live.secrets.get(&secret_name);
+    let held = live.secrets.get(&copy_of(revision));
     let mut copy = held.and_then(|held| held.data.clone()).unwrap_or_default();
-    let at_start = pod_spec(set).map(read_at_start).unwrap_or_default();
-    let proven = held.is_some() && note(set, annotations::HEALTHY).is_some();
+    let at_start = spec.map(read_at_start).unwrap_or_default();
+    let proven = held.is_some() && note(revision, annotations::HEALTHY).is_some();
     let (mut changed, mut wait) = (held.is_none(), None);
     for reference in &wanted {
         let key = reference.to_string();
@@ -277,12 +296,13 @@ pub(super) fn keep(set: &ReplicaSet, resource: &ApiResource, live: &Live, pods: 
     }
     Keep::Write(Box::new(Secret {
         metadata: ObjectMeta {
-            name: Some(secret_name),
-            namespace: set.metadata.namespace.clone(),
-            owner_references: Some(vec![crate::owners::controller_reference(set, resource)]),
+            name: Some(format!("{of}-config-{}", digest_of(&copy))),
+            namespace: revision.namespace.clone(),
+            owner_references: Some(vec![owner]),
             ..Default::default()
         },
         type_: Some(annotations::CONFIG_REVISION_SECRET_TYPE.to_owned()),
+        immutable: Some(true),
         data: Some(copy),
         ..Default::default()
     }))
@@ -320,16 +340,41 @@ fn started_after(pod: &Pod, time: Timestamp) -> bool {
             && starts().all(|start| start.is_some_and(|start| start.0 > time))
 }
 
-/// The Secret a revision must read when the deployment goes back to it: its copy, if that differs from the live objects.
-pub(super) fn pin<'a>(set: &ReplicaSet, live: &'a Live) -> Option<&'a str> {
-    let wanted = references_of(set);
-    let (secret_name, kept) = live.secrets.get_key_value(&kept_name(name(set)))?;
+/// The Secret a revision must read when the object goes back to it: its copy, if that differs from the live objects.
+pub(crate) fn pin<'a>(revision: &ObjectMeta, spec: Option<&PodSpec>, live: &'a Live) -> Option<&'a str> {
+    let wanted = spec.map(references).unwrap_or_default();
+    let (secret_name, kept) = live.secrets.get_key_value(&copy_of(revision))?;
     if kept.type_.as_deref() != Some(annotations::CONFIG_REVISION_SECRET_TYPE) {
         return None;
     }
     let nothing = Content::new();
     let differs = !wanted.is_empty() && *kept.data.as_ref().unwrap_or(&nothing) != content(&wanted, live);
     differs.then_some(secret_name.as_str())
+}
+
+/// The copies among `held` that a revision is an owner of and no longer names: what it ran with before. `revisions` are those
+/// there are.
+pub(crate) fn left_behind<'a>(
+    revisions: &[Revision<'a>],
+    held: &'a BTreeMap<String, Arc<Secret>>,
+) -> Vec<(&'a Secret, &'a str)> {
+    let mut left = Vec::new();
+    for secret in held.values() {
+        if secret.type_.as_deref() != Some(annotations::CONFIG_REVISION_SECRET_TYPE) {
+            continue;
+        }
+        for owner in secret.metadata.owner_references.iter().flatten() {
+            let owner_is = revisions.iter().find(|revision| revision.meta.uid.as_ref() == Some(&owner.uid));
+            let names = |revision: &&Revision<'_>| {
+                Some(&copy_of(revision.meta)) == secret.metadata.name.as_ref()
+                    || note(revision.meta, annotations::CONFIG_REVISION) == secret.metadata.name.as_deref()
+            };
+            if owner_is.is_some_and(|revision| !names(&revision)) {
+                left.push((secret.as_ref(), owner.uid.as_str()));
+            }
+        }
+    }
+    left
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// A record larger than this is not kept: annotations of one object share 256 KiB.
-pub(super) const RECORD_LIMIT: usize = 96 * 1024;
+pub(crate) const RECORD_LIMIT: usize = 96 * 1024;
 
 /// What one server-side applier owned of what an undo brings back.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -41,7 +41,7 @@ fn part<'a>(entry: &'a ManagedFieldsEntry, [outer, inner]: [&str; 2]) -> Option<
 /// with the annotations of both. An undo takes the template and annotations back and leaves the rest of the object, so
 /// the rest of the record stays too: a field set since then is still known to be the manifest's. `None` when nothing
 /// changes.
-pub(super) fn follow_client(current: &str, recorded: &str) -> Option<String> {
+pub(crate) fn follow_client(current: &str, recorded: &str) -> Option<String> {
     let (Ok(mut now), Ok(then)) = (serde_json::from_str::<Value>(current), serde_json::from_str::<Value>(recorded))
     else {
         return (current != recorded).then(|| recorded.to_owned());
@@ -70,7 +70,7 @@ fn went_back(entry: &ManagedFieldsEntry) -> bool {
 }
 
 /// The record of which server-side applier owns what; `None` when none owns anything of it.
-pub(super) fn record(managed: &[ManagedFieldsEntry]) -> Option<String> {
+pub(crate) fn record(managed: &[ManagedFieldsEntry]) -> Option<String> {
     let owned: Vec<Owned> = managed
         .iter()
         .filter(|entry| is_apply(entry))
@@ -89,7 +89,7 @@ pub(super) fn record(managed: &[ManagedFieldsEntry]) -> Option<String> {
 /// The managed fields after going back to the revision of that record; `None` when nothing changes. The template is the
 /// revision's, so an applier owns of it what it owned then. Of the annotations (`held` are those there are) it owns what it
 /// owns now as well: an undo leaves those the revision does not have an opinion on.
-pub(super) fn follow(
+pub(crate) fn follow(
     managed: &[ManagedFieldsEntry],
     record: &str,
     held: &BTreeMap<String, String>,
