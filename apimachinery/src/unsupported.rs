@@ -164,7 +164,8 @@ fn one(container: &At<'_>, init: bool, refuse: &mut impl FnMut(&At<'_>, &str)) {
     }
     for list in ["limits", "requests"] {
         for (name, at) in resources.child(list).entries() {
-            if !matches!(name, "cpu" | "memory" | "ephemeral-storage") {
+            // What has a domain is counted by the scheduler and a number to everybody else.
+            if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !name.contains('/') {
                 refuse(&at, &format!("the resource {name} is"));
             }
         }

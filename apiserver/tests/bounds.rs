@@ -252,3 +252,102 @@ async fn a_claim_is_held_to_the_sizes_of_its_namespace() {
     );
     world.ok("POST", at, &claim("1Gi")).await;
 }
+
+/// What a request is warned of.
+async fn warnings(world: &World, method: &str, uri: &str, body: &Value) -> (u16, Vec<String>) {
+    let admin = proa_apiserver::User::new("admin", &["system:masters"]);
+    let response = world.raw(admin, method, uri, &[], body.to_string().into_bytes()).await;
+    let told = response.headers().get_all("warning").iter();
+    (response.status().as_u16(), told.map(|value| value.to_str().expect("text").to_owned()).collect())
+}
+
+#[tokio::test]
+async fn a_namespace_says_what_its_pods_may_do() {
+    let world = world().await;
+    let labelled = |level: &str| json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}});
+    let privileged = |name: &str| {
+        let mut pod = pod(name, json!({}));
+        pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
+        pod
+    };
+    world.ok("POST", PODS, &privileged("before")).await;
+    let (status, refused) = world.call("PATCH", "/api/v1/namespaces/default", &labelled("strict")).await;
+    assert_eq!(
+        (status, message(&refused)),
+        (
+            422,
+            "Namespace \"default\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"strict\": must be one of privileged, baseline, restricted"
+        )
+    );
+    let (status, told) = warnings(&world, "PATCH", "/api/v1/namespaces/default", &labelled("baseline")).await;
+    assert_eq!(
+        (status, told),
+        (200, vec![
+            "299 - \"existing pods in namespace \\\"default\\\" violate the new PodSecurity enforce level \\\"baseline:latest\\\"\"".to_owned(),
+            "299 - \"before: privileged\"".to_owned(),
+        ])
+    );
+    let (status, refused) = world.call("POST", PODS, &privileged("after")).await;
+    assert_eq!(
+        (status, message(&refused)),
+        (
+            403,
+            "pods \"after\" is forbidden: violates PodSecurity \"baseline:latest\": privileged (container \"c\" must not set securityContext.privileged=true)"
+        )
+    );
+    world.ok("POST", PODS, &pod("plain", json!({}))).await;
+    // What runs may be labelled; another image is another matter.
+    let before = format!("{PODS}/before");
+    world.ok("PATCH", &before, &json!({"metadata": {"labels": {"a": "b"}}})).await;
+    let image = json!({"spec": {"containers": [{"name": "c", "image": "j", "securityContext": {"privileged": true}}]}});
+    let (status, refused) = world
+        .call_as(
+            proa_apiserver::User::new("admin", &["system:masters"]),
+            "PATCH",
+            &before,
+            &[("content-type", "application/strategic-merge-patch+json")],
+            image.to_string().into_bytes(),
+        )
+        .await;
+    assert_eq!(status, 403, "{refused}");
+    // Who makes pods by way of a controller is told before its pods are refused.
+    let labels = json!({"app": "web"});
+    let deployment = json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": privileged("")["spec"]}}});
+    let (status, told) = warnings(&world, "POST", "/apis/apps/v1/namespaces/default/deployments", &deployment).await;
+    assert_eq!(status, 201);
+    assert!(
+        told.iter().any(|warning| warning.contains("would violate PodSecurity \\\"baseline:latest\\\": privileged")),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn one_priority_class_is_the_default_and_pods_do_not_choose_their_number() {
+    let world = world().await;
+    let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let class = |name: &str| json!({"metadata": {"name": name}, "value": 7, "globalDefault": true, "preemptionPolicy": "Never"});
+    world.ok("POST", classes, &class("usual")).await;
+    let (status, refused) = world.call("POST", classes, &class("other")).await;
+    assert_eq!(
+        (status, message(&refused)),
+        (
+            403,
+            "priorityclasses.scheduling.k8s.io \"other\" is forbidden: PriorityClass usual is already marked as default. Only one default can exist"
+        )
+    );
+    let made = world.ok("POST", PODS, &pod("a", json!({}))).await;
+    assert_eq!(
+        (&made["spec"]["priority"], &made["spec"]["priorityClassName"], &made["spec"]["preemptionPolicy"]),
+        (&json!(7), &json!("usual"), &json!("Never"))
+    );
+    let mut chosen = pod("b", json!({}));
+    chosen["spec"]["priority"] = json!(8);
+    let (status, refused) = world.call("POST", PODS, &chosen).await;
+    assert_eq!(status, 403);
+    assert!(
+        message(&refused)
+            .starts_with("pods \"b\" is forbidden: the integer value of priority (8) must not be provided"),
+        "{refused}"
+    );
+}

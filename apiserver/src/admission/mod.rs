@@ -5,7 +5,9 @@ mod certificates;
 mod known_to_fail;
 mod limit_range;
 mod node;
+mod pod_security;
 mod pods;
+mod priority;
 pub mod quota;
 mod storage;
 mod token_secrets;
@@ -56,11 +58,15 @@ pub async fn validate(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object
             call.core.caches.consistent().await?;
             limit_range::refuse_claim(new, &limit_ranges(call))
         }
+        ("scheduling.k8s.io", "priorityclasses", Op::Create | Op::Update) => {
+            call.core.caches.consistent().await?;
+            priority::refuse_default(new, &priority::classes(call))
+        }
         _ => None,
     };
     match refusal {
         Some(why) => Err(ApiError::forbidden(call.resource.group_resource(), new.name(), &why)),
-        None => Ok(()),
+        None => pod_security::admit(call, op, new, old),
     }
 }
 
