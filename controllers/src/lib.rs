@@ -76,6 +76,8 @@ pub struct Options {
     pub root_ca: Option<String>,
     /// The pod addresses to divide among the nodes. Without, nodes bring their own.
     pub node_blocks: Option<Blocks>,
+    /// How the scheduler decides.
+    pub scheduler: scheduler::Configuration,
 }
 
 impl Options {
@@ -88,6 +90,7 @@ impl Options {
             clock: Clock::default(),
             root_ca: None,
             node_blocks: None,
+            scheduler: scheduler::Configuration::default(),
         }
     }
 }
@@ -118,7 +121,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
-    scheduler::start(context);
+    scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
     if let Some(blocks) = options.node_blocks {
