@@ -9,6 +9,7 @@ pub mod autoscaling;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
+pub mod cronjob;
 pub mod deployment;
 pub mod disruption;
 mod election;
@@ -18,6 +19,7 @@ pub mod garbage;
 mod hash;
 pub mod history;
 pub mod informer;
+pub mod job;
 pub mod key;
 pub mod namespace;
 pub mod node;
@@ -120,7 +122,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 /// Adding a loop is one line here.
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
-    context.start(replicaset::ReplicaSets::new(context));
+    context.start(replicaset::ReplicaSets::<proa_crds::ReplicaSet>::new(context));
     scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
@@ -138,6 +140,9 @@ fn start_loops(context: &Context, options: &Options) {
     );
     context.start(garbage::GarbageCollector::new(&catalogue));
     if context.family == Family::Standard {
+        context.start(replicaset::ReplicaSets::<replicaset::ReplicationController>::new(context));
+        context.start(job::Jobs::new(context));
+        context.start(cronjob::CronJobs::new(context));
         context.start(aggregation::Aggregation::new(context));
         context.start(autoscaling::Autoscalers::new(context, &catalogue));
         context.start(disruption::Disruptions::new(context, &catalogue));
