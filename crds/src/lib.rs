@@ -14,6 +14,7 @@ mod definitions;
 mod endpoint_slice;
 mod family;
 pub mod reasons;
+pub mod release;
 
 pub use decoded::{Decoded, Undecodable};
 pub use definitions::{
