@@ -3,7 +3,8 @@
 //! Owns: the [`Family`] value that says under which group and version the workload kinds are served, the typed
 //! aliases ([`Pod`], [`ReplicaSet`], [`Deployment`], [`Service`], [`Node`], [`EndpointSlice`]) that work with either
 //! family, [`Decoded`] to read them with, the names several crates must agree on ([`annotations`], [`conditions`],
-//! [`reasons`]) and the custom resource definitions of the `proa.dev` family ([`custom_resource_definitions`]).
+//! [`reasons`], the evidence of a failed revision ([`Failure`])), Proa's own kinds ([`policy`]) and the custom resource
+//! definitions of both ([`custom_resource_definitions`], [`extension_definitions`]).
 //!
 //! Never talks to anything: no client, no files (the YAML in `crds/yaml/` is written by a test), no clock.
 
@@ -12,7 +13,10 @@ pub mod conditions;
 mod decoded;
 mod definitions;
 mod endpoint_slice;
+mod extensions;
+mod failure;
 mod family;
+pub mod policy;
 pub mod reasons;
 pub mod release;
 
@@ -21,7 +25,10 @@ pub use definitions::{
     custom_resource_definition_files, custom_resource_definitions, custom_resource_definitions_yaml,
 };
 pub use endpoint_slice::EndpointSlice;
+pub use extensions::extension_definitions;
+pub use failure::{FailedTemplate, Failure, FailureEvent};
 pub use family::Family;
+pub use policy::{RolloutPolicy, RolloutPolicySpec, rollout_policies};
 
 use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
 

@@ -20,7 +20,13 @@ pub fn objects(config: &Config) -> Vec<Object> {
     all.extend(bindings());
     all.extend(priority_classes());
     all.extend(kubernetes_service(config));
+    all.extend(definitions(config));
     all
+}
+
+/// The definitions of the platform's own kinds.
+pub fn definitions(config: &Config) -> impl Iterator<Item = Object> {
+    config.definitions.iter().cloned().map(object)
 }
 
 /// Holds because every caller writes an object literal.
@@ -273,6 +279,15 @@ pub fn moved(stored: &Object, wanted: &Object) -> Option<Object> {
     (!patch.0.is_empty()).then_some(patch)
 }
 
+/// What is to be patched so that a stored object of [`definitions`] defines what this version of the platform does; nothing
+/// when it does. What is served beside it is somebody else's.
+pub fn redefined(stored: &Object, wanted: &Object) -> Option<Object> {
+    let spec = wanted.get(&["spec"]).filter(|spec| !holds(stored.get(&["spec"]), spec))?;
+    let mut patch = Object::default();
+    patch.set(&["spec"], spec.clone());
+    Some(patch)
+}
+
 /// Whether `stored` says all that `wanted` says; defaults may stand beside it.
 fn holds(stored: Option<&Value>, wanted: &Value) -> bool {
     match (stored, wanted) {
@@ -324,6 +339,18 @@ mod tests {
         assert_eq!(patches[0]["spec"]["ports"][0]["targetPort"], 7443);
         assert_eq!(patches[1]["subsets"][0]["ports"][0]["port"], 7443);
         assert_eq!(patches[2], json!({"ports": [{"name": "https", "protocol": "TCP", "port": 7443}]}));
+    }
+
+    #[test]
+    fn a_definition_of_an_earlier_version_is_brought_up_to_date_and_a_defaulted_one_left_alone() {
+        let definition = |versions: Value| {
+            object(json!({"metadata": {"name": "a.b"}, "spec": {"group": "b", "versions": versions}}))
+        };
+        let wanted = definition(json!([{"name": "v1", "schema": {"x": 1}}]));
+        let stored = definition(json!([{"name": "v1", "schema": {"x": 1}, "served": true}]));
+        assert_eq!(redefined(&stored, &wanted), None);
+        let older = definition(json!([{"name": "v1", "schema": {"x": 0}}]));
+        assert_eq!(redefined(&older, &wanted).expect("a patch").get(&["spec"]), wanted.get(&["spec"]));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Owns the cluster roles every cluster starts with, as lines of text: `verbs group resources`, or
 //! `verbs url paths`. `core` is the core group; `R` and `W` stand for the reading and writing verbs.
 //!
-//! Source: the bootstrap policy of Kubernetes 1.36 (`plugin/pkg/auth/authorizer/rbac/bootstrappolicy`).
+//! Source: the bootstrap policy of Kubernetes 1.36 (`plugin/pkg/auth/authorizer/rbac/bootstrappolicy`), and the
+//! platform's own kinds of `proa.dev`.
 
 /// A role: its name, labels to aggregate it by, and its rules.
 pub(super) struct Role {
@@ -59,7 +60,8 @@ pub(super) const ROLES: &[Role] = &[
          W policy poddisruptionbudgets\n\
          W networking.k8s.io ingresses,networkpolicies\n\
          RW coordination.k8s.io leases\n\
-         W resource.k8s.io resourceclaims,resourceclaimtemplates",
+         W resource.k8s.io resourceclaims,resourceclaimtemplates\n\
+         W proa.dev releases,rolloutpolicies",
     ),
     part(
         "system:aggregate-to-view",
@@ -72,7 +74,8 @@ pub(super) const ROLES: &[Role] = &[
          R batch cronjobs,cronjobs/status,jobs,jobs/status\n\
          R policy poddisruptionbudgets,poddisruptionbudgets/status\n\
          R networking.k8s.io ingresses,ingresses/status,networkpolicies\n\
-         R resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates",
+         R resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates\n\
+         R proa.dev releases,releases/status,rolloutpolicies",
     ),
     role(
         "system:node",
