@@ -14,6 +14,7 @@ pub mod endpoints;
 pub mod events;
 pub mod garbage;
 pub mod informer;
+pub mod inspect;
 pub mod key;
 pub mod namespace;
 pub mod node;
@@ -24,6 +25,7 @@ pub mod pod_status;
 pub mod podgc;
 pub mod pods;
 pub mod queue;
+pub mod release;
 pub mod replicaset;
 pub mod runner;
 pub mod scheduler;
@@ -126,6 +128,7 @@ fn start_loops(context: &Context, options: &Options) {
         },
     );
     context.start(garbage::GarbageCollector::new(&catalogue));
+    context.start(release::Releases::new(context, &catalogue));
     if context.family == Family::Standard {
         context.start(aggregation::Aggregation::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));

@@ -5,8 +5,6 @@ use kube::core::ApiResource;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::family::PROA_GROUP;
-
 /// A release (`proa.dev/v1`).
 pub type Release = kube::core::Object<ReleaseSpec, ReleaseStatus>;
 
@@ -15,13 +13,7 @@ pub const DEFAULT_HISTORY: i32 = 10;
 
 /// Where releases are served.
 pub fn release_resource() -> ApiResource {
-    ApiResource {
-        group: PROA_GROUP.to_owned(),
-        version: "v1".to_owned(),
-        api_version: format!("{PROA_GROUP}/v1"),
-        kind: "Release".to_owned(),
-        plural: "releases".to_owned(),
-    }
+    crate::extensions::resource("Release", "releases")
 }
 
 /// What belongs to a release, and what is wanted of it.
@@ -210,6 +202,12 @@ pub struct GoingBack {
     /// Whether what belongs to others is taken.
     #[serde(skip_serializing_if = "is_default")]
     pub force: bool,
+    /// Whether the failed revision was only applied again, and never became current.
+    #[serde(skip_serializing_if = "is_default")]
+    pub refused: bool,
+    /// Who asked for it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub by: String,
     /// Why, in one word.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -363,6 +361,7 @@ pub(crate) fn schema() -> Value {
             "from": number("The revision that was current."), "to": number("The revision that comes back."),
             "record": text("The record of its members."), "automatic": flag("Whether a failure asked for it."),
             "force": flag("Whether what belongs to others is taken."),
+            "refused": flag("Whether the failed revision was only applied again."), "by": text("Who asked for it."),
             "reason": text("Why, in one word."), "message": text("Why."), "startedAt": time("Since when."),
         }),
     );
@@ -422,7 +421,7 @@ mod tests {
             "observedGeneration": 1, "revision": 2, "members": 5,
             "revisions": [{"revision": 2, "digest": "d", "record": "r", "recordedAt": at, "members": 5, "authors": ["a"], "cause": "c",
                 "images": ["i"], "rolledBackTo": 1, "result": "Failed", "decidedAt": at, "reason": "R", "message": "m", "retry": "1"}],
-            "rollback": {"from": 2, "to": 1, "record": "r", "automatic": true, "force": true, "reason": "R", "message": "m", "startedAt": at},
+            "rollback": {"from": 2, "to": 1, "record": "r", "automatic": true, "force": true, "refused": true, "by": "a", "reason": "R", "message": "m", "startedAt": at},
             "conditions": [{"type": "Ready", "status": "True", "observedGeneration": 1, "lastTransitionTime": "2026-11-21T10:00:00Z", "reason": "R", "message": "m"}],
         });
         let read: ReleaseSpec = serde_json::from_value(spec.clone()).expect("it is of the type");
@@ -442,7 +441,11 @@ mod tests {
     fn members_are_said_in_one_way_only() {
         let schema = from_openapi_v3(&schema()).unwrap_or_else(|errors| panic!("{errors:?}"));
         let said = |members: Value| -> Vec<String> {
-            schema.validate(&release(json!({"members": members}), json!({})), None).iter().map(ToString::to_string).collect()
+            schema
+                .validate(&release(json!({"members": members}), json!({})), None)
+                .iter()
+                .map(ToString::to_string)
+                .collect()
         };
         let parent = json!({"kind": "ConfigMap", "name": "shop"});
         assert!(said(json!({})).is_empty() && said(json!({"applySet": parent})).is_empty());

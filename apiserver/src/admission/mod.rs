@@ -1,6 +1,7 @@
 //! What guards or completes a write beyond the kind's own rules. Built in, in a fixed order; webhooks
 //! are not there yet.
 
+mod authors;
 mod certificates;
 mod node;
 mod pods;
@@ -27,6 +28,7 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
         ("", "pods") if op == Op::Create => pods::admit(call, new).await,
         ("", "nodes") => own_certificate(call, new, old),
         ("", "secrets") => token_secrets::admit(call, new, old).await,
+        ("apps" | "proa.dev", "deployments" | "statefulsets" | "daemonsets") => authors::note(call, op, new, old),
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }

@@ -27,16 +27,7 @@ const PLATFORM: [&str; 7] = [
 /// The revision numbers of Deployments and DaemonSets and all they note beside them.
 const PLATFORM_NOTES: [&str; 2] = ["deployment.kubernetes.io/", "deprecated.daemonset.template.generation"];
 /// Notes of ours that say what became of an object, or what is wished of it at one moment.
-const OWN_NOTES: [&str; 8] = [
-    annotations::REVISION_OF,
-    annotations::HEALTHY,
-    annotations::FAILURE,
-    annotations::APPLIED_CONFIGURATION,
-    annotations::APPLIED_FIELDS,
-    annotations::CONFIG_REVISION,
-    annotations::RETRY,
-    annotations::CHANGED_BY,
-];
+const OWN_NOTES: [&str; 3] = [annotations::RETRY, annotations::CHANGED_BY, annotations::FAILED_REVISIONS];
 
 /// Which object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -218,9 +209,9 @@ fn remove_path(value: &mut Value, path: &[Element]) {
     }
     let below = match (first, value) {
         (Element::Field(name), Value::Object(map)) => map.get_mut(&**name),
-        (Element::Key(fields), Value::Array(list)) => list
-            .iter_mut()
-            .find(|item| fields.iter().all(|(name, wanted)| item.get(&**name) == Some(wanted))),
+        (Element::Key(fields), Value::Array(list)) => {
+            list.iter_mut().find(|item| fields.iter().all(|(name, wanted)| item.get(&**name) == Some(wanted)))
+        }
         _ => None,
     };
     if let Some(below) = below {
@@ -240,6 +231,7 @@ fn tidy(object: &mut Value, api_version: &str, kind: &str) {
             notes.retain(|key, _| {
                 key != annotations::LAST_APPLIED
                     && !OWN_NOTES.contains(&key.as_str())
+                    && !annotations::REPLICA_SET_ONLY.contains(&key.as_str())
                     && !PLATFORM_NOTES.iter().any(|prefix| key.starts_with(prefix))
             });
         }
@@ -277,12 +269,16 @@ fn of_the_server(group: &str, kind: &str, root: &mut Map<String, Value>) {
             take(root, &["spec", "clusterIPs"]);
             take(root, &["spec", "healthCheckNodePort"]);
         }
-        ("", "Secret") if root.get("type") == Some(&json!("kubernetes.io/service-account-token")) => take(root, &["data"]),
+        ("", "Secret") if root.get("type") == Some(&json!("kubernetes.io/service-account-token")) => {
+            take(root, &["data"])
+        }
         ("batch", "Job") => {
             let manual = root.get("spec").and_then(|spec| spec.get("manualSelector")) == Some(&json!(true));
             if !manual {
                 take(root, &["spec", "selector"]);
-                for label in ["controller-uid", "batch.kubernetes.io/controller-uid", "job-name", "batch.kubernetes.io/job-name"] {
+                for label in
+                    ["controller-uid", "batch.kubernetes.io/controller-uid", "job-name", "batch.kubernetes.io/job-name"]
+                {
                     take(root, &["spec", "template", "metadata", "labels", label]);
                     take(root, &["metadata", "labels", label]);
                 }
@@ -299,7 +295,8 @@ pub fn images(object: &Value) -> Vec<String> {
         Some("CronJob") => object.pointer("/spec/jobTemplate/spec/template/spec"),
         _ => object.pointer("/spec/template/spec"),
     };
-    let containers = ["initContainers", "containers"].into_iter().filter_map(|list| spec?.get(list)?.as_array()).flatten();
+    let containers =
+        ["initContainers", "containers"].into_iter().filter_map(|list| spec?.get(list)?.as_array()).flatten();
     let mut images: Vec<String> =
         containers.filter_map(|container| container.get("image")?.as_str().map(str::to_owned)).collect();
     let mut seen = std::collections::BTreeSet::new();
@@ -370,7 +367,10 @@ mod tests {
     fn a_template_the_platform_took_back_is_content_all_the_same() {
         let mut live = deployment();
         live["metadata"]["managedFields"][1] = entry(
-            crate::patch::MANAGER, "Update", "", json!({"f:spec": {"f:template": {"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {"f:image": {}}}}}}}),
+            crate::patch::MANAGER,
+            "Update",
+            "",
+            json!({"f:spec": {"f:template": {"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {"f:image": {}}}}}}}),
         );
         let content = Content::of("apps/v1", "Deployment", &live);
         assert_eq!(images(&content.object), ["i"]);
@@ -382,8 +382,12 @@ mod tests {
         assert_eq!(Content::of("v1", "Service", &service).object["spec"], json!({"ports": [{"port": 80}]}));
         let headless = json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "None", "clusterIPs": ["None"]}});
         assert_eq!(Content::of("v1", "Service", &headless).object["spec"], json!({"clusterIP": "None"}));
-        let claim = json!({"metadata": {"name": "data"}, "spec": {"volumeName": "pv-1", "accessModes": ["ReadWriteOnce"]}});
-        assert_eq!(Content::of("v1", "PersistentVolumeClaim", &claim).object["spec"], json!({"accessModes": ["ReadWriteOnce"]}));
+        let claim =
+            json!({"metadata": {"name": "data"}, "spec": {"volumeName": "pv-1", "accessModes": ["ReadWriteOnce"]}});
+        assert_eq!(
+            Content::of("v1", "PersistentVolumeClaim", &claim).object["spec"],
+            json!({"accessModes": ["ReadWriteOnce"]})
+        );
         let job = json!({"metadata": {"name": "j"}, "spec": {
             "selector": {"matchLabels": {"controller-uid": "u"}},
             "template": {"metadata": {"labels": {"controller-uid": "u", "a": "b"}}, "spec": {}},

@@ -50,7 +50,7 @@ fn failed(condition: &Value, otherwise: &str) -> Health {
 }
 
 /// How the object is.
-pub fn health(group: &str, kind: &str, object: &Value) -> Health {
+pub(super) fn health(group: &str, kind: &str, object: &Value) -> Health {
     if object.pointer("/metadata/deletionTimestamp").is_some() {
         return Health::InProgress("it is being deleted".into());
     }
@@ -62,8 +62,7 @@ pub fn health(group: &str, kind: &str, object: &Value) -> Health {
         return Health::InProgress("its controller has not seen the last change".into());
     }
     // A revision that was taken back, refused or found failing: said of every workload by Proa's own loops.
-    let of_failure = ["RolloutFailed", "RolloutPaused", conditions::ROLLOUT_REFUSED, conditions::ROLLED_BACK];
-    if let Some(found) = of_failure.iter().find(|type_| is(object, type_, "True")) {
+    if let Some(found) = conditions::OF_FAILURE.iter().find(|type_| is(object, type_, "True")) {
         return condition(object, found).map_or(Health::Current, |condition| failed(condition, found));
     }
     let group = if group == "proa.dev" { proa_twin(kind) } else { group };
@@ -79,11 +78,9 @@ pub fn health(group: &str, kind: &str, object: &Value) -> Health {
         ("batch", "CronJob") => Health::Current,
         ("", "Pod") => pod(object),
         // A claim whose class binds with the first pod that uses it waits for that pod, which is told by its own workload.
-        ("", "PersistentVolumeClaim") if object.pointer("/status/phase") == Some(&Value::from("Lost")) => Health::Failed {
-            reason: "Lost".into(),
-            message: "the volume it was bound to is gone".into(),
-            since: None,
-        },
+        ("", "PersistentVolumeClaim") if object.pointer("/status/phase") == Some(&Value::from("Lost")) => {
+            Health::Failed { reason: "Lost".into(), message: "the volume it was bound to is gone".into(), since: None }
+        }
         ("apiextensions.k8s.io", "CustomResourceDefinition") if !is(object, "Established", "True") => {
             Health::InProgress("it is not established".into())
         }
@@ -119,7 +116,11 @@ fn deployment(object: &Value) -> Health {
     all([
         seen(object),
         counted(updated, wanted, "new replicas have been updated"),
-        if old > 0 { Health::InProgress(format!("{old} old replicas are pending termination")) } else { Health::Current },
+        if old > 0 {
+            Health::InProgress(format!("{old} old replicas are pending termination"))
+        } else {
+            Health::Current
+        },
         counted(number(object, "/status/availableReplicas", 0), updated, "updated replicas are available"),
     ])
 }
@@ -206,7 +207,11 @@ mod tests {
     #[test]
     fn a_workload_is_current_when_its_rollout_is_over() {
         let deployment = |status: Value| {
-            health("apps", "Deployment", &json!({"metadata": {"generation": 2}, "spec": {"replicas": 2}, "status": status}))
+            health(
+                "apps",
+                "Deployment",
+                &json!({"metadata": {"generation": 2}, "spec": {"replicas": 2}, "status": status}),
+            )
         };
         let done = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
         assert_eq!(deployment(done.clone()), Health::Current);
@@ -215,14 +220,23 @@ mod tests {
             status[field] = json!(value);
             deployment(status)
         };
-        for (field, value) in [("observedGeneration", 1), ("replicas", 3), ("updatedReplicas", 1), ("availableReplicas", 1)] {
+        for (field, value) in
+            [("observedGeneration", 1), ("replicas", 3), ("updatedReplicas", 1), ("availableReplicas", 1)]
+        {
             assert!(matches!(without(field, value), Health::InProgress(_)), "{field}");
         }
         assert!(matches!(deployment(json!({})), Health::InProgress(_)), "nobody has seen it yet");
         let set = json!({"spec": {"replicas": 3, "updateStrategy": {"rollingUpdate": {"partition": 2}}},
             "status": {"observedGeneration": 1, "readyReplicas": 3, "updatedReplicas": 1}});
         assert_eq!(health("apps", "StatefulSet", &set), Health::Current);
-        assert_eq!(health("proa.dev", "Deployment", &json!({"spec": {}, "status": {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}})), Health::Current);
+        assert_eq!(
+            health(
+                "proa.dev",
+                "Deployment",
+                &json!({"spec": {}, "status": {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}})
+            ),
+            Health::Current
+        );
     }
 
     #[test]
@@ -231,7 +245,8 @@ mod tests {
             let condition = json!({"type": type_, "status": status, "reason": "R", "message": "m", "lastTransitionTime": "2026-11-21T10:00:00Z"});
             health(group, kind, &json!({"spec": {}, "status": {"observedGeneration": 1, "conditions": [condition]}}))
         };
-        let failed = Health::Failed { reason: "R".into(), message: "m".into(), since: "2026-11-21T10:00:00Z".parse().ok() };
+        let failed =
+            Health::Failed { reason: "R".into(), message: "m".into(), since: "2026-11-21T10:00:00Z".parse().ok() };
         assert_eq!(with("apps", "Deployment", "Progressing", "False"), failed);
         assert_eq!(with("apps", "DaemonSet", "RolledBack", "True"), failed);
         assert_eq!(with("batch", "Job", "Failed", "True"), failed);

@@ -17,11 +17,7 @@ const RANKS: [&[(&str, &str)]; 9] = [
         ("storage.k8s.io", "CSIDriver"),
         ("storage.k8s.io", "StorageClass"),
     ],
-    &[
-        ("", "ServiceAccount"),
-        ("rbac.authorization.k8s.io", "ClusterRole"),
-        ("rbac.authorization.k8s.io", "Role"),
-    ],
+    &[("", "ServiceAccount"), ("rbac.authorization.k8s.io", "ClusterRole"), ("rbac.authorization.k8s.io", "Role")],
     &[("rbac.authorization.k8s.io", "ClusterRoleBinding"), ("rbac.authorization.k8s.io", "RoleBinding")],
     &[("", "ConfigMap"), ("", "Secret")],
     &[("", "PersistentVolumeClaim")],

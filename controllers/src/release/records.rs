@@ -81,7 +81,7 @@ pub struct TooLarge {
 }
 
 /// SHA-256 over which members there are and what each says.
-pub fn digest(members: &[Content]) -> String {
+pub(super) fn digest(members: &[Content]) -> String {
     let mut lines: Vec<String> = members.iter().map(|member| line(&member.id, &member.digest())).collect();
     lines.sort();
     sha256(lines.concat().as_bytes())
@@ -253,9 +253,10 @@ impl Records {
         let mut wanted = BTreeSet::new();
         for record in records {
             wanted.insert(self.name(record));
-            let bytes = held.iter().find(|secret| secret.name_any() == self.name(record)).and_then(|secret| {
-                secret.data.as_ref()?.get(KEY)
-            });
+            let bytes = held
+                .iter()
+                .find(|secret| secret.name_any() == self.name(record))
+                .and_then(|secret| secret.data.as_ref()?.get(KEY));
             // A record that cannot be read may refer to anything: then nothing is removed.
             let index = bytes.and_then(|bytes| serde_json::from_slice::<Vec<Entry>>(&bytes.0).ok());
             let Some(index) = index else { return Ok(()) };
@@ -281,19 +282,28 @@ mod tests {
     use serde_json::json;
 
     fn member(name: &str, value: &str) -> Content {
-        Content::of("v1", "ConfigMap", &json!({"metadata": {"name": name, "namespace": "shop"}, "data": {"key": value}}))
+        Content::of(
+            "v1",
+            "ConfigMap",
+            &json!({"metadata": {"name": name, "namespace": "shop"}, "data": {"key": value}}),
+        )
     }
 
     #[test]
     fn what_is_equal_is_kept_once() {
         let first = Record::of(&[member("a", "1"), member("b", "1")]).expect("small");
         let second = Record::of(&[member("b", "1"), member("a", "2")]).expect("small");
-        let names = |record: &Record| -> BTreeSet<String> { record.blobs.iter().map(|blob| blob.digest.clone()).collect() };
+        let names =
+            |record: &Record| -> BTreeSet<String> { record.blobs.iter().map(|blob| blob.digest.clone()).collect() };
         assert_eq!(names(&first).intersection(&names(&second)).count(), 1, "b is the same in both");
         assert_eq!(first, Record::of(&[member("b", "1"), member("a", "1")]).expect("small"), "order says nothing");
         assert_eq!(first.digest, digest(&[member("a", "1"), member("b", "1")]));
         assert_ne!(first.digest, second.digest);
-        assert_eq!(first.blobs.last().map(|blob| &blob.digest), Some(&first.record), "a record never stands without its members");
+        assert_eq!(
+            first.blobs.last().map(|blob| &blob.digest),
+            Some(&first.record),
+            "a record never stands without its members"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use super::{
     content::{Content, Id, is_appliers},
-    order::sort_by_rank,
+    order::{rank, sort_by_rank},
 };
 use crate::patch::merge_diff;
 use proa_crds::annotations;
@@ -111,6 +111,21 @@ pub fn steps(target: &[Content], live: &[Live], returned: &BTreeSet<Id>) -> Vec<
     steps
 }
 
+/// Which of the steps may be taken now: none after one that must be awaited, and of what is removed one rank at a time, so
+/// that nothing loses what it still needs.
+pub(super) fn due(steps: Vec<Step>) -> Vec<Step> {
+    let mut removing = None;
+    let mut due = Vec::new();
+    for step in steps {
+        match &step {
+            Step::Await(_) => break,
+            Step::Remove { id, .. } if *removing.get_or_insert(rank(id)) != rank(id) => break,
+            _ => due.push(step),
+        }
+    }
+    due
+}
+
 /// The patch that makes an object say what it said, and client-side apply remember what it did.
 pub(super) fn change(target: &Content, live: &Live) -> Option<Value> {
     let with_record = |mut object: Value, content: &Content| {
@@ -154,7 +169,11 @@ fn give_back(target: &Content, live: &Live) -> Option<Value> {
     let (written, rest): (Vec<&Value>, Vec<&Value>) =
         live.managed_fields.iter().filter(|entry| !is_appliers(entry)).partition(ours);
     let same = appliers.len() == target.applied.managed_fields.len()
-        && target.applied.managed_fields.iter().all(|entry| appliers.iter().any(|held| timeless(held) == timeless(entry)));
+        && target
+            .applied
+            .managed_fields
+            .iter()
+            .all(|entry| appliers.iter().any(|held| timeless(held) == timeless(entry)));
     if same && written.is_empty() {
         return None;
     }
