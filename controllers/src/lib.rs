@@ -5,14 +5,18 @@
 //! goes through the Kubernetes API with a [`kube::Client`].
 
 pub mod aggregation;
+pub mod autoscaling;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
 pub mod deployment;
+pub mod disruption;
 mod election;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+mod hash;
+pub mod history;
 pub mod informer;
 pub mod inspect;
 pub mod key;
@@ -27,12 +31,16 @@ pub mod pods;
 pub mod queue;
 pub mod release;
 pub mod replicaset;
+pub mod resourcequota;
+pub mod rollback;
 pub mod runner;
+pub mod scale;
 pub mod scheduler;
 pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod storage;
 pub mod taints;
 
 pub use clock::Clock;
@@ -70,6 +78,8 @@ pub struct Options {
     pub root_ca: Option<String>,
     /// The pod addresses to divide among the nodes. Without, nodes bring their own.
     pub node_blocks: Option<Blocks>,
+    /// How the scheduler decides.
+    pub scheduler: scheduler::Configuration,
 }
 
 impl Options {
@@ -82,6 +92,7 @@ impl Options {
             clock: Clock::default(),
             root_ca: None,
             node_blocks: None,
+            scheduler: scheduler::Configuration::default(),
         }
     }
 }
@@ -112,7 +123,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
-    scheduler::start(context);
+    scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
     if let Some(blocks) = options.node_blocks {
@@ -131,8 +142,14 @@ fn start_loops(context: &Context, options: &Options) {
     context.start(release::Releases::new(context, &catalogue));
     if context.family == Family::Standard {
         context.start(aggregation::Aggregation::new(context));
+        context.start(autoscaling::Autoscalers::new(context, &catalogue));
+        context.start(disruption::Disruptions::new(context, &catalogue));
+        context.start(disruption::StaleDisruptions::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));
         context.start(namespace::Namespaces::new(context, &catalogue));
+        context.start(resourcequota::ResourceQuotas::new(context, &catalogue));
+        context.start(storage::PersistentVolumes::new(context));
+        context.start(storage::EphemeralVolumes::new(context));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
     }
 }

@@ -82,6 +82,21 @@ pub const POD_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost"
 /// knows the agent by it when its own CA did not sign the certificate.
 pub const SERVING_CERTIFICATE: &str = "proa.dev/serving-certificate";
 
+/// On a Node: the directory its agent keeps the volumes of [`LOCAL_PROVISIONER`] in.
+pub const VOLUMES: &str = "proa.dev/volumes";
+/// The provisioner of storage classes whose volumes are directories on a node.
+pub const LOCAL_PROVISIONER: &str = "proa.dev/local";
+/// The finalizer of a volume whose directory its node has not removed yet.
+pub const LOCAL_VOLUME: &str = "proa.dev/local-volume";
+/// The label of a node with its name, and of the volumes that lie on that node alone.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
+/// On a PersistentVolume: the provisioner that made it.
+pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// The finalizer of a volume that is, or was not yet seen not to be, bound.
+pub const VOLUME_IN_USE: &str = "kubernetes.io/pv-protection";
+/// The finalizer of a claim that a pod uses, or was not yet seen not to use.
+pub const CLAIM_IN_USE: &str = "kubernetes.io/pvc-protection";
+
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
@@ -113,3 +128,15 @@ pub const APPLY_SET_NAMESPACES: &str = "applyset.kubernetes.io/additional-namesp
 pub const APPLY_SET_MANAGER: &str = "kubectl-applyset";
 /// Label of a CustomResourceDefinition whose objects may be parents of ApplySets.
 pub const APPLY_SET_PARENT_TYPE: &str = "applyset.kubernetes.io/is-parent-type";
+
+/// The label that tells the pods of a StatefulSet or DaemonSet apart by revision: the name of the ControllerRevision with
+/// the former, its hash with the latter. A DaemonSet's ControllerRevisions carry their hash under it too.
+pub const CONTROLLER_REVISION_HASH: &str = "controller-revision-hash";
+/// The label of every ControllerRevision that holds its hash.
+pub const REVISION_HASH: &str = "controller.kubernetes.io/hash";
+/// The label of a StatefulSet's pod that holds its name.
+pub const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
+/// The label of a StatefulSet's pod that holds its ordinal.
+pub const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
+/// What old clients of DaemonSets keep a generation of the template in; never copied.
+pub const DEPRECATED_TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";

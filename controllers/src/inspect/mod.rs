@@ -26,6 +26,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::fmt;
 
+/// The user the platform's loops write as.
+const CONTROLLERS: &str = "system:kube-controller-manager";
+
 /// Who wrote a template: the value of [`annotations::CHANGED_BY`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -51,7 +54,8 @@ impl Author {
 impl fmt::Display for Author {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.user.as_str(), self.manager.as_str()) {
-            ("", manager) => f.write_str(manager),
+            // The platform's own loops: which of them did it is the news.
+            ("" | CONTROLLERS, manager) => f.write_str(manager),
             (user, "") => f.write_str(user),
             (user, manager) => write!(f, "{user} ({manager})"),
         }
@@ -186,6 +190,9 @@ pub enum InspectError {
         /// What there is.
         held: Vec<i64>,
     },
+    /// No revision of it is known to fail.
+    #[error("no revision of {0} is known to fail: there is nothing to try again")]
+    NothingFailed(String),
     /// What a revision held cannot be read.
     #[error("revision {revision} cannot be read: {why}")]
     Unreadable {
@@ -202,14 +209,18 @@ pub enum InspectError {
 /// Asks for the failed revision of an object to be tried again: `proa.dev/retry` gets a value it did not have. What was asked.
 ///
 /// # Errors
-/// When there is no such object, or it may not be written.
+/// When there is no such object, none of its revisions failed, or it may not be written.
 pub async fn retry(client: &Client, namespace: &str, target: &Target, now: Timestamp) -> Result<String, InspectError> {
+    let held = history(client, namespace, target).await?.revisions;
+    let Some(failed) = held.iter().filter(|held| held.failure.is_some()).max_by_key(|held| held.revision) else {
+        return Err(InspectError::NothingFailed(target.to_string()));
+    };
     let (_, resource, object) = target.find(client, namespace).await?;
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
     let patch = json!({"metadata": {"uid": object.metadata.uid, "annotations": {annotations::RETRY: now.to_string()}}});
     let manager = PatchParams { field_manager: Some("proa".to_owned()), ..PatchParams::default() };
     api.patch(&target.name, &manager, &Patch::Merge(&patch)).await?;
-    Ok(format!("{target}: the revision that failed last is tried again"))
+    Ok(format!("{target}: revision {}, which failed last, may be tried again", failed.revision))
 }
 
 #[cfg(test)]

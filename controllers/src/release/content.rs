@@ -15,15 +15,8 @@ use std::fmt;
 /// The field manager of what going back writes. None of its entries outlives the going back.
 pub(super) const MANAGER: &str = "proa-release";
 /// Field managers whose marks in metadata are about an object, not of it.
-const PLATFORM: [&str; 7] = [
-    crate::patch::MANAGER,
-    MANAGER,
-    "proa-agent",
-    "proa-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubelet",
-];
+const PLATFORM: [&str; 6] =
+    [crate::patch::MANAGER, "proa-agent", "proa-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet"];
 /// The revision numbers of Deployments and DaemonSets and all they note beside them.
 const PLATFORM_NOTES: [&str; 2] = ["deployment.kubernetes.io/", "deprecated.daemonset.template.generation"];
 /// Notes of ours that say what became of an object, or what is wished of it at one moment.
@@ -143,9 +136,10 @@ fn field<'a>(entry: &'a Value, name: &str) -> &'a str {
 }
 
 /// Whether an entry of `managedFields` belongs to the record of the last apply: those of subresources and of the platform
-/// say what is, not what was asked for.
+/// say what is, not what was asked for; and who goes back asks for nothing of its own.
 pub(super) fn is_appliers(entry: &Value) -> bool {
-    field(entry, "subresource").is_empty() && !PLATFORM.contains(&field(entry, "manager"))
+    let manager = field(entry, "manager");
+    field(entry, "subresource").is_empty() && manager != MANAGER && !PLATFORM.contains(&manager)
 }
 
 fn set_of(entry: &Value) -> Set {
@@ -374,6 +368,21 @@ mod tests {
         );
         let content = Content::of("apps/v1", "Deployment", &live);
         assert_eq!(images(&content.object), ["i"]);
+    }
+
+    #[test]
+    fn what_going_back_wrote_is_content_until_its_appliers_have_it_back() {
+        let mut live = deployment();
+        live["metadata"]["managedFields"][1] = entry(
+            MANAGER,
+            "Update",
+            "",
+            json!({"f:metadata": {"f:annotations": {"f:mark": {}}, "f:labels": {".": {}, "f:app": {}}}}),
+        );
+        let content = Content::of("apps/v1", "Deployment", &live);
+        assert_eq!(content.object["metadata"]["labels"], json!({"app": "web"}));
+        assert_eq!(content.object["metadata"]["annotations"]["mark"], "theirs");
+        assert_eq!(content.applied.managed_fields.len(), 1, "and none of it is an applier's");
     }
 
     #[test]

@@ -222,6 +222,10 @@ impl Planner<'_> {
             if spec.rollback_to.is_some() {
                 return self.take_in_wish();
             }
+            if let Some(failed) = self.to_retry().cloned() {
+                let current = self.status.revisions.last().cloned().unwrap_or_default();
+                return self.begin(self.going(&current, &failed));
+            }
             return self.settle();
         }
         if spec.rollback_to.is_none() {
@@ -296,7 +300,7 @@ impl Planner<'_> {
         if let Some(before) = self.status.revisions.last_mut().filter(|before| before.result == Outcome::Progressing) {
             before.result = Outcome::Superseded;
         }
-        if rolled_back.is_none() {
+        if rolled_back.is_none_or(|going| !going.automatic) {
             for type_ in [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED] {
                 if status::is_true(&self.status.conditions, type_) {
                     self.say(type_, "False", "NewRevision", "");
@@ -422,6 +426,14 @@ impl Planner<'_> {
     fn last_healthy(&self, than: &Revision) -> Option<&Revision> {
         let healthy = |held: &&Revision| held.result == Outcome::Healthy && held.digest != than.digest;
         self.status.revisions.iter().rev().find(healthy)
+    }
+
+    /// The failed revision that was taken back or refused last, and is to be tried again now.
+    fn to_retry(&self) -> Option<&Revision> {
+        let back = [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED];
+        let went_back = back.iter().any(|type_| status::is_true(&self.status.conditions, type_));
+        let failed = self.status.revisions.iter().rev().find(|held| held.result == Outcome::Failed)?;
+        (went_back && self.is_retried(failed) && !self.contents_are(Some(failed))).then_some(failed)
     }
 
     fn going(&self, from: &Revision, to: &Revision) -> GoingBack {

@@ -55,7 +55,10 @@ pub(super) fn authors(members: &[Member], since: Option<Timestamp>) -> Vec<Strin
         *known = (*known).max(*at);
     }
     let from = since.map_or(i64::MIN, |since| since.as_second());
-    latest.iter().filter(|(_, at)| at.as_second() >= from).map(|(author, _)| (*author).to_owned()).collect()
+    let recent: Vec<&str> = latest.iter().filter(|(_, at)| at.as_second() >= from).map(|(author, _)| *author).collect();
+    // Of kinds without a template only the field manager is known: the same one, where a user is known with it.
+    let is_known = |author: &&&str| recent.iter().any(|other| other.ends_with(&format!(" ({author})")));
+    recent.iter().filter(|author| !is_known(author)).map(|author| (*author).to_owned()).collect()
 }
 
 /// Who set `spec.rollbackTo`, by field manager.
@@ -118,6 +121,25 @@ mod tests {
         assert!(trim(&mut held, Some(2)));
         assert_eq!(held.iter().map(|held| held.revision).collect::<Vec<_>>(), [2, 5, 6]);
         assert!(!trim(&mut held, Some(2)));
+    }
+
+    #[test]
+    fn authors_are_who_wrote_since_and_each_is_named_once() {
+        let at = |second: i64| Timestamp::from_second(second).expect("a time");
+        let member = |authors: &[(&str, i64)]| Member {
+            live: super::super::Live {
+                content: super::super::content::Content::of("v1", "ConfigMap", &serde_json::json!({})),
+                uid: String::new(),
+                version: String::new(),
+                deleting: false,
+                managed_fields: Vec::new(),
+            },
+            health: super::super::health::Health::Current,
+            authors: authors.iter().map(|(author, second)| ((*author).to_owned(), at(*second))).collect(),
+        };
+        let members = [member(&[("kubectl", 5), ("helm", 1)]), member(&[("anna (kubectl)", 5), ("flux", 7)])];
+        assert_eq!(authors(&members, Some(at(5))), ["anna (kubectl)", "flux"]);
+        assert_eq!(authors(&members, None), ["anna (kubectl)", "flux", "helm"]);
     }
 
     #[test]

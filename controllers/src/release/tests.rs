@@ -89,7 +89,7 @@ impl World {
                 id.clone(),
                 json!({
                     "apiVersion": api_version(&id), "kind": id.kind,
-                    "metadata": {"name": id.name, "namespace": "ns", "uid": uid, "resourceVersion": version,
+                    "metadata": {"name": id.name, "namespace": "ns", "uid": uid, "labels": {"app": "shop"}, "resourceVersion": version,
                         "annotations": {annotations::LAST_APPLIED: format!("{{{value}}}")}, "managedFields": [entry]},
                     "spec": {"value": value, format!("only-{value}"): 1},
                 }),
@@ -182,7 +182,7 @@ impl World {
                 let mut object = anew(&content);
                 object["metadata"]["uid"] = json!(format!("u{version}"));
                 object["metadata"]["resourceVersion"] = json!(version);
-                object["metadata"]["managedFields"] = json!([{"manager": MANAGER, "operation": "Update", "apiVersion": "v1", "fieldsV1": {"f:spec": {}}}]);
+                object["metadata"]["managedFields"] = json!([{"manager": MANAGER, "operation": "Update", "apiVersion": "v1", "fieldsV1": {"f:metadata": {"f:labels": {".": {}, "f:app": {}}}, "f:spec": {}}}]);
                 self.objects.insert(content.id, object);
             }
             Step::Change { id, patch } | Step::Return { id, patch } => {
@@ -198,7 +198,7 @@ impl World {
                     for entry in entries.iter_mut() {
                         entry["fieldsV1"] = json!({"f:spec": {"f:something": {}}});
                     }
-                    entries.push(json!({"manager": MANAGER, "operation": "Update", "apiVersion": "v1", "fieldsV1": {"f:spec": {}}}));
+                    entries.push(json!({"manager": MANAGER, "operation": "Update", "apiVersion": "v1", "fieldsV1": {"f:metadata": {"f:labels": {".": {}, "f:app": {}}}, "f:spec": {}}}));
                 }
             }
             Step::Remove { id, uid } => {
@@ -397,11 +397,18 @@ fn a_member_that_fails_takes_the_release_back_and_the_bad_revision_stays_known()
     );
     assert_eq!(world.contents().len(), SECOND.len());
 
-    // Somebody says so: it is tried, and judged anew.
+    // Somebody says so: it is tried once more, and judged anew.
+    world.pass(Duration::from_secs(10));
     merge(&mut world.release, &json!({"metadata": {"annotations": {annotations::RETRY: "1"}}}));
-    world.apply(&[("ConfigMap", "settings", "c"), ("Deployment", "web", "bad")]);
     world.settle();
     assert_eq!(world.revisions().last(), Some(&(5, Outcome::Healthy)));
+    assert_eq!(world.contents().len(), 2);
+    world.pass(Duration::from_secs(10));
+    world.failing.insert(id("Deployment", "web"), world.now);
+    world.settle();
+    world.failing.clear();
+    world.settle();
+    assert_eq!(world.revisions()[4..], [(5, Outcome::Failed), (6, Outcome::Healthy)], "a wish is good for one try");
 }
 
 #[test]
@@ -465,8 +472,12 @@ fn a_paused_release_waits_for_its_applier() {
 fn a_wish_for_a_revision_that_is_not_there_is_refused_by_name() {
     let mut world = two_revisions();
     world.wish(Some(7));
+    let said = plan(&world.seen(), world.now).actions.into_iter().find_map(|action| match action {
+        Action::Note(note) => Some(note.message),
+        _ => None,
+    });
+    assert_eq!(said.as_deref(), Some("there is no revision 7; its history holds [1, 2]"));
     world.settle();
-    assert_eq!(world.condition(conditions::STALLED).as_deref(), None, "judged again, it is well");
     assert!(world.typed().spec.rollback_to.is_none());
     assert_eq!(world.revisions().len(), 2);
     world.wish(None);
