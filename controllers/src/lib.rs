@@ -19,6 +19,7 @@ pub mod garbage;
 mod hash;
 pub mod history;
 pub mod informer;
+pub mod inspect;
 pub mod job;
 pub mod key;
 pub mod namespace;
@@ -30,6 +31,7 @@ pub mod pod_status;
 pub mod podgc;
 pub mod pods;
 pub mod queue;
+pub mod release;
 pub mod replicaset;
 pub mod resourcequota;
 pub mod rollback;
@@ -139,6 +141,7 @@ fn start_loops(context: &Context, options: &Options) {
         },
     );
     context.start(garbage::GarbageCollector::new(&catalogue));
+    context.start(release::Releases::new(context, &catalogue));
     if context.family == Family::Standard {
         context.start(replicaset::ReplicaSets::<replicaset::ReplicationController>::new(context));
         context.start(job::Jobs::new(context));

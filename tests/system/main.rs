@@ -15,6 +15,7 @@ mod machines;
 mod network;
 mod parts;
 mod pods;
+mod release;
 mod rollback;
 mod rollout;
 mod samples;
