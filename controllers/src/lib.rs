@@ -5,9 +5,12 @@
 //! goes through the Kubernetes API with a [`kube::Client`].
 
 pub mod aggregation;
+mod amount;
+mod backoff;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
+pub mod daemonset;
 pub mod deployment;
 mod election;
 pub mod endpoints;
@@ -22,6 +25,7 @@ pub mod node;
 pub mod nodeipam;
 pub mod owners;
 pub mod patch;
+mod pod_control;
 pub mod pod_status;
 pub mod podgc;
 pub mod pods;
@@ -33,6 +37,7 @@ pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod statefulset;
 pub mod taints;
 
 pub use clock::Clock;
@@ -112,6 +117,8 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
+    context.start(statefulset::StatefulSets::new(context));
+    context.start(daemonset::DaemonSets::new(context));
     scheduler::start(context);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));

@@ -12,6 +12,7 @@ mod columns;
 mod others;
 mod pods;
 mod services;
+mod sets;
 mod workloads;
 
 fn kind_of(object: &Object) -> Kind {

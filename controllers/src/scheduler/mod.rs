@@ -4,7 +4,7 @@
 //! `core` are pure; this file feeds them from the informers and carries out what they say. Decisions are made one
 //! after the other on one view, in microseconds; bindings are written concurrently behind them.
 
-mod affinity;
+pub(crate) mod affinity;
 mod core;
 mod decide;
 mod node_info;
