@@ -5,11 +5,14 @@
 //! goes through the Kubernetes API with a [`kube::Client`].
 
 pub mod aggregation;
+mod amount;
 pub mod autoscaling;
+mod backoff;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
 pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
 pub mod disruption;
 mod election;
@@ -27,6 +30,7 @@ pub mod node;
 pub mod nodeipam;
 pub mod owners;
 pub mod patch;
+mod pod_control;
 pub mod pod_status;
 pub mod podgc;
 pub mod pods;
@@ -42,6 +46,7 @@ pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod statefulset;
 pub mod storage;
 pub mod taints;
 
@@ -125,6 +130,8 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::<proa_crds::ReplicaSet>::new(context));
+    context.start(statefulset::StatefulSets::new(context));
+    context.start(daemonset::DaemonSets::new(context));
     scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));

@@ -14,6 +14,7 @@ mod jobs;
 mod others;
 mod pods;
 mod services;
+mod sets;
 mod storage;
 mod workloads;
 
