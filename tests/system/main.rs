@@ -16,3 +16,4 @@ mod pods;
 mod rollback;
 mod rollout;
 mod samples;
+mod scheduling;
