@@ -19,3 +19,4 @@ mod rollback;
 mod rollout;
 mod samples;
 mod volumes;
+mod scheduling;
