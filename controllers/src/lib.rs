@@ -13,6 +13,9 @@ mod election;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+mod guard;
+mod hash;
+pub mod history;
 pub mod informer;
 pub mod key;
 pub mod namespace;
@@ -111,6 +114,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
+    guard::start(context);
     scheduler::start(context);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));

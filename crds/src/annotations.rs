@@ -44,6 +44,9 @@ pub const CONFIGURATION: &str = "proa.dev/configuration";
 /// On a ReplicaSet that was gone back to: the digest of the live configuration it was gone back from.
 pub const CONFIGURATION_LEFT: &str = "proa.dev/configuration-left";
 
+/// On a ControllerRevision: the number under which it became the current one last.
+pub const CURRENT_AS: &str = "proa.dev/current-as";
+
 /// The annotations that belong on ReplicaSets alone: never copied from a Deployment, removed from it after an undo.
 pub const REPLICA_SET_ONLY: [&str; 9] = [
     REVISION_OF,
@@ -84,3 +87,15 @@ pub const SERVING_CERTIFICATE: &str = "proa.dev/serving-certificate";
 
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// The label that tells the pods of a StatefulSet or DaemonSet apart by revision: the name of the ControllerRevision with
+/// the former, its hash with the latter. A DaemonSet's ControllerRevisions carry their hash under it too.
+pub const CONTROLLER_REVISION_HASH: &str = "controller-revision-hash";
+/// The label of every ControllerRevision that holds its hash.
+pub const REVISION_HASH: &str = "controller.kubernetes.io/hash";
+/// The label of a StatefulSet's pod that holds its name.
+pub const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
+/// The label of a StatefulSet's pod that holds its ordinal.
+pub const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
+/// What old clients of DaemonSets keep a generation of the template in; never copied.
+pub const DEPRECATED_TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";

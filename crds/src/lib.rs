@@ -1,17 +1,20 @@
 //! The workload types of Proa, in their two API families.
 //!
 //! Owns: the [`Family`] value that says under which group and version the workload kinds are served, the typed
-//! aliases ([`Pod`], [`ReplicaSet`], [`Deployment`], [`Service`], [`Node`], [`EndpointSlice`]) that work with either
-//! family, [`Decoded`] to read them with, the names several crates must agree on ([`annotations`], [`conditions`],
-//! [`reasons`], the evidence of a failed revision ([`Failure`])), Proa's own kinds ([`policy`]) and the custom resource
-//! definitions of both ([`custom_resource_definitions`], [`extension_definitions`]).
+//! aliases ([`Pod`], [`ReplicaSet`], [`Deployment`], [`StatefulSet`], [`DaemonSet`], [`Service`], [`Node`]) and types
+//! ([`ControllerRevision`], [`EndpointSlice`]) that work with either family, [`Decoded`] to read them with, the names several
+//! crates must agree on ([`annotations`], [`conditions`], [`reasons`], the evidence of a failed revision ([`Failure`])), Proa's
+//! own kinds ([`policy`]) and the custom resource definitions of both ([`custom_resource_definitions`],
+//! [`extension_definitions`]).
 //!
 //! Never talks to anything: no client, no files (the YAML in `crds/yaml/` is written by a test), no clock.
 
 pub mod annotations;
 pub mod conditions;
+mod controller_revision;
 mod decoded;
 mod definitions;
+mod dynamic;
 mod endpoint_slice;
 mod extensions;
 mod failure;
@@ -19,6 +22,7 @@ mod family;
 pub mod policy;
 pub mod reasons;
 
+pub use controller_revision::ControllerRevision;
 pub use decoded::{Decoded, Undecodable};
 pub use definitions::{
     custom_resource_definition_files, custom_resource_definitions, custom_resource_definitions_yaml,
@@ -41,3 +45,7 @@ pub type Service = kube::core::Object<core::ServiceSpec, core::ServiceStatus>;
 pub type ReplicaSet = kube::core::Object<apps::ReplicaSetSpec, apps::ReplicaSetStatus>;
 /// A deployment of either family.
 pub type Deployment = kube::core::Object<apps::DeploymentSpec, apps::DeploymentStatus>;
+/// A stateful set of either family.
+pub type StatefulSet = kube::core::Object<apps::StatefulSetSpec, apps::StatefulSetStatus>;
+/// A daemon set of either family.
+pub type DaemonSet = kube::core::Object<apps::DaemonSetSpec, apps::DaemonSetStatus>;

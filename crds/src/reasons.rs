@@ -70,3 +70,14 @@ pub const TOO_LARGE: &str = "TooLarge";
 pub const CONFIGURATION_TOO_LARGE: &str = "ConfigurationTooLarge";
 /// ConfigRevision: the Deployment went back to a revision whose configuration differs from the live one.
 pub const GONE_BACK: &str = "GoneBack";
+
+/// Event: a StatefulSet's pod failed and is made anew.
+pub const RECREATING_FAILED_POD: &str = "RecreatingFailedPod";
+/// Event: a StatefulSet's pod ended and is made anew.
+pub const RECREATING_TERMINATED_POD: &str = "RecreatingTerminatedPod";
+/// Event: a pod of an earlier revision that is not ready was not waited for.
+pub const REPLACING_UNREADY_POD: &str = "ReplacingUnreadyPod";
+/// Event: a DaemonSet's pod failed and goes.
+pub const FAILED_DAEMON_POD: &str = "FailedDaemonPod";
+/// Event: a DaemonSet's pod ended and goes.
+pub const SUCCEEDED_DAEMON_POD: &str = "SucceededDaemonPod";

@@ -22,6 +22,7 @@ mod undo;
 
 pub use go_back::{Outcome, RollbackError, rollback};
 pub use plan::{Action, Seen, plan};
+pub(crate) use revisions::same_template;
 
 use crate::{
     ActError, Change, Context, Informer, Key, Loop, Plan, Queue, Writes,

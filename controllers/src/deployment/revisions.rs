@@ -149,7 +149,7 @@ pub(super) fn pods_of<'a>(set: &ReplicaSet, pods: &'a [Arc<Pod>]) -> Vec<&'a Pod
 }
 
 /// Whether two templates are the same but for what a replica set adds. An absent list or map equals an empty one.
-pub(super) fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
+pub(crate) fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
     let plain = |of: &PodTemplateSpec| template::plain(crate::patch::json(of));
     // Mostly they are equal as they stand, or differ in the spec; only then is the long way worth it.
     (a.spec == b.spec && a.metadata == b.metadata) || plain(a) == plain(b)
