@@ -55,7 +55,7 @@ impl Server {
         let allocators = Allocators::new(config.service_cidr, config.node_port_range.clone());
         allocators.recover(&caches);
         let core = Arc::new(Core {
-            resources: Resources::new(&caches, kinds::builtin()),
+            resources: Resources::new(&caches, kinds::builtin().into_iter().chain(kinds::metrics::kinds()).collect()),
             agents: Agents::new(&pki)?,
             config,
             log,
@@ -68,6 +68,8 @@ impl Server {
             metrics: Default::default(),
             openapi: Default::default(),
             definitions: Default::default(),
+            quota_turns: Default::default(),
+            usage: Default::default(),
             flow: Default::default(),
             stop,
         });
@@ -154,6 +156,7 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
             written?;
         }
     }
+    storage_class(server).await?;
     for object in bootstrap::kubernetes_service(&server.core.config) {
         correct(server, &object, bootstrap::moved).await?;
     }
@@ -161,6 +164,22 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
         correct(server, &object, bootstrap::redefined).await?;
     }
     Ok(())
+}
+
+/// Gives a cluster that has no storage class its first, once: `kube-system` remembers. A crash in between does it again.
+async fn storage_class(server: &Server) -> Result<(), Error> {
+    let system = server.core.caches.resource("namespaces").get("", "kube-system");
+    let given = system.is_some_and(|namespace| namespace.object().annotation(bootstrap::GIVEN_CLASS).is_some());
+    if given {
+        return Ok(());
+    }
+    let class = bootstrap::storage_class();
+    if server.core.caches.resource("storageclasses.storage.k8s.io").items("").is_empty() {
+        first_object(server, class.clone()).await?;
+    }
+    let mut remember = Object::default();
+    remember.set_annotation(bootstrap::GIVEN_CLASS, class.name());
+    write(server, http::Method::PATCH, "/api/v1/namespaces/kube-system".to_owned(), &remember, &class).await
 }
 
 /// Patches a stored object where it differs from what it must say.

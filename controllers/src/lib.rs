@@ -5,10 +5,12 @@
 //! goes through the Kubernetes API with a [`kube::Client`].
 
 pub mod aggregation;
+pub mod autoscaling;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
 pub mod deployment;
+pub mod disruption;
 mod election;
 pub mod endpoints;
 pub mod events;
@@ -17,6 +19,7 @@ mod guard;
 mod hash;
 pub mod history;
 pub mod informer;
+pub mod inspect;
 pub mod key;
 pub mod namespace;
 pub mod node;
@@ -27,14 +30,18 @@ pub mod pod_status;
 pub mod podgc;
 pub mod pods;
 pub mod queue;
+pub mod release;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod rollback;
 pub mod runner;
+pub mod scale;
 pub mod scheduler;
 pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod storage;
 pub mod taints;
 
 pub use clock::Clock;
@@ -72,6 +79,8 @@ pub struct Options {
     pub root_ca: Option<String>,
     /// The pod addresses to divide among the nodes. Without, nodes bring their own.
     pub node_blocks: Option<Blocks>,
+    /// How the scheduler decides.
+    pub scheduler: scheduler::Configuration,
 }
 
 impl Options {
@@ -84,6 +93,7 @@ impl Options {
             clock: Clock::default(),
             root_ca: None,
             node_blocks: None,
+            scheduler: scheduler::Configuration::default(),
         }
     }
 }
@@ -115,7 +125,7 @@ fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
     guard::start(context);
-    scheduler::start(context);
+    scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
     if let Some(blocks) = options.node_blocks {
@@ -131,10 +141,17 @@ fn start_loops(context: &Context, options: &Options) {
         },
     );
     context.start(garbage::GarbageCollector::new(&catalogue));
+    context.start(release::Releases::new(context, &catalogue));
     if context.family == Family::Standard {
         context.start(aggregation::Aggregation::new(context));
+        context.start(autoscaling::Autoscalers::new(context, &catalogue));
+        context.start(disruption::Disruptions::new(context, &catalogue));
+        context.start(disruption::StaleDisruptions::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));
         context.start(namespace::Namespaces::new(context, &catalogue));
+        context.start(resourcequota::ResourceQuotas::new(context, &catalogue));
+        context.start(storage::PersistentVolumes::new(context));
+        context.start(storage::EphemeralVolumes::new(context));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! Owns: the [`Family`] value that says under which group and version the workload kinds are served, the typed
 //! aliases ([`Pod`], [`ReplicaSet`], [`Deployment`], [`StatefulSet`], [`DaemonSet`], [`Service`], [`Node`]) and types
-//! ([`ControllerRevision`], [`EndpointSlice`]) that work with either family, [`Decoded`] to read them with, the names several
-//! crates must agree on ([`annotations`], [`conditions`], [`reasons`], the evidence of a failed revision ([`Failure`])), Proa's
-//! own kinds ([`policy`]) and the custom resource definitions of both ([`custom_resource_definitions`],
-//! [`extension_definitions`]).
+//! ([`ControllerRevision`], [`EndpointSlice`]) that work with either family, [`Decoded`] to read them with, the names
+//! several crates must agree on ([`annotations`], [`conditions`], [`reasons`], the evidence of a failed revision
+//! ([`Failure`])), Proa's own kinds ([`policy`]) and the custom resource definitions of both
+//! ([`custom_resource_definitions`], [`extension_definitions`]).
 //!
 //! Never talks to anything: no client, no files (the YAML in `crds/yaml/` is written by a test), no clock.
 
@@ -19,8 +19,10 @@ mod endpoint_slice;
 mod extensions;
 mod failure;
 mod family;
+mod node_selector;
 pub mod policy;
 pub mod reasons;
+pub mod release;
 
 pub use controller_revision::ControllerRevision;
 pub use decoded::{Decoded, Undecodable};
@@ -31,6 +33,7 @@ pub use endpoint_slice::EndpointSlice;
 pub use extensions::extension_definitions;
 pub use failure::{FailedTemplate, Failure, FailureEvent};
 pub use family::Family;
+pub use node_selector::selects_node;
 pub use policy::{RolloutPolicy, RolloutPolicySpec, rollout_policies};
 
 use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};

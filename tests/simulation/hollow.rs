@@ -60,6 +60,7 @@ impl Hollow {
             () = stop.cancelled() => {}
             () = self.beat() => {}
             () = self.work() => {}
+            () = self.keep_volumes() => {}
         }
         self.machines.lock().containers.retain(|_, container| container.node != self.name);
     }
@@ -87,7 +88,8 @@ impl Hollow {
         let node = match nodes.get_opt(name).await? {
             Some(node) => node,
             None => {
-                let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+                let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name},
+                    "annotations": {"proa.dev/volumes": "/volumes"}}});
                 let node: Node = serde_json::from_value(node).expect("a node");
                 nodes.create(&Default::default(), &node).await?
             }

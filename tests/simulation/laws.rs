@@ -2,6 +2,7 @@
 //!
 //! Owns: the record of commits that laws are judged on as they happen, and the judgement of a world at rest.
 
+use crate::storage::Ledger;
 use crate::world::{Machines, Observed};
 use proa_store::{Committed, Op, Txn};
 use serde_json::Value;
@@ -19,6 +20,8 @@ pub(crate) struct Records {
     sets: BTreeMap<String, Value>,
     deployments: BTreeMap<String, Value>,
     sizes: BTreeMap<String, Size>,
+    /// Claims and volumes.
+    pub(crate) storage: Ledger,
     /// Every change of a pod: what a watcher must see, no more and no less.
     pub(crate) pod_events: Vec<(u64, String, &'static str)>,
     /// Something other than the rollout takes pods away or hides them: bounds on availability do not hold.
@@ -43,6 +46,7 @@ impl Records {
             match op {
                 Op::Put { key, .. } => {
                     let Some(entry) = entries.next() else { continue };
+                    self.broken.extend(self.storage.put(key, &entry.bytes));
                     if [PODS, SETS, DEPLOYMENTS].iter().any(|prefix| key.starts_with(prefix)) {
                         let object = serde_json::from_slice(&entry.bytes).expect("objects are stored as JSON");
                         self.put(key, object, committed.revision.0);
@@ -52,6 +56,7 @@ impl Records {
                     if self.pods.remove(&**key).is_some() {
                         self.pod_events.push((committed.revision.0, key.to_string(), "DELETED"));
                     }
+                    self.broken.extend(self.storage.delete(key));
                     self.sets.remove(&**key);
                     self.deployments.remove(&**key);
                 }
@@ -232,6 +237,7 @@ pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted]) 
         let (slices, legacy) = (of("/registry/endpointslices.discovery.k8s.io/"), of("/registry/endpoints/"));
         endpoints_at_rest(wanted, &slices, &legacy, &pods).map_err(|why| format!("{name}: {why}"))?;
     }
+    store.records.lock().storage.at_rest()?;
     let running: BTreeSet<&str> = pods.iter().map(|pod| uid(pod)).collect();
     match machines.containers.iter().find(|(uid, _)| !running.contains(uid.as_str())) {
         Some((uid, container)) => Err(format!("{} still runs a container of {uid}, which is gone", container.node)),

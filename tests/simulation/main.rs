@@ -14,6 +14,7 @@ mod faults;
 mod hollow;
 mod laws;
 mod scenario;
+mod storage;
 mod world;
 
 use apart::tell;

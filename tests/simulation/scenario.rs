@@ -6,6 +6,7 @@ use crate::auditor::Auditor;
 use crate::faults::{Rates, Weather};
 use crate::hollow::Hollow;
 use crate::laws::{Wanted, at_rest};
+use crate::storage;
 use crate::world::{Machines, Observed, now_from};
 use http_body_util::{BodyExt, Full};
 use kube::Client;
@@ -202,6 +203,7 @@ impl Play {
 
     async fn acts(&mut self) -> Result<(), String> {
         self.must("POST", "/api/v1/namespaces", JSON, &json!({"metadata": {"name": "shop"}})).await?;
+        self.must("POST", "/apis/storage.k8s.io/v1/storageclasses", JSON, &storage::class()).await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
         for name in ["web", "api"].iter().take(self.chance.random_range(1..=2)) {
             self.deploy(name).await?;
@@ -269,6 +271,9 @@ impl Play {
         let mut down: Vec<String> = Vec::new();
         for _ in 0..self.chance.random_range(2..=6) {
             self.happen(&mut down).await?;
+            if self.chance.random_bool(0.4) {
+                self.claim().await;
+            }
             let longest = if self.chance.random_bool(0.5) { 1_500 } else { 15_000 };
             let pause = self.chance.random_range(0..longest);
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -280,6 +285,23 @@ impl Play {
             self.start_node(&node);
         }
         Ok(())
+    }
+
+    /// Somebody wants storage, or wants it no more.
+    async fn claim(&mut self) {
+        const CLAIMS: &str = "/api/v1/namespaces/shop/persistentvolumeclaims";
+        let name = format!("disk-{}", self.chance.random_range(0..3));
+        if self.store.records.lock().storage.wanted.remove(&name) {
+            self.tell(format!("{name} is given up"));
+            self.call("DELETE", &format!("{CLAIMS}/{name}"), JSON, &json!({})).await;
+            return;
+        }
+        // Of the same name the last may still be going.
+        let (code, _) = self.call("POST", CLAIMS, JSON, &storage::claim(&name)).await;
+        self.tell(format!("{name} is claimed: {code}"));
+        if code == 201 {
+            self.store.records.lock().storage.wanted.insert(name);
+        }
     }
 
     async fn happen(&mut self, down: &mut Vec<String>) -> Result<(), String> {
@@ -403,6 +425,7 @@ impl Play {
         self.tell("the namespace is deleted".into());
         self.must("DELETE", "/api/v1/namespaces/shop", JSON, &json!({})).await?;
         self.wanted.clear();
+        self.store.records.lock().storage.wanted.clear();
         self.rest("the end").await?;
         let left = self.store.entries("/registry/").into_iter().find(|entry| entry.key.contains("/shop"));
         match left {

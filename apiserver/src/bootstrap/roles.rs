@@ -77,6 +77,7 @@ pub(super) const ROLES: &[Role] = &[
          R resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates\n\
          R proa.dev releases,releases/status,rolloutpolicies",
     ),
+    part("system:aggregated-metrics-reader", "view", "R metrics.k8s.io nodes,pods"),
     role(
         "system:node",
         "create authentication.k8s.io tokenreviews\n\
@@ -225,10 +226,23 @@ pub(super) const CONTROLLERS: &[(&str, &str)] = &[
          delete,list,get,watch core pods\n\
          get,list,watch,create,update coordination.k8s.io leases",
     ),
+    ("resourcequota-controller", "list,watch * *\nget,patch,update core resourcequotas,resourcequotas/status"),
     ("pod-garbage-collector", "delete,list,watch,get core pods\nget,list,watch core nodes\npatch core pods/status"),
     (
         "clusterrole-aggregation-controller",
         "escalate,get,list,patch,update,watch rbac.authorization.k8s.io clusterroles",
+    ),
+    (
+        "persistent-volume-binder",
+        "create,delete,get,list,patch,update,watch core persistentvolumes\n\
+         patch,update core persistentvolumes/status,persistentvolumeclaims/status\n\
+         get,list,patch,update,watch core persistentvolumeclaims\n\
+         R storage.k8s.io storageclasses\n\
+         R core nodes,pods",
+    ),
+    (
+        "ephemeral-volume-controller",
+        "R core pods\nupdate core pods/finalizers\nget,list,watch,create core persistentvolumeclaims",
     ),
     (
         "statefulset-controller",
@@ -246,6 +260,26 @@ pub(super) const CONTROLLERS: &[(&str, &str)] = &[
          create,delete,get,list,patch,watch core pods\n\
          create core pods/binding\n\
          create,delete,get,list,patch,update,watch apps controllerrevisions",
+    ),
+    (
+        "disruption-controller",
+        "get,list,watch apps deployments,replicasets,statefulsets\n\
+         get,list,watch core replicationcontrollers\n\
+         get,list,watch core pods\n\
+         patch,update core pods/status\n\
+         get,list,watch policy poddisruptionbudgets\n\
+         patch,update policy poddisruptionbudgets/status\n\
+         get * */scale",
+    ),
+    (
+        "horizontal-pod-autoscaler",
+        "get,list,watch autoscaling horizontalpodautoscalers\n\
+         patch,update autoscaling horizontalpodautoscalers/status\n\
+         get,patch,update * */scale\n\
+         get,list,watch core pods\n\
+         list metrics.k8s.io pods\n\
+         get,list custom.metrics.k8s.io *\n\
+         get,list external.metrics.k8s.io *",
     ),
     (
         "job-controller",

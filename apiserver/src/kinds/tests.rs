@@ -8,10 +8,12 @@ use serde_json::Value;
 
 use super::{Kind, Op, builtin};
 
+mod bounds;
 mod columns;
 mod others;
 mod pods;
 mod services;
+mod storage;
 mod workloads;
 
 fn kind_of(object: &Object) -> Kind {

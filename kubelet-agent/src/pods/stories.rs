@@ -34,6 +34,7 @@ use crate::images::{Credentials, ImageSource, Images, LocalImage, PullFailure};
 use crate::objects::Objects;
 use crate::resolver::HostResolver;
 use crate::services::{Services, Settings};
+use crate::volumes::local::LocalVolumes;
 
 /// A runtime whose containers do what the test says.
 #[derive(Default)]
@@ -372,6 +373,7 @@ impl Story {
             host_ips: vec!["192.0.2.1".into()],
             instance: "t".into(),
             layout: Layout::new(dir.path()),
+            local_volumes: LocalVolumes::open(dir.path()).unwrap(),
             runtime: runtime.clone(),
             images: Images::new(Arc::new(shelf)),
             network: Arc::new(OneAddress),

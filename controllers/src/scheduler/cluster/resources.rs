@@ -12,18 +12,18 @@ const DEFAULT_MEMORY: i64 = 200 << 20;
 
 /// Amounts by resource name: `cpu` in thousandths of a core, everything else in whole units.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Amounts {
+pub(crate) struct Amounts {
     /// Thousandths of a core.
-    pub milli_cpu: i64,
+    pub(crate) milli_cpu: i64,
     /// Bytes.
-    pub memory: i64,
+    pub(crate) memory: i64,
     /// `ephemeral-storage`, huge pages and extended resources.
-    pub other: BTreeMap<String, i64>,
+    pub(crate) other: BTreeMap<String, i64>,
 }
 
 impl Amounts {
     /// Reads a resource list. A quantity that does not parse counts as nothing: validation refused it long before.
-    pub fn from_list(list: Option<&BTreeMap<String, Quantity>>) -> Amounts {
+    pub(crate) fn from_list(list: Option<&BTreeMap<String, Quantity>>) -> Amounts {
         let mut amounts = Amounts::default();
         for (name, quantity) in list.into_iter().flatten() {
             let Ok(quantity) = proa_apimachinery::quantity::Quantity::parse(&quantity.0) else { continue };
@@ -48,7 +48,7 @@ impl Amounts {
     }
 
     /// Adds.
-    pub fn add(&mut self, more: &Amounts) {
+    pub(crate) fn add(&mut self, more: &Amounts) {
         self.milli_cpu = self.milli_cpu.saturating_add(more.milli_cpu);
         self.memory = self.memory.saturating_add(more.memory);
         for (name, amount) in &more.other {
@@ -58,7 +58,7 @@ impl Amounts {
     }
 
     /// Takes away what was added.
-    pub fn subtract(&mut self, less: &Amounts) {
+    pub(crate) fn subtract(&mut self, less: &Amounts) {
         self.milli_cpu = self.milli_cpu.saturating_sub(less.milli_cpu);
         self.memory = self.memory.saturating_sub(less.memory);
         for (name, amount) in &less.other {
@@ -82,18 +82,18 @@ impl Amounts {
 
 /// What a pod asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Requests {
+pub(crate) struct Requests {
     /// What must fit.
-    pub amounts: Amounts,
+    pub(crate) amounts: Amounts,
     /// CPU and memory with a default for containers that ask for none: for comparing nodes.
-    pub assumed_milli_cpu: i64,
+    pub(crate) assumed_milli_cpu: i64,
     /// See `assumed_milli_cpu`.
-    pub assumed_memory: i64,
+    pub(crate) assumed_memory: i64,
 }
 
 /// The most a pod needs at any moment of its life: either all its containers with its sidecars, or one init container
 /// with the sidecars started before it (KEP-753); pod-level requests instead where given (KEP-2837); plus overhead.
-pub fn requests(spec: &PodSpec) -> Requests {
+pub(crate) fn requests(spec: &PodSpec) -> Requests {
     let exact = total(spec, |container| of(container.resources.as_ref()));
     let assumed = total(spec, |container| {
         let mut amounts = of(container.resources.as_ref());

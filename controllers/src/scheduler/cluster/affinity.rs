@@ -1,7 +1,9 @@
 //! Node selectors and node affinity. Pure.
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
-use std::collections::BTreeMap;
+use k8s_openapi::api::core::v1::{
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
+};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels of a node.
 pub(crate) type Labels = BTreeMap<String, String>;
@@ -14,19 +16,41 @@ pub(crate) fn required_matches(spec: &PodSpec, name: &str, labels: &Labels) -> b
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     match affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) {
         None => true,
-        Some(required) => required.node_selector_terms.iter().any(|term| term_matches(term, name, labels)),
+        Some(required) => selects_node(required, name, labels),
     }
 }
 
-/// The sum of the weights of the preferred terms the node matches.
-pub(crate) fn preferred_weight(spec: &PodSpec, name: &str, labels: &Labels) -> i64 {
+/// Whether one of the selector's terms matches the node.
+pub(crate) fn selects_node(selector: &NodeSelector, name: &str, labels: &Labels) -> bool {
+    selector.node_selector_terms.iter().any(|term| term_matches(term, name, labels))
+}
+
+/// The names of the only nodes a required affinity can match, when each of its terms names them (as pods of DaemonSets do).
+pub(crate) fn only_names(spec: &PodSpec) -> Option<BTreeSet<&str>> {
+    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+    let mut names = BTreeSet::new();
+    for term in &required.node_selector_terms {
+        let mut fields = term.match_fields.iter().flatten();
+        let named = fields.find(|field| field.key == "metadata.name" && field.operator == "In")?;
+        names.extend(named.values.iter().flatten().map(String::as_str));
+    }
+    (!required.node_selector_terms.is_empty()).then_some(names)
+}
+
+/// The sum of the weights of the preferred terms the node matches. Unlike a required one, an empty preferred term matches
+/// every node (API documentation).
+pub(crate) fn preferred_weight(preferred: &[PreferredSchedulingTerm], name: &str, labels: &Labels) -> i64 {
+    let matches =
+        |term: &&PreferredSchedulingTerm| is_empty(&term.preference) || term_matches(&term.preference, name, labels);
+    preferred.iter().filter(matches).map(|term| i64::from(term.weight)).sum()
+}
+
+/// The preferred terms of a pod.
+pub(crate) fn preferences(spec: &PodSpec) -> &[PreferredSchedulingTerm] {
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-    let preferred = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let matching = preferred.into_iter().flatten().filter(|term| {
-        // Unlike a required one, an empty preferred term matches every node (API documentation).
-        is_empty(&term.preference) || term_matches(&term.preference, name, labels)
-    });
-    matching.map(|term| i64::from(term.weight)).sum()
+    let preferred = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
+    preferred.unwrap_or_default()
 }
 
 fn is_empty(term: &NodeSelectorTerm) -> bool {
@@ -128,6 +152,6 @@ mod tests {
             json!({"preferredDuringSchedulingIgnoredDuringExecution": [term(7, "a"), term(5, "b"), {"weight": 1, "preference": {}}]}),
             json!({}),
         );
-        assert_eq!(preferred_weight(&spec, "n1", &labels()), 8);
+        assert_eq!(preferred_weight(preferences(&spec), "n1", &labels()), 8);
     }
 }
