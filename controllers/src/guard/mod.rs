@@ -26,11 +26,25 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use ward::{Guarded, Ward};
 
-/// Whether that revision of an object is known to fail and must not be rolled out (any further).
+/// Whether that revision of an object must not be rolled out (any further): it is known to fail, or it has just become the
+/// current one again and what its pods are to read is not decided yet.
 pub(crate) fn is_held(object: &kube::core::ObjectMeta, revision: &ControllerRevision) -> bool {
+    let arrived = marks::note(&revision.metadata, annotations::CURRENT_AS);
+    if arrived.is_some_and(|number| *number != revision.revision.to_string()) {
+        return true;
+    }
     let told = marks::note(object, annotations::FAILED_REVISIONS).is_some();
     let failure = marks::failure_of(&revision.metadata).filter(|_| told);
     failure.is_some_and(|failure| !marks::is_retried(object, &failure))
+}
+
+/// The pod as that revision wants it: reading the copy of its configuration, where it was gone back to.
+pub(crate) fn configured(mut pod: Pod, revision: &ControllerRevision) -> Pod {
+    if let Some(secret) = marks::note(&revision.metadata, annotations::CONFIG_REVISION) {
+        let notes = pod.metadata.annotations.get_or_insert_default();
+        notes.insert(annotations::CONFIG_REVISION.to_owned(), secret.to_owned());
+    }
+    pod
 }
 
 /// Starts the guards of both kinds.

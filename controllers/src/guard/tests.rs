@@ -169,9 +169,20 @@ fn the_loop_of_the_kind_holds_still_while_the_object_tells_that_its_revision_fai
     assert!(is_held(&object(told.clone()), &bad));
     assert!(!is_held(&object(json!({})), &bad), "no policy wants it held");
     assert!(!is_held(&object(told.clone()), &revision(1, "v1", healthy())));
+    let again = revision(3, "v1", json!({annotations::CURRENT_AS: "1"}));
+    assert!(is_held(&object(json!({})), &again), "until it is known what its pods read");
     let mut retried = told;
     merge(&mut retried, &json!({annotations::RETRY: "1"}));
     assert!(!is_held(&object(retried), &bad));
+}
+
+#[test]
+fn pods_made_of_a_revision_that_was_gone_back_to_read_its_copy() {
+    let gone_back = revision(3, "v1", json!({annotations::CONFIG_REVISION: "db-config-1"}));
+    let made = super::configured(Pod::clone(&pod("db-0", ready())), &gone_back);
+    assert_eq!(marks::note(&made.metadata, annotations::CONFIG_REVISION), Some("db-config-1"));
+    let plain = super::configured(Pod::clone(&pod("db-0", ready())), &revision(3, "v1", json!({})));
+    assert_eq!(plain.metadata.annotations, None);
 }
 
 #[test]
