@@ -18,6 +18,7 @@ mod election;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+mod guard;
 mod hash;
 pub mod history;
 pub mod informer;
@@ -130,6 +131,7 @@ fn start_loops(context: &Context, options: &Options) {
     context.start(replicaset::ReplicaSets::new(context));
     context.start(statefulset::StatefulSets::new(context));
     context.start(daemonset::DaemonSets::new(context));
+    guard::start(context);
     scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
