@@ -5,6 +5,7 @@
 use crate::auditor::Auditor;
 use crate::faults::{Rates, Weather};
 use crate::hollow::Hollow;
+use crate::jobs::{a_cron_job, a_job};
 use crate::laws::{Wanted, at_rest};
 use crate::storage;
 use crate::world::{Machines, Observed, now_from};
@@ -105,6 +106,7 @@ struct Play {
     origin: Instant,
     clock: proa_controllers::Clock,
     incarnations: u64,
+    jobs: u32,
 }
 
 impl Play {
@@ -135,6 +137,7 @@ impl Play {
             origin,
             clock: proa_controllers::Clock::simulated(crate::world::START.parse().expect("a time")),
             incarnations: 0,
+            jobs: 0,
             store,
             server,
             machines,
@@ -213,12 +216,27 @@ impl Play {
         for name in ["web", "api"].iter().take(self.chance.random_range(1..=2)) {
             self.deploy(name).await?;
         }
+        if self.chance.random_bool(0.5) {
+            self.start_job().await?;
+        }
+        if self.chance.random_bool(0.2) {
+            let cron = a_cron_job("tick", &mut self.chance);
+            self.tell(format!("a CronJob: {}", cron["spec"]));
+            self.must("POST", "/apis/batch/v1/namespaces/shop/cronjobs", JSON, &cron).await?;
+        }
         self.rest("the start").await?;
         for act in 1..=self.chance.random_range(1..=2) {
             self.storm(act).await?;
             self.rest(&format!("act {act}")).await?;
         }
         self.leave().await
+    }
+
+    async fn start_job(&mut self) -> Result<(), String> {
+        self.jobs += 1;
+        let job = a_job(&format!("job-{}", self.jobs), &mut self.chance);
+        self.tell(format!("job {}: {}", self.jobs, job["spec"]));
+        self.must("POST", "/apis/batch/v1/namespaces/shop/jobs", JSON, &job).await.map(drop)
     }
 
     async fn deploy(&mut self, name: &str) -> Result<(), String> {
@@ -323,7 +341,8 @@ impl Play {
     async fn happen(&mut self, down: &mut Vec<String>) -> Result<(), String> {
         let at = self.chance.random_range(0..self.wanted.len());
         let name = self.wanted[at].name.clone();
-        match self.chance.random_range(0..20) {
+        match self.chance.random_range(0..23) {
+            20..=22 => self.start_job().await,
             0..=6 => {
                 let images = ["v1", "v2", "v3", "v4", "broken1", "missing1"];
                 let image = images[self.chance.random_range(0..images.len())];

@@ -9,6 +9,7 @@ mod faults;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod harness;
+mod jobs;
 mod kubectl;
 mod machines;
 mod network;
