@@ -91,6 +91,8 @@ pub(crate) struct Up {
     pub(crate) server: ServerArgs,
     #[command(flatten)]
     pub(crate) node: Node,
+    #[command(flatten)]
+    pub(crate) scheduler: Scheduler,
     /// Apply these manifests once the API answers, and wait until they are rolled out
     #[arg(long, value_name = "FILE")]
     pub(crate) apply: Vec<PathBuf>,
@@ -110,6 +112,15 @@ pub(crate) struct Controllers {
     /// Which API family of the workload kinds to reconcile
     #[arg(long, value_enum, default_value = "standard")]
     pub(crate) family: FamilyArg,
+    #[command(flatten)]
+    pub(crate) scheduler: Scheduler,
+}
+
+#[derive(Args)]
+pub(crate) struct Scheduler {
+    /// Profiles of the scheduler: a KubeSchedulerConfiguration of kubescheduler.config.k8s.io/v1
+    #[arg(long = "scheduler-config", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -124,6 +135,9 @@ pub(crate) struct Agent {
     /// Which API family of the workload kinds to serve
     #[arg(long, value_enum, default_value = "standard")]
     pub(crate) family: FamilyArg,
+    /// Pretend to be N nodes that run nothing, named after --node-name [default: hollow], to try out large clusters
+    #[arg(long, value_name = "N")]
+    pub(crate) hollow: Option<u32>,
 }
 
 #[derive(Args)]

@@ -5,14 +5,18 @@
 //! goes through the Kubernetes API with a [`kube::Client`].
 
 pub mod aggregation;
+pub mod autoscaling;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
 pub mod deployment;
+pub mod disruption;
 mod election;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+mod hash;
+pub mod history;
 pub mod informer;
 pub mod key;
 pub mod namespace;
@@ -25,7 +29,10 @@ pub mod podgc;
 pub mod pods;
 pub mod queue;
 pub mod replicaset;
+pub mod resourcequota;
+pub mod rollback;
 pub mod runner;
+pub mod scale;
 pub mod scheduler;
 pub mod selector;
 pub mod serviceaccount;
@@ -69,6 +76,8 @@ pub struct Options {
     pub root_ca: Option<String>,
     /// The pod addresses to divide among the nodes. Without, nodes bring their own.
     pub node_blocks: Option<Blocks>,
+    /// How the scheduler decides.
+    pub scheduler: scheduler::Configuration,
 }
 
 impl Options {
@@ -81,6 +90,7 @@ impl Options {
             clock: Clock::default(),
             root_ca: None,
             node_blocks: None,
+            scheduler: scheduler::Configuration::default(),
         }
     }
 }
@@ -111,7 +121,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
-    scheduler::start(context);
+    scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
     if let Some(blocks) = options.node_blocks {
@@ -129,8 +139,12 @@ fn start_loops(context: &Context, options: &Options) {
     context.start(garbage::GarbageCollector::new(&catalogue));
     if context.family == Family::Standard {
         context.start(aggregation::Aggregation::new(context));
+        context.start(autoscaling::Autoscalers::new(context, &catalogue));
+        context.start(disruption::Disruptions::new(context, &catalogue));
+        context.start(disruption::StaleDisruptions::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));
         context.start(namespace::Namespaces::new(context, &catalogue));
+        context.start(resourcequota::ResourceQuotas::new(context, &catalogue));
         context.start(storage::PersistentVolumes::new(context));
         context.start(storage::EphemeralVolumes::new(context));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));

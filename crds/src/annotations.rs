@@ -1,14 +1,15 @@
 //! Annotation and label names shared over crates: the one place for them.
 
-/// On a Deployment or a Namespace: `on-failure` turns automatic rollback on, `off` (on a Deployment) turns it off again.
+/// On a workload or a Namespace: `on-failure` turns automatic rollback on, `off` (on a workload) turns it off again. The
+/// short way of a [`crate::RolloutPolicy`].
 pub const ROLLBACK: &str = "proa.dev/rollback";
 /// The value of [`ROLLBACK`] that turns it on.
 pub const ROLLBACK_ON_FAILURE: &str = "on-failure";
 /// The value of [`ROLLBACK`] that turns it off.
 pub const ROLLBACK_OFF: &str = "off";
-/// On a Deployment: a new value starts a failed, refused revision again.
+/// On a workload: a new value starts a failed, refused revision again.
 pub const RETRY: &str = "proa.dev/retry";
-/// On a Deployment: `off` means that no configuration is kept with revisions.
+/// On a workload: `off` means that no configuration is kept with revisions.
 pub const CONFIG_REVISIONS: &str = "proa.dev/config-revisions";
 /// The value of [`CONFIG_REVISIONS`] that turns it off.
 pub const CONFIG_REVISIONS_OFF: &str = "off";
@@ -20,18 +21,41 @@ pub const CONFIG_REVISION_SECRET_TYPE: &str = "proa.dev/config-revision";
 /// On a ReplicaSet: its own name. `kubectl rollout undo` copies a ReplicaSet's annotations to the Deployment, so this
 /// name found on a Deployment says that an undo arrived, and to which ReplicaSet.
 pub const REVISION_OF: &str = "proa.dev/revision-of";
-/// On a ReplicaSet: when its revision first completed a rollout (RFC 3339). Gone again when it is found to fail.
+/// On a revision (ReplicaSet, ControllerRevision): when it first completed a rollout (RFC 3339). Gone again when it is found
+/// to fail.
 pub const HEALTHY: &str = "proa.dev/healthy";
-/// On a ReplicaSet: why its revision failed, as JSON (reason, message, pod, log, time, the retry value it failed under).
+/// On a revision (ReplicaSet, ControllerRevision): why it failed, a [`crate::Failure`] as JSON.
 pub const FAILURE: &str = "proa.dev/failure";
 /// On a ReplicaSet: the `last-applied-configuration` of the Deployment while this revision was current.
 pub const APPLIED_CONFIGURATION: &str = "proa.dev/applied-configuration";
 /// On a ReplicaSet: which template fields each server-side applier owned while this revision was current, as JSON.
 pub const APPLIED_FIELDS: &str = "proa.dev/applied-fields";
 
+/// On a workload: the templates that are known to fail and would not be rolled out, a list of [`crate::FailedTemplate`] as
+/// JSON. The API server warns whoever applies one of them.
+pub const FAILED_REVISIONS: &str = "proa.dev/failed-revisions";
+/// On a revision: which step of a gradual rollout it has reached, as JSON.
+pub const STEP: &str = "proa.dev/rollout-step";
+/// On a revision: the Secret that keeps its configuration.
+pub const CONFIG_COPY: &str = "proa.dev/config-copy";
+/// In the template of a ReplicaSet (never in that of a Deployment): the digest of the configuration its revision is for, where
+/// the policy makes a change of configuration a rollout.
+pub const CONFIGURATION: &str = "proa.dev/configuration";
+/// On a ReplicaSet that was gone back to: the digest of the live configuration it was gone back from.
+pub const CONFIGURATION_LEFT: &str = "proa.dev/configuration-left";
+
 /// The annotations that belong on ReplicaSets alone: never copied from a Deployment, removed from it after an undo.
-pub const REPLICA_SET_ONLY: [&str; 6] =
-    [REVISION_OF, HEALTHY, FAILURE, APPLIED_CONFIGURATION, APPLIED_FIELDS, CONFIG_REVISION];
+pub const REPLICA_SET_ONLY: [&str; 9] = [
+    REVISION_OF,
+    HEALTHY,
+    FAILURE,
+    APPLIED_CONFIGURATION,
+    APPLIED_FIELDS,
+    CONFIG_REVISION,
+    STEP,
+    CONFIG_COPY,
+    CONFIGURATION_LEFT,
+];
 
 /// The annotations that say how a Deployment is to be treated: of the Deployment, not of a revision. An undo of stock
 /// kubectl replaces them with those of the ReplicaSet; the deployment loop puts them back.
@@ -75,3 +99,15 @@ pub const CLAIM_IN_USE: &str = "kubernetes.io/pvc-protection";
 
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// The label that tells the pods of a StatefulSet or DaemonSet apart by revision: the name of the ControllerRevision with
+/// the former, its hash with the latter. A DaemonSet's ControllerRevisions carry their hash under it too.
+pub const CONTROLLER_REVISION_HASH: &str = "controller-revision-hash";
+/// The label of every ControllerRevision that holds its hash.
+pub const REVISION_HASH: &str = "controller.kubernetes.io/hash";
+/// The label of a StatefulSet's pod that holds its name.
+pub const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
+/// The label of a StatefulSet's pod that holds its ordinal.
+pub const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
+/// What old clients of DaemonSets keep a generation of the template in; never copied.
+pub const DEPRECATED_TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";

@@ -107,12 +107,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     });
     services.start(config.client.clone(), config.family, Arc::new(proxy), shutdown.clone());
     serve_dns(&config, &network, &services, &recorder, &shutdown).await;
+    let out_of_date = Arc::new(tokio::sync::Notify::new());
     tokio::spawn(node::peers::follow(
         config.client.clone(),
         config.family,
         config.node_name.clone(),
         config.node_ip,
         network.clone(),
+        out_of_date.clone(),
         shutdown.clone(),
     ));
 
@@ -150,7 +152,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     };
     facts.refresh().await;
     recorder.node(&config.node_name, Severity::Normal, "Starting", "Starting kubelet.");
-    tokio::spawn(registration.keep_alive(facts, shutdown.clone()));
+    tokio::spawn(registration.keep_alive(facts, out_of_date, shutdown.clone()));
     if config.family == Family::Standard {
         tokio::spawn(volumes::local::run(ctx.clone(), shutdown.clone()));
     }

@@ -8,9 +8,9 @@ use proa_apimachinery::jsonpath::JsonPath;
 
 use super::columns::{self as c, Col};
 use super::{
-    Convert, Kind, Rules, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource, admissionregistration,
-    apps, autoscaling, batch, certificates, config, crd, discovery, events, namespace, networking, node, pod, rbac,
-    service, storage, template,
+    Convert, Kind, Rules, STORED, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource,
+    admissionregistration, apps, autoscaling, batch, bounds, certificates, config, crd, discovery, events, namespace,
+    networking, node, pod, rbac, service, storage, template,
 };
 
 /// A row in short. What most kinds share is in [`Row::namespaced`] and [`Row::cluster`].
@@ -146,6 +146,7 @@ impl Row {
             storage: Storage { group: group.into(), plural: self.plural.into(), api_version, convert },
             unconditional_update: self.unconditional_update,
             is_virtual: self.is_virtual,
+            verbs: if self.is_virtual { &["create"] } else { STORED },
         }
     }
 }
@@ -251,13 +252,12 @@ const ROWS: &[Row] = &[
             ("type", ""),
         ])
         .rules(events::CORE_EVENT),
-    core!("LimitRange", "limitranges").short(&["limits"]).rules(config::LIMIT_RANGE).inert(),
+    core!("LimitRange", "limitranges").short(&["limits"]).rules(bounds::LIMIT_RANGE),
     core!("ResourceQuota", "resourcequotas")
         .short(&["quota"])
         .subs(&["status"])
         .columns(c::RESOURCE_QUOTA)
-        .rules(config::RESOURCE_QUOTA)
-        .inert(),
+        .rules(bounds::RESOURCE_QUOTA),
     core!("PersistentVolume", "persistentvolumes")
         .cluster()
         .short(&["pv"])
@@ -329,16 +329,14 @@ const ROWS: &[Row] = &[
     .all()
     .subs(&["status"])
     .columns(c::HPA)
-    .rules(autoscaling::V2)
-    .inert(),
+    .rules(autoscaling::V2),
     row!("autoscaling", "autoscaling", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
         .short(&["hpa"])
         .all()
         .subs(&["status"])
         .columns(c::HPA)
         .rules(autoscaling::V1)
-        .stored("autoscaling/v2", &autoscaling::CONVERT)
-        .inert(),
+        .stored("autoscaling/v2", &autoscaling::CONVERT),
     // networking
     row!("networking", "networking.k8s.io", "Ingress", "ingresses")
         .short(&["ing"])
@@ -377,8 +375,7 @@ const ROWS: &[Row] = &[
         .subs(&["status"])
         .columns(c::PDB)
         .rules(autoscaling::PDB)
-        .conditional()
-        .inert(),
+        .conditional(),
     // rbac
     row!("rbac", "rbac.authorization.k8s.io", "Role", "roles").rules(rbac::ROLE),
     row!("rbac", "rbac.authorization.k8s.io", "RoleBinding", "rolebindings")

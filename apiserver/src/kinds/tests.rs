@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Kind, Op, builtin};
 
+mod bounds;
 mod columns;
 mod others;
 mod pods;

@@ -150,6 +150,12 @@ impl Catalogue {
         self.0.graph.write().learn(uid, namespace, there);
     }
 
+    /// Waits until the server has told for the first time what it serves.
+    pub async fn discovered(&self) {
+        let mut unlisted = self.0.unlisted.subscribe();
+        let _ = unlisted.wait_for(Option::is_some).await;
+    }
+
     /// Waits until every resource has been listed once.
     pub async fn synced(&self) {
         let mut unlisted = self.0.unlisted.subscribe();
@@ -228,6 +234,8 @@ impl Catalogue {
             keep
         });
         let new: Vec<_> = wanted.into_iter().filter(|(label, _)| !watches.contains_key(label)).collect();
+        // Before anybody is told that it is known.
+        *self.0.known.write() = known;
         self.0.unlisted.send_modify(|unlisted| {
             unlisted.get_or_insert_default().extend(new.iter().map(|(label, _)| label.clone()));
         });
@@ -238,7 +246,6 @@ impl Catalogue {
         }
         drop(watches);
         let pause = if whole { DISCOVER_EVERY } else { Duration::from_secs(10) };
-        *self.0.known.write() = known;
         self.0.moved.send_modify(|count| *count = count.wrapping_add(1));
         pause
     }

@@ -57,6 +57,7 @@ struct Inner<K: Resource> {
     store: RwLock<Store<K>>,
     routes: RwLock<Vec<Route<K>>>,
     keep_managed_fields: AtomicBool,
+    may_be_unknown: AtomicBool,
     synced: watch::Sender<bool>,
     /// Bumped after every change of the store.
     moved: watch::Sender<u64>,
@@ -71,6 +72,7 @@ impl<K: Watched> Informer<K> {
             store: RwLock::default(),
             routes: RwLock::default(),
             keep_managed_fields: AtomicBool::new(false),
+            may_be_unknown: AtomicBool::new(false),
             synced: watch::Sender::new(false),
             moved: watch::Sender::new(0),
         }))
@@ -145,6 +147,11 @@ impl<K: Watched> Informer<K> {
     /// Keeps `metadata.managedFields` in the store. Only for kinds with few objects whose loop reads them.
     pub fn keep_managed_fields(&self) {
         self.0.keep_managed_fields.store(true, Ordering::Relaxed);
+    }
+
+    /// An API server that does not know the kind holds none of it; without this the first list is waited for until it does.
+    pub fn may_be_unknown(&self) {
+        self.0.may_be_unknown.store(true, Ordering::Relaxed);
     }
 
     /// Waits until the first list is in.

@@ -182,13 +182,8 @@ impl ReplicaSets {
         }
         let mut owners = owners::owners_without(&pod.metadata, "");
         owners.push(owners::controller_reference(set, self.sets.dynamic_type()));
-        self.patch_pods(std::slice::from_ref(pod), &owners_patch(pod, &owners), writes).await
+        self.patch_pods(std::slice::from_ref(pod), &owners::patch(&pod.metadata, &owners), writes).await
     }
-}
-
-/// A patch of the owner references that fails with a conflict when the pod changed meanwhile.
-fn owners_patch(pod: &Pod, owners: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference]) -> Value {
-    json!({"metadata": {"ownerReferences": owners, "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version}})
 }
 
 /// The pod a replica set's template describes.
@@ -287,7 +282,9 @@ impl Loop for ReplicaSets {
             Action::Adopt(pod) => return self.adopt(&set, &pod, writes).await,
             Action::Release(pod) => {
                 let owners = owners::owners_without(&pod.metadata, set.metadata.uid.as_deref().unwrap_or_default());
-                return self.patch_pods(std::slice::from_ref(&pod), &owners_patch(&pod, &owners), writes).await;
+                return self
+                    .patch_pods(std::slice::from_ref(&pod), &owners::patch(&pod.metadata, &owners), writes)
+                    .await;
             }
             Action::PointToConfig(pods, pointer) => {
                 let patch = json!({"metadata": {"annotations": {annotations::CONFIG_REVISION: pointer}}});

@@ -12,7 +12,6 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{
-    ResourceExt,
     api::PostParams,
     core::{ApiResource, ObjectMeta},
 };

@@ -7,6 +7,7 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ use proa_crds::annotations::{SERVING_CERTIFICATE, VOLUMES};
 use proa_crds::{Family, Node};
 use proa_network::Cidr;
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use status::{Facts, capacity};
@@ -150,13 +152,16 @@ impl Registration {
     async fn write_status(&self, facts: &Facts) -> Result<(), kube::Error> {
         let node = self.nodes.get(&self.name).await?;
         let status = facts.status(node.status.as_ref(), Timestamp::now());
-        let patch = json!({"status": status});
+        let mut patch = json!({"status": status});
+        for name in status::withdrawn(node.status.as_ref()) {
+            patch["status"]["allocatable"][name] = serde_json::Value::Null;
+        }
         // Lists of a node's status have merge keys in the standard family, and are sent whole either way.
         self.nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
     }
 
-    /// Keeps status and Lease fresh until `shutdown`. `changed` asks for a status at once.
-    pub(crate) async fn keep_alive(self, mut facts: Facts, shutdown: CancellationToken) {
+    /// Keeps status and Lease fresh until `shutdown`. `out_of_date` asks for a status at once.
+    pub(crate) async fn keep_alive(self, mut facts: Facts, out_of_date: Arc<Notify>, shutdown: CancellationToken) {
         let mut last_report = None::<tokio::time::Instant>;
         let mut last_facts = None;
         let mut lease_held = false;
@@ -166,6 +171,7 @@ impl Registration {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                () = out_of_date.notified() => last_report = None,
                 _ = look.tick() => {
                     facts.refresh().await;
                 }

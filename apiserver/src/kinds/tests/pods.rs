@@ -218,21 +218,6 @@ fn the_service_account_brings_its_token_and_pull_secrets() {
 }
 
 #[test]
-fn priority_comes_from_the_class() {
-    let mut pod = created(POD);
-    assert_eq!(pod::admit_priority(&mut pod, None), vec![]);
-    assert_eq!(
-        (pod.get_i64(&["spec", "priority"]), pod.get_str(&["spec", "preemptionPolicy"])),
-        (Some(0), Some("PreemptLowerPriority"))
-    );
-    let mut pod = with(POD, &[("spec.priorityClassName", "none")]);
-    assert_eq!(
-        pod::admit_priority(&mut pod, None)[0].to_string(),
-        "spec.priorityClassName: Forbidden: no PriorityClass with name none was found"
-    );
-}
-
-#[test]
 fn what_is_not_done_yet_is_refused_by_name() {
     for (changes, expected) in [
         (
@@ -261,8 +246,8 @@ fn what_is_not_done_yet_is_refused_by_name() {
             "spec.securityContext.seccompProfile.type: Forbidden: Localhost profiles are not supported by Proa yet",
         ),
         (
-            ("spec.containers.0.resources", "{limits: {nvidia.com/gpu: 1}}"),
-            "spec.containers[0].resources.limits[nvidia.com/gpu]: Forbidden: the resource nvidia.com/gpu is not supported by Proa yet",
+            ("spec.containers.0.resources", "{limits: {hugepages-2Mi: 2Mi}}"),
+            "spec.containers[0].resources.limits[hugepages-2Mi]: Forbidden: the resource hugepages-2Mi is not supported by Proa yet",
         ),
     ] {
         let pod = with(POD, &[changes]);
