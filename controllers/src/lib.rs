@@ -18,6 +18,7 @@ pub mod garbage;
 mod hash;
 pub mod history;
 pub mod informer;
+pub mod inspect;
 pub mod key;
 pub mod namespace;
 pub mod node;
@@ -28,6 +29,7 @@ pub mod pod_status;
 pub mod podgc;
 pub mod pods;
 pub mod queue;
+pub mod release;
 pub mod replicaset;
 pub mod resourcequota;
 pub mod rollback;
@@ -137,6 +139,7 @@ fn start_loops(context: &Context, options: &Options) {
         },
     );
     context.start(garbage::GarbageCollector::new(&catalogue));
+    context.start(release::Releases::new(context, &catalogue));
     if context.family == Family::Standard {
         context.start(aggregation::Aggregation::new(context));
         context.start(autoscaling::Autoscalers::new(context, &catalogue));

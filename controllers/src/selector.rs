@@ -30,6 +30,22 @@ pub fn is_empty(selector: &LabelSelector) -> bool {
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
+/// The selector as in a `labelSelector` query.
+pub fn query(selector: &LabelSelector) -> String {
+    let equal = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
+    let others = selector.match_expressions.iter().flatten().map(|requirement| {
+        let key = &requirement.key;
+        let values = requirement.values.as_deref().unwrap_or_default().join(",");
+        match requirement.operator.as_str() {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "DoesNotExist" => format!("!{key}"),
+            _ => key.clone(),
+        }
+    });
+    equal.chain(others).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +54,15 @@ mod tests {
     fn check(selector: serde_json::Value, labels: &[(&str, &str)]) -> bool {
         let labels = labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
         matches(&serde_json::from_value(selector).expect("a selector"), Some(&labels))
+    }
+
+    #[test]
+    fn a_selector_is_written_as_a_query() {
+        let selector = json!({"matchLabels": {"a": "1"}, "matchExpressions": [
+            {"key": "b", "operator": "In", "values": ["x", "y"]}, {"key": "c", "operator": "NotIn", "values": ["z"]},
+            {"key": "d", "operator": "Exists"}, {"key": "e", "operator": "DoesNotExist"},
+        ]});
+        assert_eq!(query(&serde_json::from_value(selector).expect("a selector")), "a=1,b in (x,y),c notin (z),d,!e");
     }
 
     #[test]

@@ -100,6 +100,35 @@ pub const CLAIM_IN_USE: &str = "kubernetes.io/pvc-protection";
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
+/// On a Deployment, StatefulSet or DaemonSet: who wrote the template it has, as JSON (user, field manager, time). Set by
+/// Proa's API server, whoever writes; it goes into the revision with the other annotations.
+pub const CHANGED_BY: &str = "proa.dev/changed-by";
+
+/// Label of the Secrets that keep the revisions of a release: the release's uid.
+pub const RELEASE: &str = "proa.dev/release";
+/// The `type` of those Secrets.
+pub const RELEASE_SECRET_TYPE: &str = "proa.dev/release-content";
+/// On the parent of an ApplySet: `off` for no release of its own, `proa.dev` for one that the controllers of the custom
+/// family drive.
+pub const RELEASE_OF_APPLY_SET: &str = "proa.dev/release";
+/// The value of [`RELEASE_OF_APPLY_SET`] for none.
+pub const RELEASE_OFF: &str = "off";
+
+/// Label of the parent of an ApplySet: the set's id (KEP-3659).
+pub const APPLY_SET_ID: &str = "applyset.kubernetes.io/id";
+/// Label of the members of an ApplySet: the set's id.
+pub const APPLY_SET_PART_OF: &str = "applyset.kubernetes.io/part-of";
+/// On the parent of an ApplySet: `Kind.group` of its members, comma-separated.
+pub const APPLY_SET_KINDS: &str = "applyset.kubernetes.io/contains-group-kinds";
+/// The same as resources, as kubectl before 1.29 wrote it.
+pub const APPLY_SET_RESOURCES: &str = "applyset.kubernetes.io/contains-group-resources";
+/// On the parent of an ApplySet: the other namespaces its members are in, comma-separated.
+pub const APPLY_SET_NAMESPACES: &str = "applyset.kubernetes.io/additional-namespaces";
+/// The field manager of kubectl's notes on the parent of an ApplySet.
+pub const APPLY_SET_MANAGER: &str = "kubectl-applyset";
+/// Label of a CustomResourceDefinition whose objects may be parents of ApplySets.
+pub const APPLY_SET_PARENT_TYPE: &str = "applyset.kubernetes.io/is-parent-type";
+
 /// The label that tells the pods of a StatefulSet or DaemonSet apart by revision: the name of the ControllerRevision with
 /// the former, its hash with the latter. A DaemonSet's ControllerRevisions carry their hash under it too.
 pub const CONTROLLER_REVISION_HASH: &str = "controller-revision-hash";

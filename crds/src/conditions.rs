@@ -22,3 +22,7 @@ pub const JUDGING_PAUSED: &str = "JudgingPaused";
 pub const OF_FAILURE: [&str; 4] = [ROLLED_BACK, ROLLOUT_REFUSED, ROLLOUT_FAILED, ROLLOUT_PAUSED];
 /// Pod: ready to serve.
 pub const READY: &str = "Ready";
+/// Release: its members change, roll out, or go back (kstatus).
+pub const RECONCILING: &str = "Reconciling";
+/// Release: it cannot go on without somebody's help (kstatus).
+pub const STALLED: &str = "Stalled";

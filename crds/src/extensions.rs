@@ -1,7 +1,7 @@
 //! The definitions of Proa's own kinds: plain custom resources, of no family.
 //!
 //! Their schemas are written by hand, with descriptions: they are small, and `kubectl explain` is how people learn them.
-//! A kind is one entry of [`definitions`].
+//! A kind is one entry of [`extension_definitions`].
 
 use kube::core::ApiResource;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ pub(crate) fn resource(kind: &str, plural: &str) -> ApiResource {
 /// The CustomResourceDefinitions of all our own kinds, as JSON: what `proa up` serves from the start, and `proa crds`
 /// prints for other API servers.
 pub fn extension_definitions() -> Vec<Value> {
-    vec![rollout_policies()]
+    vec![rollout_policies(), releases()]
 }
 
 fn text(description: &str) -> Value {
@@ -193,6 +193,14 @@ fn rollout_policies() -> Value {
         ]),
         json!({}),
     )
+}
+
+fn releases() -> Value {
+    let (schema, columns) = (crate::release::schema(), crate::release::columns());
+    let mut made = definition("Release", "releases", &["rel"], schema, columns, json!({"status": {}}));
+    // A release may itself be the parent of an ApplySet (KEP-3659).
+    made["metadata"]["labels"] = json!({crate::annotations::APPLY_SET_PARENT_TYPE: "true"});
+    made
 }
 
 /// A namespaced definition of one version. `subresources` as in the definition: `{"status": {}}` or nothing.

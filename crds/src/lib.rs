@@ -22,6 +22,7 @@ mod family;
 mod node_selector;
 pub mod policy;
 pub mod reasons;
+pub mod release;
 
 pub use controller_revision::ControllerRevision;
 pub use decoded::{Decoded, Undecodable};

@@ -14,6 +14,7 @@ mod machines;
 mod network;
 mod parts;
 mod pods;
+mod release;
 mod rollback;
 mod rollout;
 mod samples;

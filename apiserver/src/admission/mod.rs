@@ -1,6 +1,7 @@
 //! What guards or completes a write beyond the kind's own rules. Built in, in a fixed order; webhooks
 //! are not there yet.
 
+mod authors;
 mod certificates;
 mod known_to_fail;
 mod limit_range;
@@ -38,9 +39,11 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
             Ok(())
         }
         ("", "secrets") => token_secrets::admit(call, new, old).await,
-        ("apps" | "proa.dev", "deployments" | "statefulsets" | "daemonsets") if op == Op::Update => {
-            known_to_fail::warning(new, old).into_iter().for_each(|warning| call.warn(warning));
-            Ok(())
+        ("apps" | "proa.dev", "deployments" | "statefulsets" | "daemonsets") => {
+            if op == Op::Update {
+                known_to_fail::warning(new, old).into_iter().for_each(|warning| call.warn(warning));
+            }
+            authors::note(call, op, new, old)
         }
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),

@@ -10,7 +10,7 @@ pub use store::Change;
 
 use crate::Key;
 use futures::future::BoxFuture;
-use kube::{Api, Client, Resource, core::ApiResource};
+use kube::{Api, Client, Resource, core::ApiResource, runtime::watcher};
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use std::{
@@ -54,6 +54,8 @@ struct Inner<K: Resource> {
     api: Api<K>,
     client: Client,
     dynamic_type: K::DynamicType,
+    /// Which objects of the kind: all, or those a selector selects.
+    selection: watcher::Config,
     store: RwLock<Store<K>>,
     routes: RwLock<Vec<Route<K>>>,
     keep_managed_fields: AtomicBool,
@@ -64,11 +66,12 @@ struct Inner<K: Resource> {
 }
 
 impl<K: Watched> Informer<K> {
-    fn new(client: Client, dynamic_type: K::DynamicType) -> Self {
+    fn new(client: Client, dynamic_type: K::DynamicType, selection: watcher::Config) -> Self {
         Informer(Arc::new(Inner {
             api: Api::all_with(client.clone(), &dynamic_type),
             client,
             dynamic_type,
+            selection,
             store: RwLock::default(),
             routes: RwLock::default(),
             keep_managed_fields: AtomicBool::new(false),
@@ -76,6 +79,19 @@ impl<K: Watched> Informer<K> {
             synced: watch::Sender::new(false),
             moved: watch::Sender::new(0),
         }))
+    }
+
+    /// An informer of its own, shared with nobody: of the objects a selector selects, until `shutdown`. It keeps
+    /// `metadata.managedFields`, and fills once it is [started](Informer::start).
+    pub fn selected(client: Client, dynamic_type: K::DynamicType, selection: watcher::Config) -> Self {
+        let informer = Informer::new(client, dynamic_type, selection);
+        informer.keep_managed_fields();
+        informer
+    }
+
+    /// Begins the watch of an informer that is shared with nobody.
+    pub fn start(&self, shutdown: CancellationToken) {
+        tokio::spawn(reflect::run(self.clone(), shutdown));
     }
 
     /// The object of that key, as last seen.
@@ -341,7 +357,7 @@ impl Informers {
         if let Some(informer) = held.get(&id).and_then(|held| held.downcast_ref::<Informer<K>>()) {
             return informer.clone();
         }
-        let informer = Informer::<K>::new(self.0.client.clone(), dynamic_type);
+        let informer = Informer::<K>::new(self.0.client.clone(), dynamic_type, watcher::Config::default());
         held.insert(id, Box::new(informer.clone()));
         let task = reflect::run(informer.clone(), self.0.shutdown.clone());
         let start: Start = Box::new(move || {

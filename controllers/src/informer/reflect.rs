@@ -47,7 +47,7 @@ pub(super) async fn run<K: Watched>(informer: Informer<K>, shutdown: Cancellatio
         // Spread, so that the kinds do not list all at the same time.
         let relist_at = Instant::now() + RELIST_EVERY + spread(&kind);
         let api: Api<Decoded<K>> = Api::all_with(informer.0.client.clone(), informer.dynamic_type());
-        let events = watcher::watcher(api, watcher::Config::default());
+        let events = watcher::watcher(api, informer.0.selection.clone());
         pin_mut!(events);
         let mut listing = Listing::default();
         loop {

@@ -143,7 +143,7 @@ async fn beat(client: &Client, hollow: &Hollow) {
         tokio::spawn(async move {
             let patch = json!({"spec": {"renewTime": MicroTime(Timestamp::now())}});
             // A node that was deleted has no lease any more, and gets none.
-            insist(|| leases.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await;
+            insist(|| async { leases.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await }).await;
         });
     }
 }

@@ -106,7 +106,7 @@ async fn perform(api: &Api<Pod>, pod: &Pod, duty: Duty, address: Ipv4Addr, slots
     let write = async |status: Value| {
         let Ok(_slot) = slots.acquire().await else { return };
         let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
-        insist(|| api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await;
+        insist(|| async { api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await }).await;
     };
     match duty {
         Duty::End => {
