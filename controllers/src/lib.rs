@@ -5,10 +5,13 @@
 //! goes through the Kubernetes API with a [`kube::Client`].
 
 pub mod aggregation;
+mod amount;
 pub mod autoscaling;
+mod backoff;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
+pub mod daemonset;
 pub mod deployment;
 pub mod disruption;
 mod election;
@@ -25,6 +28,7 @@ pub mod node;
 pub mod nodeipam;
 pub mod owners;
 pub mod patch;
+mod pod_control;
 pub mod pod_status;
 pub mod podgc;
 pub mod pods;
@@ -40,6 +44,7 @@ pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod statefulset;
 pub mod storage;
 pub mod taints;
 
@@ -123,6 +128,8 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::new(context));
+    context.start(statefulset::StatefulSets::new(context));
+    context.start(daemonset::DaemonSets::new(context));
     scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));

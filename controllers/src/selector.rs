@@ -1,6 +1,7 @@
 //! `metav1.LabelSelector` against labels.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use proa_crds::reasons;
 use std::collections::BTreeMap;
 
 /// What is wrong with a workload whose selector does not select the pods its template makes.
@@ -44,6 +45,34 @@ pub fn query(selector: &LabelSelector) -> String {
         }
     });
     equal.chain(others).collect::<Vec<_>>().join(",")
+}
+
+/// Why an owner makes no pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Of its condition and event.
+    pub reason: &'static str,
+    /// One sentence.
+    pub message: String,
+}
+
+/// The reasons a [`Refusal`] may have.
+pub(crate) const REFUSALS: [&str; 2] = [reasons::SELECTOR_MISMATCH, reasons::SELECTING_ALL];
+
+/// Why a selector cannot tell an owner's pods from others. An API server of the standard family refuses such objects.
+///
+/// Pods that are not selected would be given up as soon as they are made, and others made in their place, without end.
+pub(crate) fn refused(
+    selector: &LabelSelector,
+    template: Option<&BTreeMap<String, String>>,
+    owner: &str,
+) -> Option<Refusal> {
+    if is_empty(selector) {
+        let message = format!("This {owner} is selecting all pods. A non-empty selector is required.");
+        return Some(Refusal { reason: reasons::SELECTING_ALL, message });
+    }
+    let mismatch = || Refusal { reason: reasons::SELECTOR_MISMATCH, message: MISMATCH.to_owned() };
+    (!matches(selector, template)).then(mismatch)
 }
 
 #[cfg(test)]

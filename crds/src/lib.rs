@@ -19,7 +19,7 @@ mod endpoint_slice;
 mod extensions;
 mod failure;
 mod family;
-mod node_selector;
+pub mod node_selector;
 pub mod policy;
 pub mod reasons;
 pub mod release;

@@ -1,4 +1,4 @@
-//! Node selectors, by which volumes say from which nodes they can be reached.
+//! Node selectors: by them pods say where they may run, and volumes from where they can be reached.
 
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use std::collections::BTreeMap;
@@ -6,16 +6,20 @@ use std::collections::BTreeMap;
 /// Whether a node of that name and those labels is among those selected: the terms are alternatives, what is in a term
 /// must all hold, and an empty term selects nothing.
 pub fn selects_node(selector: &NodeSelector, name: &str, labels: &BTreeMap<String, String>) -> bool {
-    selector.node_selector_terms.iter().any(|term| {
-        let label = |key: &str| labels.get(key).map(String::as_str);
-        let field = |key: &str| (key == "metadata.name").then_some(name);
-        !is_empty(term)
-            && term.match_expressions.iter().flatten().all(|requirement| holds(requirement, label))
-            && term.match_fields.iter().flatten().all(|requirement| holds(requirement, field))
-    })
+    selector.node_selector_terms.iter().any(|term| term_selects(term, name, labels))
 }
 
-fn is_empty(term: &NodeSelectorTerm) -> bool {
+/// Whether a node of that name and those labels is what the term asks for; an empty one selects nothing.
+pub fn term_selects(term: &NodeSelectorTerm, name: &str, labels: &BTreeMap<String, String>) -> bool {
+    let label = |key: &str| labels.get(key).map(String::as_str);
+    let field = |key: &str| (key == "metadata.name").then_some(name);
+    !is_empty(term)
+        && term.match_expressions.iter().flatten().all(|requirement| holds(requirement, label))
+        && term.match_fields.iter().flatten().all(|requirement| holds(requirement, field))
+}
+
+/// Whether the term asks for nothing.
+pub fn is_empty(term: &NodeSelectorTerm) -> bool {
     term.match_expressions.as_ref().is_none_or(Vec::is_empty) && term.match_fields.as_ref().is_none_or(Vec::is_empty)
 }
 

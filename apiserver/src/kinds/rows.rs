@@ -290,15 +290,13 @@ const ROWS: &[Row] = &[
         .all()
         .subs(&["status", "scale"])
         .columns(c::STATEFUL_SET)
-        .rules(apps::STATEFUL_SET)
-        .inert(),
+        .rules(apps::STATEFUL_SET),
     row!("apps", "apps", "DaemonSet", "daemonsets")
         .short(&["ds"])
         .all()
         .subs(&["status"])
         .columns(c::DAEMON_SET)
-        .rules(apps::DAEMON_SET)
-        .inert(),
+        .rules(apps::DAEMON_SET),
     row!("apps", "apps", "ControllerRevision", "controllerrevisions")
         .columns(c::CONTROLLER_REVISION)
         .rules(apps::CONTROLLER_REVISION),

@@ -13,6 +13,7 @@ mod columns;
 mod others;
 mod pods;
 mod services;
+mod sets;
 mod storage;
 mod workloads;
 

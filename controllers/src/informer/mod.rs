@@ -263,6 +263,16 @@ impl<K: Watched> Informer<K> {
             false => Err(crate::ActError::Conflict(format!("{key} was seen as it no longer is"))),
         }
     }
+
+    /// The same for an owner that must not only be as it was seen but stay: what one that is being deleted makes or adopts
+    /// goes with it.
+    pub(crate) async fn confirm_staying(&self, key: &Key) -> Result<(), crate::ActError> {
+        self.confirm(key).await?;
+        match self.get(key) {
+            Some(live) if live.meta().deletion_timestamp.is_none() => Ok(()),
+            _ => Err(crate::ActError::Gone(key.to_string())),
+        }
+    }
 }
 
 impl<K: Watched> Observes for Informer<K> {

@@ -204,6 +204,7 @@ mod tests {
             template: json!({"metadata": {"creationTimestamp": null}, "spec": {"containers": [{"name": "echo", "image": image, "env": []}]}}),
             notes: BTreeMap::new(),
             made: None,
+            copy: String::new(),
             current: false,
             configuration: config
                 .iter()

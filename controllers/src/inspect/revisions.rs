@@ -2,8 +2,11 @@
 
 use super::{Author, InspectError, Kind, Target};
 use crate::{
-    deployment::{Reference, references},
     owners,
+    rollback::{
+        Reference,
+        config::{copy_of, references},
+    },
 };
 use k8s_openapi::{
     ByteString,
@@ -29,6 +32,8 @@ pub(super) struct Held {
     pub(super) template: Value,
     pub(super) notes: BTreeMap<String, String>,
     pub(super) made: Option<Time>,
+    /// The Secret that keeps its configuration.
+    pub(super) copy: String,
     /// Whether it is the one the workload is at, or on its way to.
     pub(super) current: bool,
     /// What its ConfigMaps and Secrets held.
@@ -102,6 +107,7 @@ fn read(kind: Kind, item: &DynamicObject) -> Option<Held> {
         template,
         notes,
         made: item.metadata.creation_timestamp.clone(),
+        copy: copy_of(&item.metadata),
         current: false,
         configuration: BTreeMap::new(),
     })
@@ -115,9 +121,7 @@ async fn configuration(secrets: &Api<Secret>, held: &Held) -> Result<BTreeMap<St
     if wanted.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let name =
-        held.note(annotations::CONFIG_COPY).map_or_else(|| crate::deployment::kept_name(&held.name), str::to_owned);
-    let copy = match secrets.get_opt(&name).await {
+    let copy = match secrets.get_opt(&held.copy).await {
         Ok(copy) => copy.filter(|copy| copy.type_.as_deref() == Some(annotations::CONFIG_REVISION_SECRET_TYPE)),
         Err(kube::Error::Api(status)) if status.code == 403 => None,
         Err(error) => return Err(error.into()),

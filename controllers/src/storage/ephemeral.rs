@@ -176,7 +176,7 @@ pub(super) fn made(plan: &Plan<Action>) -> Vec<String> {
     plan.actions
         .iter()
         .map(|action| match action {
-            Action::Create(claim) => claim.name_any(),
+            Action::Create(claim) => claim.metadata.name.clone().unwrap_or_default(),
             Action::Taken { claim, .. } => format!("{claim} is taken"),
         })
         .collect()

@@ -115,21 +115,6 @@ fn status_may_not_claim_what_cannot_be() {
 }
 
 #[test]
-fn kinds_nothing_acts_on_say_so_once() {
-    let set = created(
-        "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: a}, spec: {serviceName: a, selector: {matchLabels: {a: b}},
-          template: {metadata: {labels: {a: b}}, spec: {containers: [{name: a, image: i}]}}}}",
-    );
-    assert_eq!(errors_of(&set), Vec::<String>::new());
-    let strategy = kind_of(&set).strategy;
-    assert_eq!(strategy.warnings(&set), ["StatefulSet: stored and served, but no controller of Proa acts on it yet"]);
-    let mut known = set.clone();
-    known.metadata_mut().insert("resourceVersion".into(), "1".into());
-    assert_eq!(strategy.warnings(&known), Vec::<String>::new());
-    assert_eq!(set.0["spec"]["updateStrategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}));
-}
-
-#[test]
 fn a_misspelt_setting_is_warned_about() {
     let deployment = |annotations: &str| {
         created(&format!(
