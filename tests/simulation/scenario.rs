@@ -72,7 +72,12 @@ pub(crate) fn virtual_time<T>(what: impl Future<Output = T>) -> T {
 
 async fn open(log: &Arc<Observed>, keys: &Path, seed: u64) -> Server {
     let now = now_from(Instant::now());
-    let config = Config { clock: proa_apiserver::Clock::new(now), entropy: Entropy::seeded(seed), ..Config::new(keys) };
+    let config = Config {
+        clock: proa_apiserver::Clock::new(now),
+        entropy: Entropy::seeded(seed),
+        definitions: proa_crds::extension_definitions(),
+        ..Config::new(keys)
+    };
     Server::open(config, log.clone() as Arc<dyn Log>).await.expect("the server opens")
 }
 
@@ -249,11 +254,22 @@ impl Play {
         } else {
             json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}})
         };
-        let notes = if guarded { json!({"proa.dev/rollback": "on-failure"}) } else { json!({}) };
+        // Half of them by the annotation, half by a policy with steps of its own.
+        let by_policy = guarded && self.chance.random_bool(0.5);
+        let notes = if guarded && !by_policy { json!({"proa.dev/rollback": "on-failure"}) } else { json!({}) };
+        if by_policy {
+            let step =
+                json!({"percent": self.chance.random_range(1..=60), "waitSeconds": self.chance.random_range(0..8)});
+            let spec = json!({"selector": {"matchLabels": {"app": name}}, "steps": [step], "soakSeconds": self.chance.random_range(0..120)});
+            self.tell(format!("a policy for {name}: {spec}"));
+            let policy =
+                json!({"apiVersion": "proa.dev/v1", "kind": "RolloutPolicy", "metadata": {"name": name}, "spec": spec});
+            self.must("POST", "/apis/proa.dev/v1/namespaces/shop/rolloutpolicies", JSON, &policy).await?;
+        }
         let ready = if self.chance.random_bool(0.3) { 3 } else { 0 };
         let labels = json!({"app": name});
         let deployment = json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "annotations": notes},
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "labels": labels, "annotations": notes},
             "spec": {"replicas": replicas, "minReadySeconds": ready, "selector": {"matchLabels": labels}, "strategy": strategy,
                 "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": "v1"}]}}},
         });
