@@ -12,8 +12,6 @@ pub mod catalogue;
 pub mod clock;
 pub mod context;
 pub mod cronjob;
-pub mod cronjob;
-pub mod daemonset;
 pub mod daemonset;
 pub mod deployment;
 pub mod disruption;
