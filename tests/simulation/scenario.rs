@@ -92,6 +92,8 @@ pub(crate) fn play(prepared: &Prepared, seed: u64) -> Story {
 
 struct Play {
     chance: StdRng,
+    /// Chance of its own, so that what evictions draw changes nothing else of a story.
+    evictor: StdRng,
     seed: u64,
     store: Arc<Observed>,
     server: Server,
@@ -126,6 +128,7 @@ impl Play {
         let auditor = Auditor::start(server.local(User::new("auditor", &["system:masters"])), store.revision().0, seed);
         let mut play = Play {
             chance: StdRng::seed_from_u64(seed),
+            evictor: StdRng::seed_from_u64(seed ^ 0xE71C7),
             seed,
             controllers: Weather::new(seed ^ 0xC0, Some(witness)),
             nodes: Weather::new(seed ^ 0x90DE, None),
@@ -225,10 +228,12 @@ impl Play {
             self.must("POST", "/apis/batch/v1/namespaces/shop/cronjobs", JSON, &cron).await?;
         }
         self.rest("the start").await?;
+        self.evict().await?;
         for act in 1..=self.chance.random_range(1..=2) {
             self.storm(act).await?;
             self.rest(&format!("act {act}")).await?;
         }
+        self.evict().await?;
         self.leave().await
     }
 
@@ -282,7 +287,50 @@ impl Play {
         let wanted =
             Wanted { namespace: "shop".into(), name: name.into(), replicas, image: "v1".into(), good, guarded };
         self.wanted.push(wanted);
+        let (field, value) = match self.evictor.random_range(0..4) {
+            0 => ("minAvailable", json!(self.evictor.random_range(0..=3))),
+            1 => ("minAvailable", json!(format!("{}%", self.evictor.random_range(0..=100)))),
+            2 => ("maxUnavailable", json!(format!("{}%", self.evictor.random_range(0..=100)))),
+            _ => ("maxUnavailable", json!(self.evictor.random_range(0..=2))),
+        };
+        self.tell(format!("a budget for {name}: {field} {value}"));
+        let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name},
+            "spec": {field: value, "selector": {"matchLabels": labels}}});
+        self.must("POST", "/apis/policy/v1/namespaces/shop/poddisruptionbudgets", JSON, &budget).await?;
         Ok(())
+    }
+
+    /// Somebody evicts whatever the budgets let go, as fast as they do, in bad weather for those who count.
+    async fn evict(&mut self) -> Result<(), String> {
+        // A rollout that hangs disturbs the same pods.
+        if self.wanted.iter().any(Wanted::is_bad) {
+            return Ok(());
+        }
+        let mut rate = |most: f64| self.evictor.random_range(0.0..most);
+        let rates = Rates { before: rate(0.1), after: rate(0.1), late: rate(0.3), cut: rate(0.5), silent: 0.0 };
+        self.tell(format!("evictions: {rates:?}"));
+        self.controllers.set(rates);
+        self.store.records.lock().disrupted = true;
+        for _ in 0..self.evictor.random_range(1..=3) {
+            for pod in self.store.entries("/registry/pods/shop/") {
+                let pod: Value = serde_json::from_slice(&pod.bytes).expect("JSON");
+                let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+                let app = pod["metadata"]["labels"]["app"].as_str().unwrap_or_default().to_owned();
+                let answered = self.store.records.lock().answers(&pod, &self.machines.lock());
+                let path = format!("/api/v1/namespaces/shop/pods/{name}/eviction");
+                let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
+                let (code, answer) = self.call("POST", &path, JSON, &eviction).await;
+                self.tell(format!("{name} is evicted: {code}"));
+                match code {
+                    201 if answered => self.store.records.lock().judge_eviction(&app, &self.machines.lock()),
+                    201 | 404 | 429 => {}
+                    _ => return Err(format!("{path}: {code} {}", answer["message"])),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(self.evictor.random_range(0..5_000))).await;
+        }
+        self.controllers.set(Rates::default());
+        self.rest("evictions").await
     }
 
     /// Bad weather, and a few things that happen in it.
