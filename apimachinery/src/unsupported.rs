@@ -134,10 +134,8 @@ fn one(container: &At<'_>, init: bool, refuse: &mut impl FnMut(&At<'_>, &str)) {
     }
     for list in ["limits", "requests"] {
         for (name, at) in resources.child(list).entries() {
-            // Extended resources (`example.com/foo`) are counted by the scheduler and nothing else.
-            let extended = name.contains('/')
-                && !name.split('/').next().is_some_and(|domain| domain.ends_with("kubernetes.io"))
-                || name.starts_with("scheduling.k8s.io/");
+            // Extended resources (`example.com/foo`): the scheduler counts what a node's status offers, as Kubernetes does.
+            let extended = name.contains('/');
             if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !extended {
                 refuse(&at, &format!("the resource {name} is"));
             }

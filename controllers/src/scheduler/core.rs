@@ -4,12 +4,12 @@
 use super::{
     cluster::{
         Cluster,
-        node::{NodeChanges, Slot},
+        node::{NodeChanges, NodeInfo, Slot},
         pod::PodInfo,
         storage::VolumePlan,
     },
     config::Configuration,
-    decide::{Decision, Nowhere, decide},
+    decide::{Decision, Nowhere, Rejectors, decide},
     framework::{Cycle, News},
     preempt::{Preemption, preempt},
     profile::Profile,
@@ -251,7 +251,7 @@ impl Core {
         if let Some((profile, args)) = args {
             match preempt(profile, args, &self.cluster, pod, nowhere) {
                 Preemption::Node(slot, victims) => {
-                    self.queue.park(&pod.key, nowhere.rejectors, now);
+                    self.queue.park(&pod.key, (nowhere.rejectors, pod.signature()), now);
                     return self.make_room(pod, slot, victims, message);
                 }
                 Preemption::No(why) => {
@@ -262,7 +262,7 @@ impl Core {
                 Preemption::Wait(why) => message.push_str(&format!(" preemption: {why}")),
             }
         }
-        self.queue.park(&pod.key, nowhere.rejectors, now);
+        self.queue.park(&pod.key, (nowhere.rejectors, pod.signature()), now);
         Step::Tell { pod: pod.pod.clone(), message, gives_up_its_node }
     }
 
@@ -305,7 +305,9 @@ impl Core {
     pub(crate) fn preemption_failed(&mut self, pod: &Pod, now: Duration) {
         let key = Key::of(pod);
         self.cluster.denominate(&key);
-        self.queue.wake(&key, now);
+        if !self.placed.contains_key(&key) {
+            self.queue.wake(&key, now);
+        }
     }
 
     /// When to look again although nothing happened.
@@ -352,7 +354,7 @@ impl Core {
     /// Tries those again that the news may let in. Pods that a node was promised to count there for all others: what is
     /// made free for one pod must not wake everybody.
     fn hear(&mut self, heard: &Heard, now: Duration) {
-        if self.queue.parked().len() == 0 {
+        if self.queue.parked().is_empty() {
             return;
         }
         let (cluster, waiting, profiles) = (&self.cluster, &self.waiting, &self.profiles);
@@ -365,11 +367,9 @@ impl Core {
         if let Some(crowded) = &mut crowded {
             cluster.nominees(crowded.slot).for_each(|other| crowded.add(other.clone()));
         }
-        let helped = |(key, rejectors): (&Key, u32)| {
+        let helps = |key: &Key, rejectors: Rejectors, node: Option<&NodeInfo>| -> Option<bool> {
             let pod = waiting.get(key)?;
             let profile = profile_of(profiles, &pod.pod)?;
-            let promised = slot.is_some() && cluster.nomination(key) == slot;
-            let node = if promised { node } else { crowded.as_ref() };
             let news = match heard {
                 Heard::Node(_, changes) => News::Node(node?, *changes),
                 Heard::PodGone(_, pod) => News::PodGone(node?, pod),
@@ -379,9 +379,20 @@ impl Core {
             };
             // Kept out by nobody: there was no node.
             let first_node = rejectors == 0 && matches!(heard, Heard::Node(..));
-            (first_node || profile.helps(rejectors, Cycle { cluster, pod }, news)).then(|| key.clone())
+            Some(first_node || profile.helps(rejectors, Cycle { cluster, pod }, news))
         };
-        let keys: Vec<Key> = self.queue.parked().filter_map(helped).collect();
+        let mut keys: Vec<Key> = Vec::new();
+        for ((rejectors, _), alike) in self.queue.parked() {
+            if alike.first().and_then(|key| helps(key, *rejectors, crowded.as_ref())) == Some(true) {
+                keys.extend(alike.iter().cloned());
+            }
+        }
+        for promised in slot.into_iter().flat_map(|slot| cluster.nominees(slot)) {
+            let rejectors = self.queue.rejectors(&promised.key);
+            if rejectors.and_then(|rejectors| helps(&promised.key, rejectors, node)) == Some(true) {
+                keys.push(promised.key.clone());
+            }
+        }
         for key in keys {
             self.queue.wake(&key, now);
         }

@@ -113,6 +113,14 @@ fn what_is_wrong_with_a_pod_is_said_as_kubernetes_says_it() {
                 "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
             ),
             (
+                &[("spec.containers.0.resources", "{requests: {example.com/foo: 1}, limits: {example.com/foo: 2}}")],
+                "spec.containers[0].resources.requests: Invalid value: \"1\": must be equal to example.com/foo limit of 2",
+            ),
+            (
+                &[("spec.containers.0.resources", "{requests: {example.com/foo: 1}}")],
+                "spec.containers[0].resources.limits: Required value: Limit must be set for non overcommitable resources",
+            ),
+            (
                 &[("spec.containers.0.resources", "{limits: {cpu: lots}}")],
                 "spec.containers[0].resources.limits[cpu]: Invalid value: \"lots\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'\nspec.containers[0].resources.requests[cpu]: Invalid value: \"lots\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
             ),
@@ -261,8 +269,8 @@ fn what_is_not_done_yet_is_refused_by_name() {
             "spec.securityContext.seccompProfile.type: Forbidden: Localhost profiles are not supported by Proa yet",
         ),
         (
-            ("spec.containers.0.resources", "{limits: {nvidia.com/gpu: 1}}"),
-            "spec.containers[0].resources.limits[nvidia.com/gpu]: Forbidden: the resource nvidia.com/gpu is not supported by Proa yet",
+            ("spec.containers.0.resources", "{limits: {hugepages-2Mi: 2Mi}}"),
+            "spec.containers[0].resources.limits[hugepages-2Mi]: Forbidden: the resource hugepages-2Mi is not supported by Proa yet",
         ),
     ] {
         let pod = with(POD, &[changes]);
