@@ -95,6 +95,8 @@ pub(crate) struct Core {
     /// When bindings are no longer believed.
     doubts: BTreeSet<(Duration, Key)>,
     waiting: HashMap<Key, Arc<PodInfo>>,
+    /// Pods whose victims are being asked to leave, and whether news came for them meanwhile (KEP-4832).
+    making_room: HashMap<Key, bool>,
     queue: SchedulingQueue,
     turn: usize,
 }
@@ -107,6 +109,7 @@ impl Core {
             placed: HashMap::new(),
             doubts: BTreeSet::new(),
             waiting: HashMap::new(),
+            making_room: HashMap::new(),
             queue: SchedulingQueue::new(configuration.backoff),
             turn: 0,
         }
@@ -217,6 +220,12 @@ impl Core {
                 self.forget(&key);
                 continue;
             };
+            if let Some(news) = self.making_room.get_mut(&key) {
+                // Half of the victims gone is no reason to choose others.
+                *news = true;
+                self.queue.park(&key, (0, pod.signature()), now);
+                continue;
+            }
             profile.prepare(&mut self.cluster, &pod);
             let decision = decide(profile, &self.cluster, &pod, &mut self.turn);
             return Some(match decision {
@@ -272,6 +281,7 @@ impl Core {
             self.cluster.nominees(slot).filter(|other| other.priority < pod.priority).cloned().collect();
         outranked.iter().for_each(|other| self.cluster.denominate(&other.key));
         self.cluster.nominate(pod, &node);
+        self.making_room.insert(pod.key.clone(), false);
         let objects = |pods: Vec<Arc<PodInfo>>| pods.into_iter().map(|pod| pod.pod.clone()).collect();
         let (victims, outranked) = (objects(victims), objects(outranked));
         Step::Preempt { pod: pod.pod.clone(), node, message, victims, outranked }
@@ -301,11 +311,14 @@ impl Core {
         }
     }
 
-    /// Room could not be made: the pod is tried again after a pause.
-    pub(crate) fn preemption_failed(&mut self, pod: &Pod, now: Duration) {
+    /// All victims have been asked to leave, or could not be: then the pod is tried again after a pause.
+    pub(crate) fn room_made(&mut self, pod: &Pod, made: bool, now: Duration) {
         let key = Key::of(pod);
-        self.cluster.denominate(&key);
-        if !self.placed.contains_key(&key) {
+        let heard = self.making_room.remove(&key) == Some(true);
+        if !made {
+            self.cluster.denominate(&key);
+        }
+        if (!made || heard) && self.waiting.contains_key(&key) && !self.placed.contains_key(&key) {
             self.queue.wake(&key, now);
         }
     }
@@ -328,6 +341,7 @@ impl Core {
 
     fn forget(&mut self, key: &Key) {
         self.waiting.remove(key);
+        self.making_room.remove(key);
         self.queue.remove(key);
         self.cluster.denominate(key);
     }
