@@ -252,6 +252,7 @@ impl ControlPlane {
         let config = proa_apiserver::Config {
             listen: Some(listen),
             advertise: address.ip(),
+            definitions: proa_crds::extension_definitions(),
             ..proa_apiserver::Config::new(data.root())
         };
         let server =

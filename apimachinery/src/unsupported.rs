@@ -23,7 +23,7 @@ pub fn refused(spec: &At<'_>) -> FieldErrors {
                         refuse(&at.child("medium"), "huge pages are");
                     }
                 }
-                "hostPath" | "configMap" | "secret" | "downwardAPI" => {}
+                "hostPath" | "configMap" | "secret" | "downwardAPI" | "persistentVolumeClaim" | "ephemeral" => {}
                 "projected" => {
                     for inner in at.child("sources").items() {
                         for other in ["clusterTrustBundle", "podCertificate"] {
@@ -134,9 +134,8 @@ fn one(container: &At<'_>, init: bool, refuse: &mut impl FnMut(&At<'_>, &str)) {
     }
     for list in ["limits", "requests"] {
         for (name, at) in resources.child(list).entries() {
-            // Extended resources (`example.com/foo`): the scheduler counts what a node's status offers, as Kubernetes does.
-            let extended = name.contains('/');
-            if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !extended {
+            // What has a domain is counted by the scheduler and a number to everybody else.
+            if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !name.contains('/') {
                 refuse(&at, &format!("the resource {name} is"));
             }
         }

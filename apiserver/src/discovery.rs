@@ -66,13 +66,6 @@ fn group_value(group: &Group) -> Value {
     json!({"name": group.name, "versions": versions, "preferredVersion": versions.first().cloned().unwrap_or_default()})
 }
 
-fn verbs(kind: &Kind) -> Vec<&'static str> {
-    if kind.is_virtual {
-        return vec!["create"];
-    }
-    vec!["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
-}
-
 /// A subresource as discovery shows it: its name, the kind its body is, its verbs.
 fn subresource(kind: &Kind, sub: &Subresource) -> (String, (String, String, String), Vec<&'static str>) {
     let own = || (kind.group.to_string(), kind.version.to_string(), kind.kind.to_string());
@@ -111,7 +104,7 @@ fn resource_list(group: &str, version: &GroupVersion) -> Value {
     for resource in &version.resources {
         let kind = &resource.kind;
         let mut value = json!({
-            "name": kind.plural, "singularName": kind.singular, "namespaced": resource.namespaced(), "kind": kind.kind, "verbs": verbs(kind),
+            "name": kind.plural, "singularName": kind.singular, "namespaced": resource.namespaced(), "kind": kind.kind, "verbs": kind.verbs,
         });
         for (field, list) in [("shortNames", &kind.short_names), ("categories", &kind.categories)] {
             if !list.is_empty() {
@@ -177,7 +170,7 @@ fn aggregated_resource(resource: &Resource) -> Value {
         "responseKind": response_kind((kind.group.to_string(), kind.version.to_string(), kind.kind.to_string())),
         "scope": match kind.scope { Scope::Namespaced => "Namespaced", Scope::Cluster => "Cluster" },
         "singularResource": kind.singular,
-        "verbs": verbs(kind),
+        "verbs": kind.verbs,
     });
     for (field, list) in [("shortNames", &kind.short_names), ("categories", &kind.categories)] {
         if !list.is_empty() {

@@ -42,6 +42,7 @@ pub mod reviews;
 pub mod server;
 pub mod subresource;
 pub mod tokens;
+pub mod usage;
 pub mod user;
 
 pub use config::Config;

@@ -190,7 +190,7 @@ fn gvk(resource: &Resource, kind: &str) -> Value {
 }
 
 fn add_schemas(resource: &Arc<Resource>, name: &str, schemas: &mut Map<String, Value>) {
-    if resource.custom.is_some() {
+    if resource.kind.schema.definition().is_none() {
         let mut schema = resource.kind.schema.to_openapi();
         schema["properties"]["apiVersion"] =
             json!({"type": "string", "description": "The versioned schema of this object."});
@@ -288,6 +288,17 @@ fn add_paths(resource: &Resource, name: &str, paths: &mut Map<String, Value>) {
         Value::from(parameters)
     };
     let list_name = format!("{name}List");
+    let listed = |paths: &mut Map<String, Value>| {
+        if resource.namespaced() {
+            paths.insert(format!("{root}/{}", kind.plural), json!({"get": operation("list", LIST, None, &list_name)}));
+        }
+    };
+    if !kind.verbs.contains(&"create") {
+        let collection = json!({"parameters": shared(false), "get": operation("list", LIST, None, &list_name)});
+        let object = json!({"parameters": shared(true), "get": operation("get", &[], None, name)});
+        paths.extend([(base.clone(), collection), (format!("{base}/{{name}}"), object)]);
+        return listed(paths);
+    }
     let mut collection = json!({"parameters": shared(false), "post": operation("post", WRITE, Some(body(&["application/json", "application/yaml"])), name)});
     if kind.is_virtual {
         paths.insert(base, collection);
@@ -295,9 +306,7 @@ fn add_paths(resource: &Resource, name: &str, paths: &mut Map<String, Value>) {
     }
     collection["get"] = operation("list", LIST, None, &list_name);
     collection["delete"] = operation("deletecollection", DELETE, None, STATUS);
-    if resource.namespaced() {
-        paths.insert(format!("{root}/{}", kind.plural), json!({"get": operation("list", LIST, None, &list_name)}));
-    }
+    listed(paths);
     let mut patches =
         vec!["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json"];
     // What is offered here is what kubectl sends: custom resources have no merge keys to merge by.

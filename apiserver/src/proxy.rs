@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use http_body_util::{BodyStream, Full};
+use http_body_util::{BodyExt, BodyStream, Full};
 use hyper_util::rt::TokioIo;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::agents::Pin;
+use crate::core::Core;
 use crate::http::{Body, Response};
 use crate::registry::{Call, not_allowed};
 
@@ -69,14 +70,14 @@ enum LogOptions {
     No,
 }
 
-fn object(call: &Call<'_>, resource: &str, namespace: &str, name: &str) -> Result<Object, ApiError> {
-    let item = call.core.caches.resource(resource).get(namespace, name);
+fn object(core: &Core, resource: &str, namespace: &str, name: &str) -> Result<Object, ApiError> {
+    let item = core.caches.resource(resource).get(namespace, name);
     item.map(|item| item.object()).ok_or_else(|| ApiError::not_found(GroupResource::new("", resource), name))
 }
 
 /// The agent's address: its InternalIP (or the first address it has) and the port it says.
-fn agent(call: &Call<'_>, node: &str) -> Result<Agent, ApiError> {
-    let node = object(call, "nodes", "", node)?;
+fn agent(core: &Core, node: &str) -> Result<Agent, ApiError> {
+    let node = object(core, "nodes", "", node)?;
     let addresses = node.get_list(&["status", "addresses"]);
     let of = |kind: &str| {
         addresses.iter().find(|address| address["type"] == kind).and_then(|address| address["address"].as_str())
@@ -93,13 +94,13 @@ fn agent(call: &Call<'_>, node: &str) -> Result<Agent, ApiError> {
 }
 
 fn pod_target(call: &Call<'_>, verb: &str, options: LogOptions) -> Result<Target, ApiError> {
-    let pod = object(call, "pods", call.namespace(), call.name())?;
+    let pod = object(call.core, "pods", call.namespace(), call.name())?;
     let node = pod.get_str(&["spec", "nodeName"]).unwrap_or_default();
     if node.is_empty() {
         // Kubernetes answers a log request for a pod that is not scheduled with an empty log.
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", pod.name())));
     }
-    let Agent { host, port, tls } = agent(call, node)?;
+    let Agent { host, port, tls } = agent(call.core, node)?;
     let container = if verb == "portForward" { String::new() } else { format!("/{}", container(call, &pod)?) };
     let query = if options == LogOptions::Check { log_query(call)? } else { agent_query(call) };
     let path = format!("/{verb}/{}/{}{container}{query}", pod.namespace(), pod.name());
@@ -213,7 +214,7 @@ fn plain_target(scheme: &str, host: &str, port: u16, path: String) -> Result<Tar
 fn pod_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
     let (scheme, name, port) = split_name(call.name())
         .ok_or_else(|| ApiError::bad_request(format!("invalid pod request {:?}", call.name())))?;
-    let pod = object(call, "pods", call.namespace(), name)?;
+    let pod = object(call.core, "pods", call.namespace(), name)?;
     let host = pod
         .get_str(&["status", "podIP"])
         .filter(|ip| !ip.is_empty())
@@ -238,7 +239,7 @@ fn pod_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
 fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
     let (scheme, name, wanted) = split_name(call.name())
         .ok_or_else(|| ApiError::bad_request(format!("invalid service request {:?}", call.name())))?;
-    let service = object(call, "services", call.namespace(), name)?;
+    let service = object(call.core, "services", call.namespace(), name)?;
     let none = || ApiError::unavailable(format!("no endpoints available for service {name:?}"));
     let ports = service.get_list(&["spec", "ports"]);
     let port = ports.iter().find(|port| {
@@ -280,7 +281,7 @@ fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
 fn node_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
     let (_, name, port) = split_name(call.name())
         .ok_or_else(|| ApiError::bad_request(format!("invalid node request {:?}", call.name())))?;
-    let Agent { host, port: own, tls } = agent(call, name)?;
+    let Agent { host, port: own, tls } = agent(call.core, name)?;
     let path = proxied_path(call);
     match port.parse() {
         Ok(port) if port != own => plain_target("", &host, port, path),
@@ -292,7 +293,7 @@ fn node_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn connect(call: &Call<'_>, target: &Target) -> Result<Box<dyn Stream>, ApiError> {
+async fn connect(core: &Core, target: &Target) -> Result<Box<dyn Stream>, ApiError> {
     let failed = |error: &dyn std::fmt::Display| {
         ApiError::internal(format!("error dialing backend: {}:{}: {error}", target.host, target.port))
     };
@@ -304,7 +305,7 @@ async fn connect(call: &Call<'_>, target: &Target) -> Result<Box<dyn Stream>, Ap
         Tls::None => Ok(Box::new(tcp)),
         Tls::Agent(pin) => {
             let name = ServerName::try_from(target.host.clone()).map_err(|error| failed(&error))?;
-            let tls = timeout(CONNECT, call.core.agents.connect(name, pin.clone(), tcp)).await;
+            let tls = timeout(CONNECT, core.agents.connect(name, pin.clone(), tcp)).await;
             Ok(Box::new(tls.map_err(|_| failed(&"TLS handshake timed out"))?.map_err(|error| failed(&error))?))
         }
     }
@@ -338,10 +339,46 @@ fn passed_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
     out
 }
 
+/// What a node's agent answers to a GET, whole; at most as long as two connections may take.
+///
+/// # Errors
+///
+/// When the node is not there, its agent has said no address or gives no good answer.
+pub async fn ask_agent(core: &Core, node: &str, path: &str) -> Result<Bytes, ApiError> {
+    let Agent { host, port, tls } = agent(core, node)?;
+    let target = Target { host, port, tls, path: path.to_owned() };
+    let failed = |error: hyper::Error| ApiError::internal(format!("error talking to the agent of {node}: {error}"));
+    let asked = async {
+        let stream = connect(core, &target).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        let answered = async {
+            let mut request = http::Request::new(Full::<Bytes>::default());
+            *request.uri_mut() =
+                target.path.parse().map_err(|_| ApiError::bad_request("the path cannot be passed on"))?;
+            let host =
+                HeaderValue::from_str(&format!("{}:{}", target.host, target.port)).map_err(ApiError::internal)?;
+            request.headers_mut().insert(header::HOST, host);
+            let answer = sender.send_request(request).await.map_err(failed)?;
+            if !answer.status().is_success() {
+                return Err(ApiError::internal(format!("the agent of {node} answers {}", answer.status())));
+            }
+            Ok(answer.into_body().collect().await.map_err(failed)?.to_bytes())
+        };
+        tokio::pin!(answered);
+        tokio::select! {
+            answer = &mut answered => answer,
+            // The connection is driven here; it may end an instant before its last answer is taken.
+            _ = connection => answered.await,
+        }
+    };
+    timeout(CONNECT * 2, asked).await.map_err(|_| ApiError::timeout(format!("the agent of {node} is silent"), 0))?
+}
+
 async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> {
     let request = call.request;
     let upgrading = request.headers.contains_key(header::UPGRADE);
-    let stream = connect(call, &target).await?;
+    let stream = connect(call.core, &target).await?;
     let failed = |error: hyper::Error| ApiError::internal(format!("error talking to backend: {error}"));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let stop = call.core.stop.clone();

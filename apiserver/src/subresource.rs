@@ -1,24 +1,22 @@
 //! Subresources that are more than a part of their object: scale, binding, eviction, finalize, token.
 
+mod eviction;
 mod scale;
 
 use http::StatusCode;
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::object::Object;
-use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::status::{ApiError, GroupResource};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::http::{Response, json as answer};
 use crate::kinds::namespace;
-use crate::registry::delete::{DeleteOptions, delete_named};
 use crate::registry::options::WriteOptions;
 use crate::registry::write;
 use crate::registry::{Call, codec, fields, get, meta, not_allowed};
 use crate::tokens;
 
 const BINDING: (&str, &str, &str) = ("", "v1", "Binding");
-const EVICTION: (&str, &str, &str) = ("policy", "v1", "Eviction");
 
 /// The body of a request, which is of a kind of its own.
 fn body(call: &Call<'_>, kind: (&str, &str, &str)) -> Result<Object, ApiError> {
@@ -37,7 +35,7 @@ pub async fn serve(call: &Call<'_>) -> Result<Response, ApiError> {
         ("scale", "get") => scale::get(call).await,
         ("scale", "update" | "patch") => scale::set(call).await,
         ("binding", "create") => bind(call, call.name(), &body(call, BINDING)?).await,
-        ("eviction", "create") => evict(call).await,
+        ("eviction", "create") => eviction::evict(call).await,
         ("token", "create") => tokens::request(call).await,
         ("finalize", "update") => finalize(call).await,
         _ => Err(not_allowed(call)),
@@ -115,57 +113,6 @@ async fn bind(call: &Call<'_>, name: &str, body: &Object) -> Result<Response, Ap
         StatusCode::CREATED,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
     ))
-}
-
-/// POST of an Eviction: a delete that disruption budgets may refuse.
-async fn evict(call: &Call<'_>) -> Result<Response, ApiError> {
-    let body = body(call, EVICTION)?;
-    let name = if body.name().is_empty() { call.name() } else { body.name() };
-    if name != call.name() {
-        return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
-    }
-    let pod = write::current(call, name).await?.ok_or_else(|| call.not_found(name))?.object;
-    let running = !matches!(pod.get_str(&["status", "phase"]), Some("Succeeded" | "Failed" | "Pending"))
-        && pod.deletion_timestamp().is_none();
-    if running {
-        budget(call, &pod)?;
-    }
-    let options = DeleteOptions::from_value(body.get(&["deleteOptions"]).unwrap_or(&Value::Null), call)?;
-    delete_named(call, name, &options).await?;
-    Ok(answer(
-        StatusCode::CREATED,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
-    ))
-}
-
-/// Refuses while a PodDisruptionBudget that selects the pod allows no disruption.
-fn budget(call: &Call<'_>, pod: &Object) -> Result<(), ApiError> {
-    for item in call.core.caches.resource("poddisruptionbudgets.policy").items(call.namespace()) {
-        let budget = item.object();
-        let Some(selector) = budget.get(&["spec", "selector"]) else { continue };
-        let Ok(selector) = LabelSelector::from_value(selector) else { continue };
-        if !selector.matches(|key| pod.label(key)) {
-            continue;
-        }
-        let ready = pod
-            .get_list(&["status", "conditions"])
-            .iter()
-            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-        if !ready && budget.get_str(&["spec", "unhealthyPodEvictionPolicy"]) == Some("AlwaysAllow") {
-            continue;
-        }
-        if budget.get_i64(&["status", "disruptionsAllowed"]).unwrap_or(0) <= 0 {
-            let mut error =
-                ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
-            error.details.get_or_insert_default().causes.push(proa_apimachinery::status::StatusCause {
-                reason: "DisruptionBudget".into(),
-                message: format!("The disruption budget {} needs its controller to allow a disruption", budget.name()),
-                field: String::new(),
-            });
-            return Err(error);
-        }
-    }
-    Ok(())
 }
 
 /// PUT of a namespace's `spec.finalizers`: the last one to go lets the namespace go.

@@ -86,7 +86,7 @@ async fn bound(
     count: usize,
 ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<(Instant, Instant)>>> {
     let mut connection = Connection::open(config).await?;
-    let path = format!("{PODS}?watch=1&fieldSelector=spec.nodeName!%3D&sendInitialEvents=false");
+    let path = format!("{PODS}?watch=1&fieldSelector=spec.nodeName!%3D");
     let (status, revision) = newest(config).await?;
     ensure!(status == StatusCode::OK, "list: {status}");
     let response = connection.send(Method::GET, &format!("{path}&resourceVersion={revision}"), Bytes::new()).await?;

@@ -14,7 +14,7 @@ pub struct Wanted {
     pub type_: &'static str,
     /// `True`, `False` or `Unknown`.
     pub status: &'static str,
-    /// One CamelCase word.
+    /// One CamelCase word; empty when there is nothing to say.
     pub reason: &'static str,
     /// One sentence.
     pub message: String,
@@ -27,7 +27,7 @@ pub fn with_condition(pod: &Pod, wanted: &Wanted, now: Timestamp) -> Option<Vec<
     let same_status = held.as_ref().is_some_and(|held| held.status == wanted.status);
     if let Some(held) = &held
         && same_status
-        && held.reason.as_deref() == Some(wanted.reason)
+        && held.reason.as_deref().unwrap_or_default() == wanted.reason
         && held.message.as_deref().unwrap_or_default() == wanted.message
     {
         return None;
@@ -36,7 +36,7 @@ pub fn with_condition(pod: &Pod, wanted: &Wanted, now: Timestamp) -> Option<Vec<
     let new = PodCondition {
         type_: wanted.type_.to_owned(),
         status: wanted.status.to_owned(),
-        reason: Some(wanted.reason.to_owned()),
+        reason: Some(wanted.reason.to_owned()).filter(|reason| !reason.is_empty()),
         message: Some(wanted.message.clone()).filter(|message| !message.is_empty()),
         last_transition_time: Some(since.unwrap_or(Time(now))),
         ..held.as_deref().cloned().unwrap_or_default()

@@ -1,18 +1,13 @@
-//! Owns the definitions of the built-in kinds: which root types there are, and turning what k8s-openapi
-//! says about them into [`Schema`], once, when first asked for.
+//! Owns the list of the built-in kinds and their definitions as [`Schema`], each made once, when first asked for.
 
 use std::{
     collections::HashMap,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{OnceLock, PoisonError, RwLock},
 };
 
-use schemars::{JsonSchema, SchemaGenerator};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{Schema, convert, facts};
+use super::{Schema, convert, definitions, facts};
 
 /// One kind of Kubernetes 1.36 that is generally available.
 #[derive(Clone, Debug)]
@@ -27,127 +22,112 @@ pub struct BuiltinKind {
     pub kind: &'static str,
     /// Whether it is stored and listed; reviews, bindings and the like are only posted.
     pub listable: bool,
-    generate: fn(&mut SchemaGenerator),
 }
 
-impl BuiltinKind {
-    fn of<T: k8s_openapi::Resource + JsonSchema>(listable: bool) -> BuiltinKind {
-        BuiltinKind {
-            definition: T::schema_name().into_owned(),
-            group: T::GROUP,
-            version: T::VERSION,
-            kind: T::KIND,
+/// The kinds of one group and version.
+struct Package {
+    /// What the names of its definitions begin with.
+    path: &'static str,
+    group: &'static str,
+    version: &'static str,
+    /// Stored and listed.
+    listed: &'static str,
+    /// Only posted.
+    posted: &'static str,
+}
+
+const fn package(
+    path: &'static str,
+    group: &'static str,
+    version: &'static str,
+    listed: &'static str,
+    posted: &'static str,
+) -> Package {
+    Package { path, group, version, listed, posted }
+}
+
+/// `tests/definitions.rs` holds this against k8s-openapi.
+#[rustfmt::skip]
+const PACKAGES: &[Package] = &[
+    package("io.k8s.api.core.v1", "", "v1", "ComponentStatus ConfigMap Endpoints Event LimitRange Namespace Node \
+        PersistentVolume PersistentVolumeClaim Pod PodTemplate ReplicationController ResourceQuota Secret Service \
+        ServiceAccount", "Binding"),
+    package("io.k8s.api.apps.v1", "apps", "v1", "ControllerRevision DaemonSet Deployment ReplicaSet StatefulSet", ""),
+    package("io.k8s.api.batch.v1", "batch", "v1", "CronJob Job", ""),
+    package("io.k8s.api.autoscaling.v1", "autoscaling", "v1", "HorizontalPodAutoscaler", "Scale"),
+    package("io.k8s.api.autoscaling.v2", "autoscaling", "v2", "HorizontalPodAutoscaler", ""),
+    package("io.k8s.api.policy.v1", "policy", "v1", "PodDisruptionBudget", "Eviction"),
+    package("io.k8s.api.networking.v1", "networking.k8s.io", "v1", "IPAddress Ingress IngressClass NetworkPolicy \
+        ServiceCIDR", ""),
+    package("io.k8s.api.discovery.v1", "discovery.k8s.io", "v1", "EndpointSlice", ""),
+    package("io.k8s.api.events.v1", "events.k8s.io", "v1", "Event", ""),
+    package("io.k8s.api.coordination.v1", "coordination.k8s.io", "v1", "Lease", ""),
+    package("io.k8s.api.node.v1", "node.k8s.io", "v1", "RuntimeClass", ""),
+    package("io.k8s.api.rbac.v1", "rbac.authorization.k8s.io", "v1", "ClusterRole ClusterRoleBinding Role RoleBinding", ""),
+    package("io.k8s.api.scheduling.v1", "scheduling.k8s.io", "v1", "PriorityClass", ""),
+    package("io.k8s.api.storage.v1", "storage.k8s.io", "v1", "CSIDriver CSINode CSIStorageCapacity StorageClass \
+        VolumeAttachment VolumeAttributesClass", ""),
+    package("io.k8s.api.resource.v1", "resource.k8s.io", "v1", "DeviceClass ResourceClaim ResourceClaimTemplate \
+        ResourceSlice", ""),
+    package("io.k8s.api.flowcontrol.v1", "flowcontrol.apiserver.k8s.io", "v1", "FlowSchema PriorityLevelConfiguration", ""),
+    package("io.k8s.api.certificates.v1", "certificates.k8s.io", "v1", "CertificateSigningRequest", ""),
+    package("io.k8s.api.authentication.v1", "authentication.k8s.io", "v1", "", "SelfSubjectReview TokenRequest TokenReview"),
+    package("io.k8s.api.authorization.v1", "authorization.k8s.io", "v1", "", "LocalSubjectAccessReview \
+        SelfSubjectAccessReview SelfSubjectRulesReview SubjectAccessReview"),
+    package("io.k8s.api.admissionregistration.v1", "admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy \
+        MutatingAdmissionPolicyBinding MutatingWebhookConfiguration ValidatingAdmissionPolicy \
+        ValidatingAdmissionPolicyBinding ValidatingWebhookConfiguration", ""),
+    package("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1", "apiextensions.k8s.io", "v1",
+        "CustomResourceDefinition", ""),
+    package("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1", "apiregistration.k8s.io", "v1", "APIService", ""),
+    package("io.k8s.apimachinery.pkg.apis.meta.v1", "", "v1", "", "APIGroup APIGroupList APIResourceList APIVersions Status"),
+];
+
+impl Package {
+    fn kinds(&self) -> impl Iterator<Item = BuiltinKind> {
+        let listed = self.listed.split_whitespace().map(|kind| (kind, true));
+        let posted = self.posted.split_whitespace().map(|kind| (kind, false));
+        listed.chain(posted).map(|(kind, listable)| BuiltinKind {
+            definition: format!("{}.{kind}", self.path),
+            group: self.group,
+            version: self.version,
+            kind,
             listable,
-            generate: |generator| {
-                generator.subschema_for::<T>();
-            },
-        }
+        })
     }
 }
 
 /// Every kind of the table, in the order of their groups.
 pub fn builtin_kinds() -> &'static [BuiltinKind] {
     static KINDS: OnceLock<Vec<BuiltinKind>> = OnceLock::new();
-    KINDS.get_or_init(|| {
-        let mut kinds = Vec::with_capacity(80);
-        macro_rules! kinds {
-            ($($($segment:ident)::+ [$($listed:ident)*] [$($posted:ident)*];)*) => { $({
-                #[allow(unused_imports)]
-                use k8s_openapi::$($segment)::+ as module;
-                $(kinds.push(BuiltinKind::of::<module::$listed>(true));)*
-                $(kinds.push(BuiltinKind::of::<module::$posted>(false));)*
-            })* };
-        }
-        kinds! {
-            api::core::v1 [ComponentStatus ConfigMap Endpoints Event LimitRange Namespace Node PersistentVolume
-                PersistentVolumeClaim Pod PodTemplate ReplicationController ResourceQuota Secret Service ServiceAccount] [Binding];
-            api::apps::v1 [ControllerRevision DaemonSet Deployment ReplicaSet StatefulSet] [];
-            api::batch::v1 [CronJob Job] [];
-            api::autoscaling::v1 [HorizontalPodAutoscaler] [Scale];
-            api::autoscaling::v2 [HorizontalPodAutoscaler] [];
-            api::policy::v1 [PodDisruptionBudget] [Eviction];
-            api::networking::v1 [IPAddress Ingress IngressClass NetworkPolicy ServiceCIDR] [];
-            api::discovery::v1 [EndpointSlice] [];
-            api::events::v1 [Event] [];
-            api::coordination::v1 [Lease] [];
-            api::node::v1 [RuntimeClass] [];
-            api::rbac::v1 [ClusterRole ClusterRoleBinding Role RoleBinding] [];
-            api::scheduling::v1 [PriorityClass] [];
-            api::storage::v1 [CSIDriver CSINode CSIStorageCapacity StorageClass VolumeAttachment VolumeAttributesClass] [];
-            api::resource::v1 [DeviceClass ResourceClaim ResourceClaimTemplate ResourceSlice] [];
-            api::flowcontrol::v1 [FlowSchema PriorityLevelConfiguration] [];
-            api::certificates::v1 [CertificateSigningRequest] [];
-            api::authentication::v1 [] [SelfSubjectReview TokenRequest TokenReview];
-            api::authorization::v1 [] [LocalSubjectAccessReview SelfSubjectAccessReview SelfSubjectRulesReview SubjectAccessReview];
-            api::admissionregistration::v1 [MutatingAdmissionPolicy MutatingAdmissionPolicyBinding MutatingWebhookConfiguration
-                ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding ValidatingWebhookConfiguration] [];
-            apiextensions_apiserver::pkg::apis::apiextensions::v1 [CustomResourceDefinition] [];
-            kube_aggregator::pkg::apis::apiregistration::v1 [APIService] [];
-            apimachinery::pkg::apis::meta::v1 [] [APIGroup APIGroupList APIResourceList APIVersions Status];
-        }
-        kinds
-    })
+    KINDS.get_or_init(|| PACKAGES.iter().flat_map(Package::kinds).collect())
 }
 
-/// Definitions that belong to no kind.
-fn generate_loose(generator: &mut SchemaGenerator) {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
-    generator.subschema_for::<meta::ListMeta>();
-    generator.subschema_for::<meta::DeleteOptions>();
-    generator.subschema_for::<meta::ObjectMeta>();
-}
+type Known = RwLock<HashMap<Box<str>, &'static Schema>>;
 
-fn known() -> &'static parking::Lock<HashMap<Box<str>, &'static Schema>> {
-    static KNOWN: OnceLock<parking::Lock<HashMap<Box<str>, &'static Schema>>> = OnceLock::new();
-    KNOWN.get_or_init(parking::Lock::default)
-}
-
-/// A lock whose poisoning does not matter: what it guards is only ever added to.
-mod parking {
-    use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-
-    #[derive(Default)]
-    pub(super) struct Lock<T>(RwLock<T>);
-
-    impl<T> Lock<T> {
-        pub(super) fn read(&self) -> RwLockReadGuard<'_, T> {
-            self.0.read().unwrap_or_else(PoisonError::into_inner)
-        }
-
-        pub(super) fn write(&self) -> RwLockWriteGuard<'_, T> {
-            self.0.write().unwrap_or_else(PoisonError::into_inner)
-        }
-    }
+/// What was made so far. That the lock may be poisoned does not matter: what it guards is only ever added to.
+fn known() -> &'static Known {
+    static KNOWN: OnceLock<Known> = OnceLock::new();
+    KNOWN.get_or_init(Known::default)
 }
 
 /// The schema of a built-in definition (`io.k8s.api.core.v1.Pod`, `…PodSpec`, `…PodList`), made when first
 /// asked for and kept for the life of the process. `None` when there is no such definition.
 pub fn definition(name: &str) -> Option<&'static Schema> {
-    static EVERYTHING_LOADED: AtomicBool = AtomicBool::new(false);
-    if let Some(schema) = known().read().get(name) {
+    if let Some(schema) = known().read().unwrap_or_else(PoisonError::into_inner).get(name) {
         return Some(schema);
     }
-    if EVERYTHING_LOADED.load(Ordering::Acquire) {
-        return None;
-    }
-    if let Some(kind) = builtin_kinds().iter().find(|kind| kind.definition == name) {
-        load(|generator| (kind.generate)(generator));
-    } else if let Some(kind) = list_of(name) {
-        return Some(keep(name, list_schema(kind)));
-    } else {
-        // A part of some kind: those of its own package are the likeliest to hold it.
-        let package = name.rsplit_once('.').map_or(name, |(package, _)| package);
-        let near = |kind: &&BuiltinKind| kind.definition.rsplit_once('.').is_some_and(|(p, _)| p == package);
-        load(generate_loose);
-        if !known().read().contains_key(name) {
-            load(|generator| builtin_kinds().iter().filter(near).for_each(|kind| (kind.generate)(generator)));
+    let schema = match list_of(name) {
+        Some(kind) => convert::builtin(name, &raw_list(kind)),
+        None => {
+            let mut schema = convert::builtin(name, &definitions::bare(name)?);
+            facts::overlay(name, &mut schema);
+            schema
         }
-        if !known().read().contains_key(name) {
-            load(|generator| builtin_kinds().iter().for_each(|kind| (kind.generate)(generator)));
-            EVERYTHING_LOADED.store(true, Ordering::Release);
-        }
-    }
-    known().read().get(name).copied()
+    };
+    let mut known = known().write().unwrap_or_else(PoisonError::into_inner);
+    // Leaked on purpose: definitions live as long as the process, and there are only so many.
+    Some(known.entry(name.into()).or_insert_with(|| Box::leak(Box::new(schema))))
 }
 
 /// The definition name of a kind's list.
@@ -158,32 +138,6 @@ pub fn list_definition(kind: &BuiltinKind) -> String {
 fn list_of(name: &str) -> Option<&'static BuiltinKind> {
     let item = name.strip_suffix("List")?;
     builtin_kinds().iter().find(|kind| kind.listable && kind.definition == item)
-}
-
-fn load(generate: impl FnOnce(&mut SchemaGenerator)) {
-    for (name, value) in raw_definitions(generate) {
-        if !known().read().contains_key(&*name) {
-            let mut schema = convert::builtin(&name, &value);
-            facts::overlay(&name, &mut schema);
-            keep(&name, schema);
-        }
-    }
-}
-
-fn keep(name: &str, schema: Schema) -> &'static Schema {
-    // Leaked on purpose: definitions live as long as the process, and there are only so many.
-    known().write().entry(name.into()).or_insert_with(|| Box::leak(Box::new(schema)))
-}
-
-fn raw_definitions(generate: impl FnOnce(&mut SchemaGenerator)) -> Map<String, Value> {
-    let mut generator = SchemaGenerator::default();
-    generate(&mut generator);
-    generator.take_definitions(false)
-}
-
-fn list_schema(kind: &BuiltinKind) -> Schema {
-    let name = list_definition(kind);
-    convert::builtin(&name, &raw_list(kind))
 }
 
 /// k8s-openapi's lists are one generic type without a schema: this is what all of them look like.
@@ -201,28 +155,12 @@ fn raw_list(kind: &BuiltinKind) -> Value {
     })
 }
 
-/// The JSON Schemas, as k8s-openapi words them, of the kinds, lists and loose definitions named, and of
-/// every definition they may lead to.
-pub(super) fn raw(names: &[&str]) -> Map<String, Value> {
-    let mut definitions = raw_definitions(|generator| {
-        generate_loose(generator);
-        for name in names {
-            let root = builtin_kinds().iter().find(|k| k.definition == *name).or_else(|| list_of(name));
-            match root {
-                Some(kind) => (kind.generate)(generator),
-                None if !generator.definitions().contains_key(*name) => {
-                    builtin_kinds().iter().for_each(|kind| (kind.generate)(generator));
-                }
-                None => {}
-            }
-        }
-    });
-    for name in names {
-        if let Some(kind) = list_of(name) {
-            definitions.insert((*name).to_owned(), raw_list(kind));
-        }
+/// The JSON Schema, as k8s-openapi words it, of a kind, of a list or of a part of one.
+pub(super) fn raw(name: &str, descriptions: &definitions::Descriptions) -> Option<Value> {
+    match list_of(name) {
+        Some(kind) => Some(raw_list(kind)),
+        None => descriptions.described(name),
     }
-    definitions
 }
 
 /// The group, version and kind of a kind's or list's definition.

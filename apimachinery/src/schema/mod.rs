@@ -1,8 +1,8 @@
 //! Owns the one schema type for built-in kinds and custom resources: what fields an object may have,
 //! of which types, how lists and maps merge, which defaults apply, and how that is published as OpenAPI.
 //!
-//! Built-in definitions are made lazily from k8s-openapi's generated schemas, overlaid with the table of
-//! facts those leave out (`facts.tsv`: list types, map keys, patch strategies, defaults). Custom resources
+//! Built-in definitions are made lazily from k8s-openapi's generated schemas, written down in [`definitions`], overlaid
+//! with the table of facts those leave out (`facts.tsv`: list types, map keys, patch strategies, defaults). Custom resources
 //! bring their own ([`crd`]). Never knows a kind by name beyond its definition.
 
 mod builtin;
@@ -14,6 +14,7 @@ mod check;
 mod convert;
 pub mod crd;
 mod defaulting;
+mod definitions;
 mod facts;
 mod formats;
 mod openapi;

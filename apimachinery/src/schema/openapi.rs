@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use serde_json::{Map, Value, json};
 
+use super::definitions::Descriptions;
 use super::{Schema, builtin, facts};
 
 const DEFS: &str = "#/$defs/";
@@ -12,13 +13,12 @@ const COMPONENTS: &str = "#/components/schemas/";
 /// The definitions named, and all they refer to, as the `components.schemas` of an OpenAPI v3 document.
 /// Names that do not exist are left out. The answer is made anew each time: cache it.
 pub fn openapi_components<'a>(names: impl IntoIterator<Item = &'a str>) -> Map<String, Value> {
-    let names: Vec<&str> = names.into_iter().collect();
-    let mut raw = builtin::raw(&names);
-    let mut wanted: VecDeque<String> = names.iter().map(|n| (*n).to_owned()).collect();
+    let descriptions = Descriptions::read();
+    let mut wanted: VecDeque<String> = names.into_iter().map(str::to_owned).collect();
     let mut seen: BTreeSet<String> = wanted.iter().cloned().collect();
     let mut components = Map::new();
     while let Some(name) = wanted.pop_front() {
-        let Some(mut definition) = raw.remove(&name) else { continue };
+        let Some(mut definition) = builtin::raw(&name, &descriptions) else { continue };
         publish(&name, &mut definition);
         references(&definition, &mut |target| {
             if seen.insert(target.to_owned()) {

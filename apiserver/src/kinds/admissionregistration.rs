@@ -3,7 +3,7 @@
 
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::{Object, names};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::at::{At, map_at, map_in, maps_at, or_set, spec_mut};
 use super::{Op, Rules, meta};
@@ -161,7 +161,18 @@ pub(super) const POLICY_BINDING: Rules = Rules {
 };
 
 pub(super) const API_SERVICE: Rules = Rules {
+    // `v1.`, of the core group, is no domain.
+    name: names::is_path_segment,
     status: true,
+    // What this server answers for itself is there from the start, as kube-aggregator's registry has it.
+    prepare: |op, new, _| {
+        if op == Op::Create && new.get(&["spec", "service"]).is_none_or(Value::is_null) {
+            let since = new.creation_timestamp().to_owned();
+            let condition = json!({"type": "Available", "status": "True", "reason": "Local",
+                "message": "Local APIServices are always available", "lastTransitionTime": since});
+            new.set(&["status", "conditions"], vec![condition]);
+        }
+    },
     default: |object| {
         if let Some(service) = map_at(spec_mut(object), "service") {
             or_set(service, "port", 443);

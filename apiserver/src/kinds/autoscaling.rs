@@ -2,11 +2,12 @@
 //! PodDisruptionBudgets. Never scales or evicts.
 
 use proa_apimachinery::field::FieldErrors;
+use proa_apimachinery::quantity::Quantity;
 use proa_apimachinery::{Object, names};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::apps::amount;
-use super::at::{At, or_set, spec_mut};
+use super::at::{At, map_at, map_in, or_set, spec_mut};
 use super::{Convert, Rules, pod};
 
 const BASE: Rules = Rules { status: true, name: names::is_dns1123_subdomain, ..Rules::GENERIC };
@@ -18,32 +19,162 @@ pub(super) const V2: Rules = Rules {
         if spec.get("metrics").and_then(Value::as_array).is_none_or(|m| m.is_empty()) {
             spec.insert("metrics".to_owned(), json!([cpu(80)]));
         }
+        default_behavior(spec);
     },
     validate: |_, new, _, errors| {
         common(new, errors);
-        for metric in At::of(new, "spec").child("metrics").items() {
-            let type_ = metric.child("type");
-            if type_.required(errors) {
-                type_.one_of(errors, &["ContainerResource", "External", "Object", "Pods", "Resource"]);
-            }
-            let resource = metric.child("resource");
-            if type_.str() == "Resource" {
-                if !resource.present() {
-                    resource.missing(errors, "must populate information for the given metric source");
-                    continue;
-                }
-                resource.child("name").required(errors);
-                let target = resource.child("target");
-                let (utilization, value) = (target.child("averageUtilization"), target.child("averageValue"));
-                if !utilization.present() && !value.present() {
-                    utilization.missing(errors, "must set either a target raw value or a target utilization");
-                }
-                utilization.positive(errors);
-            }
-        }
+        validate_metrics(new, errors);
+        validate_behavior(new, errors);
     },
     ..BASE
 };
+
+/// An object that says something of its behaviour says all of it (KEP-853).
+fn default_behavior(spec: &mut Map<String, Value>) {
+    let Some(behavior) = map_at(spec, "behavior") else { return };
+    let policy = |kind: &str, value: i64| json!({"type": kind, "value": value, "periodSeconds": 15});
+    let up = map_in(behavior, "scaleUp");
+    or_set(up, "stabilizationWindowSeconds", 0);
+    or_set(up, "selectPolicy", "Max");
+    or_set(up, "policies", vec![policy("Pods", 4), policy("Percent", 100)]);
+    let down = map_in(behavior, "scaleDown");
+    or_set(down, "selectPolicy", "Max");
+    or_set(down, "policies", vec![policy("Percent", 100)]);
+}
+
+/// The kinds of sources, and the fields they are in.
+const SOURCES: [(&str, &str); 5] = [
+    ("ContainerResource", "containerResource"),
+    ("External", "external"),
+    ("Object", "object"),
+    ("Pods", "pods"),
+    ("Resource", "resource"),
+];
+
+fn validate_metrics(new: &Object, errors: &mut FieldErrors) {
+    for metric in At::of(new, "spec").child("metrics").items() {
+        let type_ = metric.child("type");
+        if type_.is_empty() {
+            type_.missing(errors, "must specify a metric source type");
+        }
+        type_.one_of(errors, &SOURCES.map(|(name, _)| name));
+        let expected = SOURCES.iter().find(|(name, _)| *name == type_.str()).map(|(_, field)| *field);
+        if let Some(expected) = expected.map(|field| metric.child(field)).filter(|source| !source.present()) {
+            expected.missing(errors, "must populate information for the given metric source");
+        }
+        let present = SOURCES.iter().map(|(_, field)| *field).filter(|field| metric.child(field).present());
+        for (at, field) in present.enumerate() {
+            if expected.is_some_and(|expected| expected != field) {
+                metric.child(field).forbidden(errors, "must populate the given metric source only");
+            }
+            if at == 0 {
+                source(field, &metric.child(field), errors);
+            }
+        }
+    }
+}
+
+fn source(field: &str, source: &At<'_>, errors: &mut FieldErrors) {
+    let target = source.child("target");
+    let [value, average, utilization] =
+        ["value", "averageValue", "averageUtilization"].map(|field| target.child(field));
+    if !matches!(field, "resource" | "containerResource") {
+        let name = source.child("metric").child("name");
+        if name.is_empty() {
+            name.missing(errors, "must specify a metric name");
+        }
+        name.check(errors, names::is_path_segment);
+    }
+    match field {
+        "object" => {
+            reference(&source.child("describedObject"), errors);
+            if !value.present() && !average.present() {
+                average.missing(errors, "must set either a target value or averageValue");
+            }
+        }
+        "pods" => {
+            if !average.present() {
+                average.missing(errors, "must specify a positive target averageValue");
+            }
+        }
+        "external" => {
+            if !value.present() && !average.present() {
+                average.missing(errors, "must set either a target value for metric or a per-pod target");
+            }
+            if value.present() && average.present() {
+                value.forbidden(errors, "may not set both a target value for metric and a per-pod target");
+            }
+        }
+        _ => {
+            for (field, why) in
+                [("name", "must specify a resource name"), ("container", "must specify a container name")]
+            {
+                let asked = field == "name" || source.path.to_string().ends_with("containerResource");
+                if asked && source.child(field).is_empty() {
+                    source.child(field).missing(errors, why);
+                }
+            }
+            if !utilization.present() && !average.present() {
+                utilization.missing(errors, "must set either a target raw value or a target utilization");
+            }
+            if utilization.present() && average.present() {
+                average.forbidden(errors, "may not set both a target raw value and a target utilization");
+            }
+        }
+    }
+    let kind = target.child("type");
+    match kind.str() {
+        "" => kind.missing(errors, "must specify a metric target type"),
+        "Utilization" | "Value" | "AverageValue" => {}
+        _ => kind.invalid(errors, "must be either Utilization, Value, or AverageValue"),
+    }
+    for amount in [value, average] {
+        let sign = amount.value.and_then(|value| Quantity::from_value(value).ok()).map(|quantity| quantity.sign());
+        if sign.is_some_and(|sign| sign < 1) {
+            amount.invalid(errors, "must be positive");
+        }
+    }
+    utilization.positive(errors);
+}
+
+fn validate_behavior(new: &Object, errors: &mut FieldErrors) {
+    let behavior = At::of(new, "spec").child("behavior");
+    for rules in ["scaleUp", "scaleDown"].map(|field| behavior.child(field)) {
+        if !rules.present() {
+            continue;
+        }
+        let bounded = |at: &At<'_>, least: i64, most: i64, errors: &mut FieldErrors| match at.int() {
+            Some(number) if number < least => {
+                let bound = if least == 0 { "greater than or equal to zero" } else { "greater than zero" };
+                at.invalid(errors, format!("must be {bound}"));
+            }
+            Some(number) if number > most => at.invalid(errors, format!("must be less than or equal to {most}")),
+            _ => {}
+        };
+        bounded(&rules.child("stabilizationWindowSeconds"), 0, 3600, errors);
+        rules.child("selectPolicy").one_of(errors, &["Disabled", "Max", "Min"]);
+        let tolerance = rules.child("tolerance");
+        let sign = tolerance.value.and_then(|value| Quantity::from_value(value).ok()).map(|quantity| quantity.sign());
+        if sign.is_some_and(|sign| sign < 0) {
+            tolerance.invalid(errors, "must be greater than or equal to zero");
+        }
+        let policies = rules.child("policies");
+        if policies.is_empty() {
+            policies.missing(errors, "must specify at least one Policy");
+        }
+        for policy in policies.items() {
+            policy.child("type").required(errors);
+            policy.child("type").one_of(errors, &["Percent", "Pods"]);
+            bounded(&policy.child("value"), 1, i64::from(i32::MAX), errors);
+            bounded(&policy.child("periodSeconds"), 1, 1800, errors);
+        }
+    }
+}
+
+fn reference(target: &At<'_>, errors: &mut FieldErrors) {
+    target.child("kind").require(errors, names::is_path_segment);
+    target.child("name").require(errors, names::is_path_segment);
+}
 
 pub(super) const V1: Rules = Rules {
     default: |object| or_set(spec_mut(object), "minReplicas", 1),
@@ -68,9 +199,7 @@ fn common(new: &Object, errors: &mut FieldErrors) {
         }
         _ => high.invalid(errors, "must be greater than 0"),
     }
-    let target = spec.child("scaleTargetRef");
-    target.child("kind").require(errors, names::is_path_segment);
-    target.child("name").require(errors, names::is_path_segment);
+    reference(&spec.child("scaleTargetRef"), errors);
 }
 
 fn cpu(percent: i64) -> Value {
@@ -167,6 +296,11 @@ pub(super) const PDB: Rules = Rules {
         amount(&max, errors);
         pod::label_selector(&spec.child("selector"), errors);
         spec.child("unhealthyPodEvictionPolicy").one_of(errors, &["AlwaysAllow", "IfHealthyBudget"]);
+    },
+    validate_status: |new, _, errors| {
+        for field in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
+            At::of(new, "status").child(field).non_negative(errors);
+        }
     },
     ..Rules::WITH_STATUS
 };

@@ -253,6 +253,7 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
         },
         unconditional_update: false,
         is_virtual: false,
+        verbs: super::STORED,
         kind: kind.into(),
     })
 }

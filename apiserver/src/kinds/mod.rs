@@ -18,6 +18,7 @@ mod apps;
 mod at;
 mod autoscaling;
 mod batch;
+mod bounds;
 mod cells;
 pub mod certificates;
 mod columns;
@@ -26,6 +27,7 @@ pub mod crd;
 mod discovery;
 mod events;
 pub mod meta;
+pub mod metrics;
 pub mod namespace;
 mod networking;
 mod node;
@@ -36,7 +38,7 @@ mod rows;
 mod rules;
 mod service;
 mod settings;
-mod storage;
+pub mod storage;
 mod template;
 
 #[cfg(test)]
@@ -80,9 +82,14 @@ pub struct Kind {
     pub storage: Storage,
     /// A PUT may leave out the resource version and overwrite whatever there is (`AllowUnconditionalUpdate`).
     pub unconditional_update: bool,
-    /// Create-only and answered at once, never stored: reviews, `bindings`.
+    /// Answered at once and never stored: reviews, `bindings`, what is measured.
     pub is_virtual: bool,
+    /// What can be done with the resource.
+    pub verbs: &'static [&'static str],
 }
+
+/// What can be done with every kind that is stored.
+pub const STORED: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 impl Kind {
     /// `v1`, `apps/v1`

@@ -121,7 +121,22 @@ impl DeleteOptions {
         Ok(DeleteOptions { grace, propagation, uid: text("uid"), version: text("resourceVersion"), dry_run })
     }
 
-    fn check(&self, call: &Call<'_>, object: &Object) -> Result<(), ApiError> {
+    /// Whether the deletion is of one state of the object only.
+    pub fn names_a_version(&self) -> bool {
+        self.version.is_some()
+    }
+
+    /// Deletes this state of the object and no other.
+    pub fn require_version(&mut self, version: &str) {
+        self.version = Some(version.to_owned());
+    }
+
+    /// Whether the object is the one meant.
+    ///
+    /// # Errors
+    ///
+    /// A conflict when it is another, or in another state.
+    pub fn check(&self, call: &Call<'_>, object: &Object) -> Result<(), ApiError> {
         for (what, wanted, have) in
             [("UID", &self.uid, object.uid()), ("ResourceVersion", &self.version, object.resource_version())]
         {

@@ -119,6 +119,9 @@ async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
         }
         return review(call).await;
     }
+    if let Some(measured) = crate::usage::find(&call.resource) {
+        return measured(call).await;
+    }
     match info.subresource.as_str() {
         "" => {}
         // Refused by name before it is looked for: the client learns that it is known and not done.

@@ -8,6 +8,7 @@ pub(crate) mod graph;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use discovery::discover;
 pub use graph::{Change, FOREGROUND, Graph, Item, ORPHAN, Presence, Remaining, Resource};
 
 use crate::Context;
@@ -150,6 +151,12 @@ impl Catalogue {
         self.0.graph.write().learn(uid, namespace, there);
     }
 
+    /// Waits until the server has told for the first time what it serves.
+    pub async fn discovered(&self) {
+        let mut unlisted = self.0.unlisted.subscribe();
+        let _ = unlisted.wait_for(Option::is_some).await;
+    }
+
     /// Waits until every resource has been listed once.
     pub async fn synced(&self) {
         let mut unlisted = self.0.unlisted.subscribe();
@@ -228,6 +235,8 @@ impl Catalogue {
             keep
         });
         let new: Vec<_> = wanted.into_iter().filter(|(label, _)| !watches.contains_key(label)).collect();
+        // Before anybody is told that it is known.
+        *self.0.known.write() = known;
         self.0.unlisted.send_modify(|unlisted| {
             unlisted.get_or_insert_default().extend(new.iter().map(|(label, _)| label.clone()));
         });
@@ -238,7 +247,6 @@ impl Catalogue {
         }
         drop(watches);
         let pause = if whole { DISCOVER_EVERY } else { Duration::from_secs(10) };
-        *self.0.known.write() = known;
         self.0.moved.send_modify(|count| *count = count.wrapping_add(1));
         pause
     }

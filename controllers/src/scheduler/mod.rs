@@ -20,6 +20,7 @@ mod queue;
 mod tests;
 mod volumes;
 
+pub(crate) use cluster::affinity;
 pub use config::{ConfigError, Configuration};
 
 use crate::{Context, Informer, Key, informer::Watched};

@@ -62,6 +62,21 @@ pub(crate) fn memory_in_use() -> u64 {
     meminfo("MemTotal").saturating_sub(meminfo("MemAvailable"))
 }
 
+/// Nanoseconds all processors together have worked since the machine started: `/proc/stat` without idling and waiting
+/// for disks; a guest's time is in the user's already (proc(5)). Ticks are hundredths of a second in all that user space
+/// sees.
+pub(crate) fn cpu_used() -> u64 {
+    cpu_used_in(&std::fs::read_to_string("/proc/stat").unwrap_or_default())
+}
+
+fn cpu_used_in(stat: &str) -> u64 {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
+    let ticks: Vec<u64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    // user nice system [idle iowait] irq softirq steal [guest guest_nice]
+    let worked = ticks.iter().enumerate().filter(|(at, _)| !matches!(at, 3 | 4) && *at < 8).map(|(_, ticks)| ticks);
+    worked.sum::<u64>() * 10_000_000
+}
+
 /// Total and available bytes of the file system of `path`.
 pub(crate) fn disk_of(path: &Path) -> (u64, u64) {
     disk(path)
@@ -108,6 +123,12 @@ mod tests {
         assert_eq!(meminfo_in(text, "MemTotal"), 24_000 * 1024);
         assert_eq!(meminfo_in(text, "MemAvailable"), 12_000 * 1024);
         assert_eq!(meminfo_in(text, "Nope"), 0);
+    }
+
+    #[test]
+    fn idling_and_waiting_is_no_work() {
+        assert_eq!(cpu_used_in("cpu  100 20 30 4000 500 6 7 8 90 10\ncpu0 1 1 1 1\n"), 171 * 10_000_000);
+        assert_eq!(cpu_used_in(""), 0);
     }
 
     #[test]

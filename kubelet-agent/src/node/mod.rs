@@ -6,6 +6,7 @@ pub(crate) mod peers;
 mod status;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
-use proa_crds::annotations::SERVING_CERTIFICATE;
+use proa_crds::annotations::{SERVING_CERTIFICATE, VOLUMES};
 use proa_crds::{Family, Node};
 use proa_network::Cidr;
 use serde_json::json;
@@ -65,12 +66,21 @@ pub(crate) struct Registration {
     name: String,
     /// What the Node says of this agent's serving certificate.
     fingerprint: String,
+    /// Where it keeps the volumes of claims.
+    volumes: Option<String>,
 }
 
 impl Registration {
-    pub(crate) fn new(client: kube::Client, family: Family, name: &str, fingerprint: String) -> Self {
+    pub(crate) fn new(
+        client: kube::Client,
+        family: Family,
+        name: &str,
+        fingerprint: String,
+        volumes: Option<&Path>,
+    ) -> Self {
         let nodes = Api::all_with(client.clone(), &family.node());
-        Self { client, nodes, family, name: name.to_owned(), fingerprint }
+        let volumes = volumes.map(|path| path.display().to_string());
+        Self { client, nodes, family, name: name.to_owned(), fingerprint, volumes }
     }
 
     /// Creates the Node, or brings its labels and its certificate up to date; tries until the API answers.
@@ -93,7 +103,8 @@ impl Registration {
         labels: &BTreeMap<String, String>,
         pod_cidr: Option<Cidr>,
     ) -> Result<Node, kube::Error> {
-        let annotations = BTreeMap::from([(SERVING_CERTIFICATE.to_owned(), self.fingerprint.clone())]);
+        let mut annotations = BTreeMap::from([(SERVING_CERTIFICATE.to_owned(), self.fingerprint.clone())]);
+        annotations.extend(self.volumes.clone().map(|path| (VOLUMES.to_owned(), path)));
         if self.nodes.get_opt(&self.name).await?.is_some() {
             let patch = json!({"metadata": {"labels": labels, "annotations": annotations}});
             return self.nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await;

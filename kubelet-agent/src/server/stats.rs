@@ -22,8 +22,17 @@ pub(super) fn pods(ctx: &Context, running: bool) -> Value {
 
 struct Usage {
     pod: View,
-    /// name, CPU nanoseconds, memory bytes, working set bytes
-    containers: Vec<(String, u64, u64, u64)>,
+    containers: Vec<Used>,
+}
+
+/// What one run of a container has used.
+struct Used {
+    name: String,
+    /// The counter of CPU time begins here.
+    started: Timestamp,
+    cpu_ns: u64,
+    memory_bytes: u64,
+    working_set: u64,
 }
 
 async fn usage(ctx: &Context) -> Vec<Usage> {
@@ -34,7 +43,13 @@ async fn usage(ctx: &Context) -> Vec<Usage> {
             let Some(run) = track.run() else { continue };
             // A container that ends just now has no figures.
             if let Ok(stats) = ctx.runtime.stats(&run.id.0).await {
-                containers.push((track.name.clone(), stats.cpu_ns, stats.memory_bytes, stats.memory_working_set));
+                containers.push(Used {
+                    name: track.name.clone(),
+                    started: run.started_at,
+                    cpu_ns: stats.cpu_ns,
+                    memory_bytes: stats.memory_bytes,
+                    working_set: stats.memory_working_set,
+                });
             }
         }
         list.push(Usage { pod, containers });
@@ -46,7 +61,6 @@ async fn usage(ctx: &Context) -> Vec<Usage> {
 pub(super) async fn summary(ctx: &Context) -> Value {
     let now = Timestamp::now().to_string();
     let mut pods = Vec::new();
-    let mut cpu = 0;
     for usage in usage(ctx).await {
         let meta = &usage.pod.pod.metadata;
         let figures = |cpu: u64, memory: u64, working: u64| {
@@ -57,14 +71,14 @@ pub(super) async fn summary(ctx: &Context) -> Value {
         };
         let (mut sum_cpu, mut sum_memory, mut sum_working) = (0, 0, 0);
         let mut containers = Vec::new();
-        for (name, c, m, w) in &usage.containers {
-            let (cpu, memory) = figures(*c, *m, *w);
-            containers.push(json!({"name": name, "cpu": cpu, "memory": memory}));
-            sum_cpu += c;
-            sum_memory += m;
-            sum_working += w;
+        for used in &usage.containers {
+            let (cpu, memory) = figures(used.cpu_ns, used.memory_bytes, used.working_set);
+            let started = used.started.to_string();
+            containers.push(json!({"name": used.name, "startTime": started, "cpu": cpu, "memory": memory}));
+            sum_cpu += used.cpu_ns;
+            sum_memory += used.memory_bytes;
+            sum_working += used.working_set;
         }
-        cpu += sum_cpu;
         let (pod_cpu, pod_memory) = figures(sum_cpu, sum_memory, sum_working);
         pods.push(json!({
             "podRef": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
@@ -77,7 +91,7 @@ pub(super) async fn summary(ctx: &Context) -> Value {
     json!({
         "node": {
             "nodeName": ctx.node_name,
-            "cpu": {"time": now, "usageCoreNanoSeconds": cpu},
+            "cpu": {"time": now, "usageCoreNanoSeconds": machine::cpu_used()},
             "memory": {"time": now, "usageBytes": used, "workingSetBytes": used,
                        "availableBytes": u64::try_from(ctx.memory_capacity).unwrap_or(0).saturating_sub(used)},
             "fs": {"time": now, "capacityBytes": disk, "availableBytes": free, "usedBytes": disk.saturating_sub(free)}
@@ -111,7 +125,7 @@ pub(super) async fn resource_metrics(ctx: &Context) -> String {
         let meta = &usage.pod.pod.metadata;
         let (namespace, pod) =
             (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-        for (name, nanos, _, working) in usage.containers {
+        for Used { name, cpu_ns: nanos, working_set: working, .. } in usage.containers {
             let labels = format!("{{container=\"{name}\",namespace=\"{namespace}\",pod=\"{pod}\"}}");
             // Writing to a string cannot fail.
             let _ = writeln!(cpu, "container_cpu_usage_seconds_total{labels} {:.6}", nanos as f64 / 1e9);

@@ -1,8 +1,8 @@
 //! Node selectors and node affinity. Pure.
 
-use k8s_openapi::api::core::v1::{
-    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
-};
+use k8s_openapi::api::core::v1::{PodSpec, PreferredSchedulingTerm};
+use proa_crds::node_selector::{is_empty, term_selects};
+pub(crate) use proa_crds::selects_node;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels of a node.
@@ -18,11 +18,6 @@ pub(crate) fn required_matches(spec: &PodSpec, name: &str, labels: &Labels) -> b
         None => true,
         Some(required) => selects_node(required, name, labels),
     }
-}
-
-/// Whether one of the selector's terms matches the node.
-pub(crate) fn selects_node(selector: &NodeSelector, name: &str, labels: &Labels) -> bool {
-    selector.node_selector_terms.iter().any(|term| term_matches(term, name, labels))
 }
 
 /// The names of the only nodes a required affinity can match, when each of its terms names them (as pods of DaemonSets do).
@@ -42,7 +37,7 @@ pub(crate) fn only_names(spec: &PodSpec) -> Option<BTreeSet<&str>> {
 /// every node (API documentation).
 pub(crate) fn preferred_weight(preferred: &[PreferredSchedulingTerm], name: &str, labels: &Labels) -> i64 {
     let matches =
-        |term: &&PreferredSchedulingTerm| is_empty(&term.preference) || term_matches(&term.preference, name, labels);
+        |term: &&PreferredSchedulingTerm| is_empty(&term.preference) || term_selects(&term.preference, name, labels);
     preferred.iter().filter(matches).map(|term| i64::from(term.weight)).sum()
 }
 
@@ -51,37 +46,6 @@ pub(crate) fn preferences(spec: &PodSpec) -> &[PreferredSchedulingTerm] {
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let preferred = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
     preferred.unwrap_or_default()
-}
-
-fn is_empty(term: &NodeSelectorTerm) -> bool {
-    term.match_expressions.as_ref().is_none_or(Vec::is_empty) && term.match_fields.as_ref().is_none_or(Vec::is_empty)
-}
-
-fn term_matches(term: &NodeSelectorTerm, name: &str, labels: &Labels) -> bool {
-    let label = |key: &str| labels.get(key).map(String::as_str);
-    let field = |key: &str| (key == "metadata.name").then_some(name);
-    !is_empty(term)
-        && term.match_expressions.iter().flatten().all(|requirement| holds(requirement, label))
-        && term.match_fields.iter().flatten().all(|requirement| holds(requirement, field))
-}
-
-fn holds<'a>(requirement: &NodeSelectorRequirement, lookup: impl Fn(&str) -> Option<&'a str>) -> bool {
-    let value = lookup(&requirement.key);
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let among = |value: &str| values.iter().any(|wanted| wanted == value);
-    let compare = || {
-        let wanted: i64 = values.first()?.parse().ok()?;
-        Some(value?.parse::<i64>().ok()?.cmp(&wanted))
-    };
-    match requirement.operator.as_str() {
-        "In" => value.is_some_and(among),
-        "NotIn" => !value.is_some_and(among),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compare().is_some_and(|order| order.is_gt()),
-        "Lt" => compare().is_some_and(|order| order.is_lt()),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
