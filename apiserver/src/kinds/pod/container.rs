@@ -251,13 +251,20 @@ pub(in super::super) fn resources(resources: &At<'_>, errors: &mut FieldErrors) 
     }
     for (name, request) in resources.child("requests").entries() {
         let limit = limits.value.and_then(|l| l.get(name));
+        // Of these there is never more promised than there is.
+        let exact = name.contains('/') || name.starts_with("hugepages-");
+        if exact && limit.is_none() {
+            let why = "Limit must be set for non overcommitable resources";
+            errors.push(proa_apimachinery::FieldError::required(&limits.path, why));
+        }
         let (Some(limit), Some(wanted)) = (limit, request.value) else { continue };
         if let (Ok(wanted), Ok(limit)) = (Quantity::from_value(wanted), Quantity::from_value(limit))
-            && wanted > limit
+            && (wanted > limit || exact && wanted != limit)
         {
             let mut at = request.clone();
             at.path = resources.child("requests").path;
-            at.invalid(errors, format!("must be less than or equal to {name} limit of {limit}"));
+            let relation = if exact { "equal to" } else { "less than or equal to" };
+            at.invalid(errors, format!("must be {relation} {name} limit of {limit}"));
         }
     }
 }
