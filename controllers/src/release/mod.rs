@@ -30,9 +30,8 @@ pub use steps::{Live, Step, steps};
 use crate::{
     ActError, Context, Informer, Key, Loop, Plan, Queue, Writes,
     catalogue::Catalogue,
-    events::{Kind, Note},
-    owners,
-    patch::{MANAGER, json, params},
+    events::Note,
+    patch::{json, params},
 };
 use content::{Content, Id, entries};
 use futures::future::BoxFuture;
@@ -40,17 +39,17 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+    api::{DynamicObject, Patch},
     core::{ApiResource, ObjectMeta},
     runtime::watcher,
 };
 use membership::{Parent, Want};
 use parking_lot::Mutex;
 use proa_crds::{
-    Family, annotations, conditions,
-    release::{Release, ReleaseSpec, release_resource},
+    Family, annotations,
+    release::{Release, release_resource},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,

@@ -123,8 +123,11 @@ fn is_leaving(volume: &PersistentVolume) -> bool {
 }
 
 /// What came of a removal.
-enum Removal {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// The directory is gone, or kept as its policy says, and the volume let go.
     Done,
+    /// A pod still has it.
     InUse,
 }
 
@@ -185,7 +188,8 @@ async fn until(at: Option<tokio::time::Instant>) {
     }
 }
 
-async fn remove(ctx: &Arc<Context>, volume: &PersistentVolume) -> Result<Removal, String> {
+/// Removes the directory of a volume that is to go, and lets go of it.
+pub(crate) async fn remove(ctx: &Arc<Context>, volume: &PersistentVolume) -> Result<Removal, String> {
     let policy = volume.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
     if let Some(path) = ctx.local_volumes.path_of(volume) {
         let shared = ctx.clone();
