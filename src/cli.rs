@@ -30,8 +30,14 @@ pub(crate) enum Command {
     Controllers(Controllers),
     /// Run a node agent against an API server
     Agent(Agent),
-    /// Go back to an earlier revision: `proa rollback deployment/web [--to N]`
+    /// Go back to an earlier revision: `proa rollback deployment/web [--to N]`, `proa rollback release/shop`
     Rollback(Rollback),
+    /// Show the revisions of an object: who made them, what they run, what became of them
+    History(History),
+    /// Show what differs between two revisions: `proa diff deployment/web 3 5`
+    Diff(Diff),
+    /// Try the revision that failed last again
+    Retry(Retry),
     /// Load, pull, list and remove container images
     #[command(subcommand)]
     Image(Image),
@@ -91,6 +97,8 @@ pub(crate) struct Up {
     pub(crate) server: ServerArgs,
     #[command(flatten)]
     pub(crate) node: Node,
+    #[command(flatten)]
+    pub(crate) scheduler: Scheduler,
     /// Apply these manifests once the API answers, and wait until they are rolled out
     #[arg(long, value_name = "FILE")]
     pub(crate) apply: Vec<PathBuf>,
@@ -110,6 +118,15 @@ pub(crate) struct Controllers {
     /// Which API family of the workload kinds to reconcile
     #[arg(long, value_enum, default_value = "standard")]
     pub(crate) family: FamilyArg,
+    #[command(flatten)]
+    pub(crate) scheduler: Scheduler,
+}
+
+#[derive(Args)]
+pub(crate) struct Scheduler {
+    /// Profiles of the scheduler: a KubeSchedulerConfiguration of kubescheduler.config.k8s.io/v1
+    #[arg(long = "scheduler-config", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -124,6 +141,9 @@ pub(crate) struct Agent {
     /// Which API family of the workload kinds to serve
     #[arg(long, value_enum, default_value = "standard")]
     pub(crate) family: FamilyArg,
+    /// Pretend to be N nodes that run nothing, named after --node-name [default: hollow], to try out large clusters
+    #[arg(long, value_name = "N")]
+    pub(crate) hollow: Option<u32>,
 }
 
 #[derive(Args)]
@@ -134,15 +154,84 @@ pub(crate) struct Rollback {
     /// Revision to go back to [default: the one before the current]
     #[arg(long, value_name = "N")]
     pub(crate) to: Option<i64>,
+    /// Show what it would change, and change nothing (releases only)
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Take objects that came to belong to somebody else, and make anew what cannot be changed in place (releases only)
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// Which API family the object is of [default: the standard one when the object exists there]
+    #[arg(long, value_enum)]
+    pub(crate) family: Option<FamilyArg>,
+}
+
+/// Where an object is, and how to get there.
+#[derive(Args)]
+pub(crate) struct Place {
     /// Namespace of the object [default: the kubeconfig's]
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
     /// Credentials and address of the API server [default: $KUBECONFIG, then DIR/admin.kubeconfig]
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Which API family the object is of [default: the standard one when the object exists there]
-    #[arg(long, value_enum)]
-    pub(crate) family: Option<FamilyArg>,
+}
+
+#[derive(Args)]
+pub(crate) struct Output {
+    /// How to print it
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    pub(crate) output: Option<Format>,
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For programs
+    Json,
+}
+
+#[derive(Args)]
+pub(crate) struct History {
+    /// Whose, as KIND/NAME
+    #[arg(value_name = "KIND/NAME")]
+    pub(crate) target: String,
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct Diff {
+    /// Of what, as KIND/NAME
+    #[arg(value_name = "KIND/NAME")]
+    pub(crate) target: String,
+    /// The one revision
+    #[arg(value_name = "FROM")]
+    pub(crate) from: i64,
+    /// The other
+    #[arg(value_name = "TO")]
+    pub(crate) to: i64,
+    /// Show the values of Secrets
+    #[arg(long)]
+    pub(crate) show_secrets: bool,
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args)]
+pub(crate) struct Retry {
+    /// What to try again, as KIND/NAME
+    #[arg(value_name = "KIND/NAME")]
+    pub(crate) target: String,
+    #[command(flatten)]
+    pub(crate) place: Place,
 }
 
 #[derive(Subcommand)]

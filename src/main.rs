@@ -54,7 +54,10 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Server(args) => run::server(args).await,
         Command::Controllers(args) => run::controllers(args).await,
         Command::Agent(args) => run::agent(args).await,
-        Command::Rollback(args) => rollback::run(args).await,
+        Command::Rollback(args) => rollback::rollback(args).await,
+        Command::History(args) => rollback::history(args).await,
+        Command::Diff(args) => rollback::diff(args).await,
+        Command::Retry(args) => rollback::retry(args).await,
         Command::Image(command) => images::run(command).await,
         Command::Crds => {
             print!("{}", proa_crds::custom_resource_definitions_yaml());

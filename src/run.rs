@@ -41,7 +41,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     parts.spawn("controllers", {
         let shutdown = parts.shutdown.clone();
         // The lock on the data directory lets one such process live at a time: the next one leads again at once.
-        let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"))?;
+        let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"), &args.scheduler)?;
         async move { Ok(proa_controllers::run(as_controllers, options, shutdown).await?) }
     });
     let tls = {
@@ -98,7 +98,8 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
     let shutdown = parts.shutdown.clone();
     let host = node::host_name()?;
     let identity = identity::of_this_process(&host);
-    let mut options = controller_options(args.family.into(), access.certificate_authority()?, identity)?;
+    let mut options =
+        controller_options(args.family.into(), access.certificate_authority()?, identity, &args.scheduler)?;
     options.has_ended = Arc::new(move |holder| identity::has_ended(&host, holder));
     parts.spawn("controllers", async move { Ok(proa_controllers::run(client, options, shutdown).await?) });
     parts.until_stopped(async {}).await
@@ -106,6 +107,9 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
 
 /// `proa agent`: one node, against any API server.
 pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
+    if let Some(count) = args.hollow {
+        return hollow(args, count).await;
+    }
     preflight::check_machine()?;
     let data = DataDir::create(&args.data.data_dir)?;
     let _lock = data.lock(Part::Agent)?;
@@ -129,14 +133,49 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
 }
 
 /// The loops of one family; `root_ca` is what pods shall trust the API server by, `identity` the name to lead under.
-fn controller_options(family: Family, root_ca: String, identity: String) -> anyhow::Result<proa_controllers::Options> {
+fn controller_options(
+    family: Family,
+    root_ca: String,
+    identity: String,
+    scheduler: &cli::Scheduler,
+) -> anyhow::Result<proa_controllers::Options> {
     Ok(proa_controllers::Options {
         identity,
+        scheduler: scheduler.config.as_deref().map_or_else(|| Ok(Default::default()), scheduler_configuration)?,
         root_ca: Some(root_ca),
         node_blocks: Some(node::blocks()?),
         ..proa_controllers::Options::new(family)
     })
 }
+
+fn scheduler_configuration(file: &Path) -> anyhow::Result<proa_controllers::scheduler::Configuration> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let documents =
+        proa_apimachinery::yaml::from_yaml(&text).with_context(|| format!("{} is no YAML", file.display()))?;
+    let [document] = documents.as_slice() else { anyhow::bail!("{} must hold one document", file.display()) };
+    proa_controllers::scheduler::Configuration::from_value(document).with_context(|| file.display().to_string())
+}
+
+/// `proa agent --hollow N`: nodes that run nothing, without a directory, a runtime or a network.
+async fn hollow(args: cli::Agent, count: u32) -> anyhow::Result<()> {
+    let client = Access::read(&args.kubeconfig)?.client(AGENT).await?;
+    let hollow = proa_kubelet_agent::hollow::Hollow {
+        count,
+        prefix: args.node.name.unwrap_or_else(|| "hollow".to_owned()),
+        family: args.family.into(),
+        zones: ZONES,
+    };
+    let parts = Parts::new();
+    let shutdown = parts.shutdown.clone();
+    parts.spawn("hollow nodes", async move {
+        proa_kubelet_agent::hollow::run(client, hollow, shutdown).await;
+        Ok(())
+    });
+    parts.until_stopped(async {}).await
+}
+
+/// Hollow nodes are spread over so many zones.
+const ZONES: u32 = 10;
 
 /// Tasks that make up this process; when one ends by itself, the process ends with its error.
 struct Parts {
@@ -213,6 +252,7 @@ impl ControlPlane {
         let config = proa_apiserver::Config {
             listen: Some(listen),
             advertise: address.ip(),
+            definitions: proa_crds::extension_definitions(),
             ..proa_apiserver::Config::new(data.root())
         };
         let server =

@@ -6,23 +6,29 @@
 //!
 //! Never does IO, never reads a clock or a random number, never panics: every function is total over
 //! any input a client may send, and bounded in the work it does for it. Time comes in as an argument.
-//! No function here knows which kinds a server serves; a kind is told apart only by its schema. One list does know a
-//! shape: [`unsupported`], what nodes do not do yet in a pod, which server and agents must read alike.
+//! No function here knows which kinds a server serves; a kind is told apart only by its schema. Two do know a shape:
+//! [`unsupported`], what nodes do not do yet in a pod, which server and agents must read alike, and [`quota`] with
+//! [`pod_resources`], what objects use, which server and controllers must count alike.
 
 pub mod at;
+pub mod cron;
 pub mod duration;
 pub mod field;
+pub mod indexes;
 pub mod json;
 pub mod jsonpath;
 pub mod managed_fields;
 pub mod names;
 pub mod object;
 pub mod patch;
+pub mod pod_resources;
 pub mod quantity;
+pub mod quota;
 pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod table;
+pub mod template;
 pub mod unsupported;
 pub mod yaml;
 

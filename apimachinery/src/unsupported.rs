@@ -23,7 +23,7 @@ pub fn refused(spec: &At<'_>) -> FieldErrors {
                         refuse(&at.child("medium"), "huge pages are");
                     }
                 }
-                "hostPath" | "configMap" | "secret" | "downwardAPI" => {}
+                "hostPath" | "configMap" | "secret" | "downwardAPI" | "persistentVolumeClaim" | "ephemeral" => {}
                 "projected" => {
                     for inner in at.child("sources").items() {
                         for other in ["clusterTrustBundle", "podCertificate"] {
@@ -66,18 +66,6 @@ pub fn refused(spec: &At<'_>) -> FieldErrors {
         refuse(&spec.child("securityContext").child("seLinuxChangePolicy"), "a policy for SELinux labels is");
     }
     context(&spec.child("securityContext"), &mut refuse);
-    for (field, what) in AFFINITIES {
-        let required = spec.child("affinity").child(field).child("requiredDuringSchedulingIgnoredDuringExecution");
-        if !required.is_empty() {
-            refuse(&required, &format!("{what} that must hold is"));
-        }
-    }
-    for constraint in spec.child("topologySpreadConstraints").items() {
-        if constraint.child("whenUnsatisfiable").str() != "ScheduleAnyway" {
-            refuse(&constraint, "a topology spread constraint that must hold is");
-        }
-    }
-
     for list in ["initContainers", "containers"] {
         for container in spec.child(list).items() {
             one(&container, list == "initContainers", &mut refuse);
@@ -86,30 +74,12 @@ pub fn refused(spec: &At<'_>) -> FieldErrors {
     errors
 }
 
-const AFFINITIES: [(&str, &str); 2] = [("podAffinity", "pod affinity"), ("podAntiAffinity", "pod anti-affinity")];
-
-/// What is accepted in a pod spec and has no effect yet: wishes that change nothing a program could rely on, and profiles
-/// so common that refusing them would refuse most manifests.
+/// What is accepted in a pod spec and has no effect yet: profiles so common that refusing them would refuse most manifests.
 pub fn ignored(spec: &At<'_>) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut ignore = |at: &At<'_>, what: &str| {
         warnings.push(format!("{}: {what} not supported by Proa yet and has no effect", at.path));
     };
-    for (field, what) in AFFINITIES {
-        let preferred = spec.child("affinity").child(field).child("preferredDuringSchedulingIgnoredDuringExecution");
-        if !preferred.is_empty() {
-            ignore(&preferred, &format!("preferred {what} is"));
-        }
-    }
-    for constraint in spec.child("topologySpreadConstraints").items() {
-        if constraint.child("whenUnsatisfiable").str() == "ScheduleAnyway" {
-            ignore(&constraint, "topology spread is");
-        }
-    }
-    let preempts = spec.child("preemptionPolicy").str() == "PreemptLowerPriority";
-    if preempts && spec.child("priority").int().is_some_and(|priority| priority > 0) {
-        ignore(&spec.child("preemptionPolicy"), "preemption is");
-    }
     let containers = ["initContainers", "containers"].into_iter().flat_map(|list| spec.child(list).items());
     for holder in std::iter::once(spec.clone()).chain(containers) {
         for profile in ["seccompProfile", "appArmorProfile"] {
@@ -164,7 +134,8 @@ fn one(container: &At<'_>, init: bool, refuse: &mut impl FnMut(&At<'_>, &str)) {
     }
     for list in ["limits", "requests"] {
         for (name, at) in resources.child(list).entries() {
-            if !matches!(name, "cpu" | "memory" | "ephemeral-storage") {
+            // What has a domain is counted by the scheduler and a number to everybody else.
+            if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !name.contains('/') {
                 refuse(&at, &format!("the resource {name} is"));
             }
         }
@@ -212,27 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn what_must_hold_is_refused_and_what_is_wished_is_told() {
+    fn what_nodes_cannot_do_is_refused_and_what_changes_nothing_is_told() {
         let required = "requiredDuringSchedulingIgnoredDuringExecution";
-        let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
         let spread = |when: &str| json!({"topologySpreadConstraints": [{"whenUnsatisfiable": when}]});
+        let asks = |name: &str| json!({"containers": [{"resources": {"requests": {name: "1"}}}]});
         for (spec, refused, ignored) in [
             (json!({"affinity": {"nodeAffinity": {required: {}}}}), None, None),
-            (
-                json!({"affinity": {"podAntiAffinity": {required: [{}]}}}),
-                Some("spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution"),
-                None,
-            ),
-            (
-                json!({"affinity": {"podAffinity": {preferred: [{}], required: []}}}),
-                None,
-                Some("spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution"),
-            ),
-            (spread("DoNotSchedule"), Some("spec.topologySpreadConstraints[0]"), None),
-            (spread("ScheduleAnyway"), None, Some("spec.topologySpreadConstraints[0]")),
-            (json!({"priority": 1000, "preemptionPolicy": "Never"}), None, None),
-            (json!({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}), None, None),
-            (json!({"priority": 1, "preemptionPolicy": "PreemptLowerPriority"}), None, Some("spec.preemptionPolicy")),
+            (json!({"affinity": {"podAntiAffinity": {required: [{}]}}}), None, None),
+            (spread("DoNotSchedule"), None, None),
+            (json!({"priority": 1, "preemptionPolicy": "PreemptLowerPriority"}), None, None),
+            (asks("example.com/foo"), None, None),
+            (asks("scheduling.k8s.io/foo"), None, None),
+            (asks("hugepages-2Mi"), Some("spec.containers[0].resources.requests.hugepages-2Mi"), None),
             (
                 json!({"containers": [{"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}]}),
                 None,

@@ -24,6 +24,9 @@ pub struct Config {
     pub node_port_range: RangeInclusive<u16>,
     /// More names or addresses for the server's certificate.
     pub extra_names: Vec<String>,
+    /// CustomResourceDefinitions, as JSON, of kinds that belong to the platform: served from the start, and kept as they are
+    /// here.
+    pub definitions: Vec<serde_json::Value>,
     /// Where the time comes from.
     pub clock: Clock,
     /// Where uids, made-up names and free addresses come from.
@@ -41,6 +44,7 @@ impl Config {
             cluster_domain: "cluster.local".into(),
             node_port_range: 30000..=32767,
             extra_names: Vec::new(),
+            definitions: Vec::new(),
             clock: Clock::system(),
             entropy: Entropy::system(),
         }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use proa_store::Log;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::quota::Turns;
 use crate::agents::Agents;
 use crate::allocate::Allocators;
 use crate::authz::node_pods::NodePods;
@@ -49,6 +50,8 @@ pub struct Core {
     pub definitions: Definitions,
     /// Connections to node agents.
     pub agents: Agents,
+    /// Who writes to a namespace's quotas next.
+    pub quota_turns: Turns,
     /// What nodes and pods were last measured to use.
     pub usage: Usage,
     /// How many requests run at once.

@@ -4,7 +4,7 @@
 //! authorization happens before anything is looked up.
 
 use http::Method;
-use proa_apimachinery::selector::FieldSelector;
+use proa_apimachinery::selector::{FieldSelector, LabelSelector, Operator};
 
 /// A request's meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct RequestInfo {
     pub tail: String,
     /// The fields, and their values, to which the field selector of a list or watch narrows it.
     pub selected: Vec<(String, String)>,
+    /// The labels, and their values, to which the label selector of a list or watch narrows it.
+    pub labelled: Vec<(String, String)>,
 }
 
 impl RequestInfo {
@@ -81,6 +83,7 @@ impl RequestInfo {
         info.verb = verb(method, &info, query, forced_watch);
         if matches!(info.verb, "list" | "watch" | "deletecollection") {
             info.selected = query.get("fieldSelector").map(selected).unwrap_or_default();
+            info.labelled = query.get("labelSelector").map(labelled).unwrap_or_default();
             // A list narrowed to one name is authorized as that name.
             if let Some((_, name)) = info.selected.iter().find(|(field, _)| field == "metadata.name")
                 && info.name.is_empty()
@@ -104,6 +107,16 @@ pub fn selected(selector: &str) -> Vec<(String, String)> {
     let equal =
         requirements.requirements().iter().filter(|requirement| requirement.equal && !requirement.value.is_empty());
     equal.map(|requirement| (requirement.field.clone(), requirement.value.clone())).collect()
+}
+
+/// The labels a label selector fixes to one value, read by the parser that selects with it.
+pub fn labelled(selector: &str) -> Vec<(String, String)> {
+    let selector = LabelSelector::parse(selector).unwrap_or_default();
+    let fixed = selector.requirements().iter().filter_map(|requirement| match requirement.values.as_slice() {
+        [value] if requirement.operator == Operator::In => Some((requirement.key.clone(), value.clone())),
+        _ => None,
+    });
+    fixed.collect()
 }
 
 fn method_verb(method: &Method) -> &'static str {
@@ -249,6 +262,8 @@ mod tests {
         assert_eq!(info("GET", "/api/v1/secrets?fieldSelector=type!%3Dx%5C%2Cmetadata.name%3Dmine").name, "");
         let of_node = info("GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Da,status.phase!%3DFailed");
         assert_eq!(of_node.selected, [("spec.nodeName".to_owned(), "a".to_owned())]);
+        let of_host = info("GET", "/api/v1/persistentvolumes?labelSelector=kubernetes.io/hostname%3Da,zone!%3Dz,x");
+        assert_eq!(of_host.labelled, [("kubernetes.io/hostname".to_owned(), "a".to_owned())]);
         assert!(!info("GET", "/healthz").is_resource);
         assert!(!info("GET", "/apis/apps/v1").is_resource);
         assert_eq!(info("GET", "/api/v1/namespaces/a/pods/p:80/proxy/x/y/").tail, "/x/y/");

@@ -10,7 +10,7 @@ use crate::authz::rbac::Rule;
 use crate::authz::{Attributes, allowed, node};
 use crate::http::{Response, json as answer};
 use crate::registry::{Call, codec};
-use crate::request_info::selected;
+use crate::request_info::{labelled, selected};
 use crate::resources::Resource;
 use crate::user::{MASTERS, User};
 
@@ -99,7 +99,8 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
     };
     let resource = spec.get("resourceAttributes").filter(|value| !value.is_null());
     let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
-    let selected = resource.map(selected_fields).unwrap_or_default();
+    let narrowed = resource.map(|resource| narrowing(resource, "fieldSelector", selected)).unwrap_or_default();
+    let labels = resource.map(|resource| narrowing(resource, "labelSelector", labelled)).unwrap_or_default();
     let what = match (resource, path) {
         (Some(attributes), None) => Attributes {
             verb: text(attributes, "verb"),
@@ -109,7 +110,8 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
             namespace: text(attributes, "namespace"),
             name: text(attributes, "name"),
             path: "",
-            selected: &selected,
+            selected: &narrowed,
+            labelled: &labels,
         },
         (None, Some(attributes)) => {
             Attributes { verb: text(attributes, "verb"), path: text(attributes, "path"), ..Attributes::default() }
@@ -130,12 +132,12 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
     Ok(answer(StatusCode::CREATED, &review))
 }
 
-/// What the field selector of a review's resource attributes narrows the request to (KEP-4601).
-fn selected_fields(attributes: &Value) -> Vec<(String, String)> {
-    let selector = attributes.get("fieldSelector").unwrap_or(&Value::Null);
+/// What a selector of a review's resource attributes narrows the request to (KEP-4601).
+fn narrowing(attributes: &Value, selector: &str, parse: fn(&str) -> Vec<(String, String)>) -> Vec<(String, String)> {
+    let selector = attributes.get(selector).unwrap_or(&Value::Null);
     let raw = text(selector, "rawSelector");
     if !raw.is_empty() {
-        return selected(raw);
+        return parse(raw);
     }
     let requirements = selector.get("requirements").and_then(Value::as_array).into_iter().flatten();
     let equalities = requirements.filter(|requirement| text(requirement, "operator") == "In");

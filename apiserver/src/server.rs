@@ -68,6 +68,7 @@ impl Server {
             metrics: Default::default(),
             openapi: Default::default(),
             definitions: Default::default(),
+            quota_turns: Default::default(),
             usage: Default::default(),
             flow: Default::default(),
             stop,
@@ -144,7 +145,8 @@ impl Server {
 }
 
 /// Creates what every cluster starts with and what is missing of it; never overwrites what is there, but for
-/// the `kubernetes` Service and who stands behind it: they say where this server listens now.
+/// the `kubernetes` Service and who stands behind it, which say where this server listens now, and for the definitions of
+/// the platform's own kinds, which are this version's.
 async fn first_objects(server: &Server) -> Result<(), Error> {
     let objects: Vec<Object> = bootstrap::objects(&server.core.config);
     for wave in bootstrap_waves(objects) {
@@ -154,14 +156,42 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
             written?;
         }
     }
+    storage_class(server).await?;
     for object in bootstrap::kubernetes_service(&server.core.config) {
-        let (resource, collection) = place_of(server, &object)?;
-        let stored = resource.cache.get(object.namespace(), object.name()).map(|item| item.object());
-        let Some(patch) = stored.and_then(|stored| bootstrap::moved(&stored, &object)) else { continue };
-        let uri = format!("{collection}/{}", object.name());
-        write(server, http::Method::PATCH, uri, &patch, &object).await?;
+        correct(server, &object, bootstrap::moved).await?;
+    }
+    for object in bootstrap::definitions(&server.core.config) {
+        correct(server, &object, bootstrap::redefined).await?;
     }
     Ok(())
+}
+
+/// Gives a cluster that has no storage class its first, once: `kube-system` remembers. A crash in between does it again.
+async fn storage_class(server: &Server) -> Result<(), Error> {
+    let system = server.core.caches.resource("namespaces").get("", "kube-system");
+    let given = system.is_some_and(|namespace| namespace.object().annotation(bootstrap::GIVEN_CLASS).is_some());
+    if given {
+        return Ok(());
+    }
+    let class = bootstrap::storage_class();
+    if server.core.caches.resource("storageclasses.storage.k8s.io").items("").is_empty() {
+        first_object(server, class.clone()).await?;
+    }
+    let mut remember = Object::default();
+    remember.set_annotation(bootstrap::GIVEN_CLASS, class.name());
+    write(server, http::Method::PATCH, "/api/v1/namespaces/kube-system".to_owned(), &remember, &class).await
+}
+
+/// Patches a stored object where it differs from what it must say.
+async fn correct(
+    server: &Server,
+    wanted: &Object,
+    difference: fn(&Object, &Object) -> Option<Object>,
+) -> Result<(), Error> {
+    let (resource, collection) = place_of(server, wanted)?;
+    let stored = resource.cache.get(wanted.namespace(), wanted.name()).map(|item| item.object());
+    let Some(patch) = stored.and_then(|stored| difference(&stored, wanted)) else { return Ok(()) };
+    write(server, http::Method::PATCH, format!("{collection}/{}", wanted.name()), &patch, wanted).await
 }
 
 async fn first_object(server: &Server, object: Object) -> Result<(), Error> {

@@ -7,7 +7,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use common::{World, world};
 use proa_apiserver::User;
-use proa_store::{Expect, Txn};
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -55,13 +54,9 @@ async fn two_nodes() -> World {
 #[tokio::test]
 async fn a_node_may_do_its_work_and_nothing_else() {
     let world = two_nodes().await;
-    // A claim, by a pod from before claims were refused.
-    let claimer = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "claimer", "namespace": "default"},
-        "spec": {"nodeName": "a", "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "disk"}}]},
-    });
-    let value = proa_store::Value::plain(claimer.to_string());
-    world.log.commit(Txn::put("/registry/pods/default/claimer", value, Expect::Any)).await.unwrap();
+    let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "disk"}}]);
+    let spec = json!({"nodeName": "a", "containers": [{"name": "c", "image": "i"}], "volumes": volumes});
+    world.ok("POST", PODS, &json!({"metadata": {"name": "claimer"}, "spec": spec})).await;
     let claim = json!({"namespace": "default", "name": "disk"});
     let volume = json!({"metadata": {"name": "volume"}, "spec": {"claimRef": claim, "capacity": {"storage": "1Gi"},
         "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}}});

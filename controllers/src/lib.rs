@@ -5,28 +5,41 @@
 //! goes through the Kubernetes API with a [`kube::Client`].
 
 pub mod aggregation;
+mod amount;
 pub mod autoscaling;
+mod backoff;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
+pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
 pub mod disruption;
 mod election;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+mod guard;
+mod hash;
+pub mod history;
 pub mod informer;
+pub mod inspect;
+pub mod job;
 pub mod key;
 pub mod namespace;
 pub mod node;
 pub mod nodeipam;
 pub mod owners;
 pub mod patch;
+mod pod_control;
 pub mod pod_status;
 pub mod podgc;
 pub mod pods;
 pub mod queue;
+pub mod release;
 pub mod replicaset;
+pub mod resourcequota;
+pub mod rollback;
 pub mod runner;
 pub mod scale;
 pub mod scheduler;
@@ -34,6 +47,8 @@ pub mod selector;
 pub mod serviceaccount;
 #[cfg(test)]
 pub(crate) mod sim;
+pub mod statefulset;
+pub mod storage;
 pub mod taints;
 
 pub use clock::Clock;
@@ -71,6 +86,8 @@ pub struct Options {
     pub root_ca: Option<String>,
     /// The pod addresses to divide among the nodes. Without, nodes bring their own.
     pub node_blocks: Option<Blocks>,
+    /// How the scheduler decides.
+    pub scheduler: scheduler::Configuration,
 }
 
 impl Options {
@@ -83,6 +100,7 @@ impl Options {
             clock: Clock::default(),
             root_ca: None,
             node_blocks: None,
+            scheduler: scheduler::Configuration::default(),
         }
     }
 }
@@ -112,8 +130,11 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 /// Adding a loop is one line here.
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
-    context.start(replicaset::ReplicaSets::new(context));
-    scheduler::start(context);
+    context.start(replicaset::ReplicaSets::<proa_crds::ReplicaSet>::new(context));
+    context.start(statefulset::StatefulSets::new(context));
+    context.start(daemonset::DaemonSets::new(context));
+    guard::start(context);
+    scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
     if let Some(blocks) = options.node_blocks {
@@ -129,13 +150,20 @@ fn start_loops(context: &Context, options: &Options) {
         },
     );
     context.start(garbage::GarbageCollector::new(&catalogue));
+    context.start(release::Releases::new(context, &catalogue));
     if context.family == Family::Standard {
+        context.start(replicaset::ReplicaSets::<replicaset::ReplicationController>::new(context));
+        context.start(job::Jobs::new(context));
+        context.start(cronjob::CronJobs::new(context));
         context.start(aggregation::Aggregation::new(context));
         context.start(autoscaling::Autoscalers::new(context, &catalogue));
         context.start(disruption::Disruptions::new(context, &catalogue));
         context.start(disruption::StaleDisruptions::new(context));
         context.start(endpoints::LegacyEndpoints::new(context));
         context.start(namespace::Namespaces::new(context, &catalogue));
+        context.start(resourcequota::ResourceQuotas::new(context, &catalogue));
+        context.start(storage::PersistentVolumes::new(context));
+        context.start(storage::EphemeralVolumes::new(context));
         context.start(serviceaccount::ServiceAccounts::new(context, options.root_ca.as_deref()));
     }
 }

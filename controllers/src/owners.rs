@@ -5,6 +5,7 @@ use kube::{
     Resource, ResourceExt,
     core::{ApiResource, ObjectMeta},
 };
+use serde_json::{Value, json};
 
 /// The owner that controls the object; there is at most one.
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
@@ -31,4 +32,9 @@ pub fn controller_reference<K: Resource>(owner: &K, resource: &ApiResource) -> O
 /// The object's owner references with `uid` taken out, or with `add` put in.
 pub fn owners_without(meta: &ObjectMeta, uid: &str) -> Vec<OwnerReference> {
     meta.owner_references.iter().flatten().filter(|owner| owner.uid != uid).cloned().collect()
+}
+
+/// A merge patch of the owner references that fails with a conflict when the object changed meanwhile.
+pub fn patch(meta: &ObjectMeta, owners: &[OwnerReference]) -> Value {
+    json!({"metadata": {"ownerReferences": owners, "uid": meta.uid, "resourceVersion": meta.resource_version}})
 }

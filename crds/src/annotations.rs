@@ -1,14 +1,15 @@
 //! Annotation and label names shared over crates: the one place for them.
 
-/// On a Deployment or a Namespace: `on-failure` turns automatic rollback on, `off` (on a Deployment) turns it off again.
+/// On a workload or a Namespace: `on-failure` turns automatic rollback on, `off` (on a workload) turns it off again. The
+/// short way of a [`crate::RolloutPolicy`].
 pub const ROLLBACK: &str = "proa.dev/rollback";
 /// The value of [`ROLLBACK`] that turns it on.
 pub const ROLLBACK_ON_FAILURE: &str = "on-failure";
 /// The value of [`ROLLBACK`] that turns it off.
 pub const ROLLBACK_OFF: &str = "off";
-/// On a Deployment: a new value starts a failed, refused revision again.
+/// On a workload: a new value starts a failed, refused revision again.
 pub const RETRY: &str = "proa.dev/retry";
-/// On a Deployment: `off` means that no configuration is kept with revisions.
+/// On a workload: `off` means that no configuration is kept with revisions.
 pub const CONFIG_REVISIONS: &str = "proa.dev/config-revisions";
 /// The value of [`CONFIG_REVISIONS`] that turns it off.
 pub const CONFIG_REVISIONS_OFF: &str = "off";
@@ -20,18 +21,44 @@ pub const CONFIG_REVISION_SECRET_TYPE: &str = "proa.dev/config-revision";
 /// On a ReplicaSet: its own name. `kubectl rollout undo` copies a ReplicaSet's annotations to the Deployment, so this
 /// name found on a Deployment says that an undo arrived, and to which ReplicaSet.
 pub const REVISION_OF: &str = "proa.dev/revision-of";
-/// On a ReplicaSet: when its revision first completed a rollout (RFC 3339). Gone again when it is found to fail.
+/// On a revision (ReplicaSet, ControllerRevision): when it first completed a rollout (RFC 3339). Gone again when it is found
+/// to fail.
 pub const HEALTHY: &str = "proa.dev/healthy";
-/// On a ReplicaSet: why its revision failed, as JSON (reason, message, pod, log, time, the retry value it failed under).
+/// On a revision (ReplicaSet, ControllerRevision): why it failed, a [`crate::Failure`] as JSON.
 pub const FAILURE: &str = "proa.dev/failure";
 /// On a ReplicaSet: the `last-applied-configuration` of the Deployment while this revision was current.
 pub const APPLIED_CONFIGURATION: &str = "proa.dev/applied-configuration";
 /// On a ReplicaSet: which template fields each server-side applier owned while this revision was current, as JSON.
 pub const APPLIED_FIELDS: &str = "proa.dev/applied-fields";
 
+/// On a workload: the templates that are known to fail and would not be rolled out, a list of [`crate::FailedTemplate`] as
+/// JSON. The API server warns whoever applies one of them.
+pub const FAILED_REVISIONS: &str = "proa.dev/failed-revisions";
+/// On a revision: which step of a gradual rollout it has reached, as JSON.
+pub const STEP: &str = "proa.dev/rollout-step";
+/// On a revision: the Secret that keeps its configuration.
+pub const CONFIG_COPY: &str = "proa.dev/config-copy";
+/// In the template of a ReplicaSet (never in that of a Deployment): the digest of the configuration its revision is for, where
+/// the policy makes a change of configuration a rollout.
+pub const CONFIGURATION: &str = "proa.dev/configuration";
+/// On a ReplicaSet that was gone back to: the digest of the live configuration it was gone back from.
+pub const CONFIGURATION_LEFT: &str = "proa.dev/configuration-left";
+
+/// On a ControllerRevision: the number under which it became the current one last.
+pub const CURRENT_AS: &str = "proa.dev/current-as";
+
 /// The annotations that belong on ReplicaSets alone: never copied from a Deployment, removed from it after an undo.
-pub const REPLICA_SET_ONLY: [&str; 6] =
-    [REVISION_OF, HEALTHY, FAILURE, APPLIED_CONFIGURATION, APPLIED_FIELDS, CONFIG_REVISION];
+pub const REPLICA_SET_ONLY: [&str; 9] = [
+    REVISION_OF,
+    HEALTHY,
+    FAILURE,
+    APPLIED_CONFIGURATION,
+    APPLIED_FIELDS,
+    CONFIG_REVISION,
+    STEP,
+    CONFIG_COPY,
+    CONFIGURATION_LEFT,
+];
 
 /// The annotations that say how a Deployment is to be treated: of the Deployment, not of a revision. An undo of stock
 /// kubectl replaces them with those of the ReplicaSet; the deployment loop puts them back.
@@ -58,5 +85,61 @@ pub const POD_DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost"
 /// knows the agent by it when its own CA did not sign the certificate.
 pub const SERVING_CERTIFICATE: &str = "proa.dev/serving-certificate";
 
+/// On a Node: the directory its agent keeps the volumes of [`LOCAL_PROVISIONER`] in.
+pub const VOLUMES: &str = "proa.dev/volumes";
+/// The provisioner of storage classes whose volumes are directories on a node.
+pub const LOCAL_PROVISIONER: &str = "proa.dev/local";
+/// The finalizer of a volume whose directory its node has not removed yet.
+pub const LOCAL_VOLUME: &str = "proa.dev/local-volume";
+/// The label of a node with its name, and of the volumes that lie on that node alone.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
+/// On a PersistentVolume: the provisioner that made it.
+pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// The finalizer of a volume that is, or was not yet seen not to be, bound.
+pub const VOLUME_IN_USE: &str = "kubernetes.io/pv-protection";
+/// The finalizer of a claim that a pod uses, or was not yet seen not to use.
+pub const CLAIM_IN_USE: &str = "kubernetes.io/pvc-protection";
+
 /// The label that tells the ReplicaSets of one Deployment apart.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// On a Deployment, StatefulSet or DaemonSet: who wrote the template it has, as JSON (user, field manager, time). Set by
+/// Proa's API server, whoever writes; it goes into the revision with the other annotations.
+pub const CHANGED_BY: &str = "proa.dev/changed-by";
+
+/// Label of the Secrets that keep the revisions of a release: the release's uid.
+pub const RELEASE: &str = "proa.dev/release";
+/// The `type` of those Secrets.
+pub const RELEASE_SECRET_TYPE: &str = "proa.dev/release-content";
+/// On the parent of an ApplySet: `off` for no release of its own, `proa.dev` for one that the controllers of the custom
+/// family drive.
+pub const RELEASE_OF_APPLY_SET: &str = "proa.dev/release";
+/// The value of [`RELEASE_OF_APPLY_SET`] for none.
+pub const RELEASE_OFF: &str = "off";
+
+/// Label of the parent of an ApplySet: the set's id (KEP-3659).
+pub const APPLY_SET_ID: &str = "applyset.kubernetes.io/id";
+/// Label of the members of an ApplySet: the set's id.
+pub const APPLY_SET_PART_OF: &str = "applyset.kubernetes.io/part-of";
+/// On the parent of an ApplySet: `Kind.group` of its members, comma-separated.
+pub const APPLY_SET_KINDS: &str = "applyset.kubernetes.io/contains-group-kinds";
+/// The same as resources, as kubectl before 1.29 wrote it.
+pub const APPLY_SET_RESOURCES: &str = "applyset.kubernetes.io/contains-group-resources";
+/// On the parent of an ApplySet: the other namespaces its members are in, comma-separated.
+pub const APPLY_SET_NAMESPACES: &str = "applyset.kubernetes.io/additional-namespaces";
+/// The field manager of kubectl's notes on the parent of an ApplySet.
+pub const APPLY_SET_MANAGER: &str = "kubectl-applyset";
+/// Label of a CustomResourceDefinition whose objects may be parents of ApplySets.
+pub const APPLY_SET_PARENT_TYPE: &str = "applyset.kubernetes.io/is-parent-type";
+
+/// The label that tells the pods of a StatefulSet or DaemonSet apart by revision: the name of the ControllerRevision with
+/// the former, its hash with the latter. A DaemonSet's ControllerRevisions carry their hash under it too.
+pub const CONTROLLER_REVISION_HASH: &str = "controller-revision-hash";
+/// The label of every ControllerRevision that holds its hash.
+pub const REVISION_HASH: &str = "controller.kubernetes.io/hash";
+/// The label of a StatefulSet's pod that holds its name.
+pub const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
+/// The label of a StatefulSet's pod that holds its ordinal.
+pub const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
+/// What old clients of DaemonSets keep a generation of the template in; never copied.
+pub const DEPRECATED_TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";

@@ -8,6 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use proa_apimachinery::schema::openapi_components;
 use serde_json::{Map, Value, json};
 
+use crate::extensions::extension_definitions;
 use crate::family::PROA_GROUP;
 
 /// A kind of the family: what differs between them.
@@ -123,18 +124,21 @@ pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
     definitions().into_iter().filter_map(|definition| serde_json::from_value(definition).ok()).collect()
 }
 
-/// The same as YAML documents.
+/// The same and Proa's own kinds, as YAML documents.
 pub fn custom_resource_definitions_yaml() -> String {
-    definitions().iter().map(|definition| format!("---\n{}", yaml(definition))).collect()
+    let all = definitions().into_iter().chain(extension_definitions());
+    all.map(|definition| format!("---\n{}", yaml(&definition))).collect()
 }
 
 /// Each kind's file name under `crds/yaml/`, and what it must hold.
 pub fn custom_resource_definition_files() -> Vec<(String, String)> {
     let head = "# Generated from the types in crds/; do not edit. See crds/src/definitions.rs.\n";
-    let files = definitions().into_iter().zip(&ROWS);
-    files
-        .map(|(definition, row)| (format!("{PROA_GROUP}_{}.yaml", row.plural), format!("{head}{}", yaml(&definition))))
-        .collect()
+    let all = definitions().into_iter().chain(extension_definitions());
+    all.map(|definition| {
+        let plural = definition["spec"]["names"]["plural"].as_str().unwrap_or_default();
+        (format!("{PROA_GROUP}_{plural}.yaml"), format!("{head}{}", yaml(&definition)))
+    })
+    .collect()
 }
 
 fn yaml(value: &Value) -> String {

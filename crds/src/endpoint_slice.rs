@@ -1,15 +1,12 @@
 //! EndpointSlice of either family.
 //!
-//! Its fields are not under `spec`, so `kube::core::Object` does not fit; the [`kube::Resource`] implementation is
-//! written out.
+//! Its fields are not under `spec`, so `kube::core::Object` does not fit.
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
-use kube::{
-    Resource,
-    core::{ApiResource, DynamicResourceScope, ObjectMeta, TypeMeta},
-};
+use kube::core::{ObjectMeta, TypeMeta};
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
+
+use crate::dynamic::dynamic_resource;
 
 /// Addresses behind a service (`discovery.k8s.io/v1` or `proa.dev/v1`).
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -30,31 +27,4 @@ pub struct EndpointSlice {
     pub ports: Option<Vec<EndpointPort>>,
 }
 
-impl Resource for EndpointSlice {
-    type DynamicType = ApiResource;
-    type Scope = DynamicResourceScope;
-
-    fn kind(dt: &ApiResource) -> Cow<'_, str> {
-        dt.kind.as_str().into()
-    }
-
-    fn group(dt: &ApiResource) -> Cow<'_, str> {
-        dt.group.as_str().into()
-    }
-
-    fn version(dt: &ApiResource) -> Cow<'_, str> {
-        dt.version.as_str().into()
-    }
-
-    fn plural(dt: &ApiResource) -> Cow<'_, str> {
-        dt.plural.as_str().into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+dynamic_resource!(EndpointSlice);

@@ -44,6 +44,21 @@ impl Family {
         self.resource("apps", "Deployment", "deployments")
     }
 
+    /// `StatefulSet`.
+    pub fn stateful_set(&self) -> ApiResource {
+        self.resource("apps", "StatefulSet", "statefulsets")
+    }
+
+    /// `DaemonSet`.
+    pub fn daemon_set(&self) -> ApiResource {
+        self.resource("apps", "DaemonSet", "daemonsets")
+    }
+
+    /// `ControllerRevision`.
+    pub fn controller_revision(&self) -> ApiResource {
+        self.resource("apps", "ControllerRevision", "controllerrevisions")
+    }
+
     /// `EndpointSlice`.
     pub fn endpoint_slice(&self) -> ApiResource {
         self.resource("discovery.k8s.io", "EndpointSlice", "endpointslices")

@@ -41,6 +41,23 @@ pub const IMAGE_NOT_FOUND: &str = "ImageNotFound";
 pub const CONFIGURATION_ERROR: &str = "ConfigurationError";
 /// RolledBack, RolloutRefused: every pod of the revision keeps crashing.
 pub const CRASH_LOOP: &str = "CrashLoop";
+/// RolledBack, RolloutRefused …: no pod of the revision is ready any longer, soon after its rollout.
+pub const READINESS_LOST: &str = "ReadinessLost";
+/// RolledBack, RolloutRefused …: a check of the policy failed.
+pub const CHECK_FAILED: &str = "CheckFailed";
+/// Every reason a revision can fail for.
+pub const FAILURES: [&str; 6] =
+    [IMAGE_NOT_FOUND, CONFIGURATION_ERROR, CRASH_LOOP, PROGRESS_DEADLINE_EXCEEDED, READINESS_LOST, CHECK_FAILED];
+/// JudgingPaused: nodes the pods are on are not ready, or gone.
+pub const NODES_UNWELL: &str = "NodesUnwell";
+/// JudgingPaused: other pods cannot reach the registry either.
+pub const REGISTRY_UNREACHABLE: &str = "RegistryUnreachable";
+/// JudgingPaused: pods of the revision before fail as well.
+pub const EARLIER_REVISION_FAILS: &str = "EarlierRevisionFails";
+/// Event: a failed revision goes on, for the policy says so or there is nothing to go back to.
+pub const ROLLOUT_FAILED: &str = "RolloutFailed";
+/// Event: a failed revision stands still, for the policy says so.
+pub const ROLLOUT_PAUSED: &str = "RolloutPaused";
 /// Event: a failed revision was taken back.
 pub const ROLLED_BACK: &str = "RolledBack";
 /// Event: a revision known to fail was applied again.
@@ -53,3 +70,14 @@ pub const TOO_LARGE: &str = "TooLarge";
 pub const CONFIGURATION_TOO_LARGE: &str = "ConfigurationTooLarge";
 /// ConfigRevision: the Deployment went back to a revision whose configuration differs from the live one.
 pub const GONE_BACK: &str = "GoneBack";
+
+/// Event: a StatefulSet's pod failed and is made anew.
+pub const RECREATING_FAILED_POD: &str = "RecreatingFailedPod";
+/// Event: a StatefulSet's pod ended and is made anew.
+pub const RECREATING_TERMINATED_POD: &str = "RecreatingTerminatedPod";
+/// Event: a pod of an earlier revision that is not ready was not waited for.
+pub const REPLACING_UNREADY_POD: &str = "ReplacingUnreadyPod";
+/// Event: a DaemonSet's pod failed and goes.
+pub const FAILED_DAEMON_POD: &str = "FailedDaemonPod";
+/// Event: a DaemonSet's pod ended and goes.
+pub const SUCCEEDED_DAEMON_POD: &str = "SucceededDaemonPod";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, PersistentVolume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -100,6 +100,25 @@ impl Recorder {
             name: Some(node.to_owned()),
             // The kubelet's convention: the uid of a node event is the node's name.
             uid: Some(node.to_owned()),
+            ..ObjectReference::default()
+        };
+        self.record(object, severity, reason, message.into());
+    }
+
+    /// An event about a persistent volume.
+    pub(crate) fn volume(
+        &self,
+        volume: &PersistentVolume,
+        severity: Severity,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        let object = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("PersistentVolume".to_owned()),
+            name: volume.metadata.name.clone(),
+            uid: volume.metadata.uid.clone(),
+            resource_version: volume.metadata.resource_version.clone(),
             ..ObjectReference::default()
         };
         self.record(object, severity, reason, message.into());

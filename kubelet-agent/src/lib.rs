@@ -14,6 +14,7 @@ mod env;
 mod events;
 mod expansion;
 mod files;
+pub mod hollow;
 mod images;
 mod last_words;
 mod mounts;

@@ -9,13 +9,15 @@ use crate::mounts;
 #[error("{}", .0.join("; "))]
 pub struct ResetError(pub Vec<String>);
 
-/// Unmounts and removes the volumes, logs and files of all pods below `data_dir`. Containers must be gone
+/// Unmounts and removes the volumes, logs and files of all pods below `data_dir`, and the volumes of claims. Containers must be gone
 /// already. Calling it again is fine.
 ///
 /// # Errors
 /// What could not be unmounted or removed, with its reason.
 pub fn reset(data_dir: &Path) -> Result<(), ResetError> {
-    mounts::remove_tree(&data_dir.join("pods")).map_err(|error| ResetError(vec![error]))
+    let failures: Vec<String> =
+        ["pods", "volumes"].iter().filter_map(|folder| mounts::remove_tree(&data_dir.join(folder)).err()).collect();
+    if failures.is_empty() { Ok(()) } else { Err(ResetError(failures)) }
 }
 
 #[cfg(test)]
@@ -26,8 +28,9 @@ mod tests {
     fn a_directory_is_emptied_and_may_be_gone() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("pods/u/logs")).unwrap();
+        std::fs::create_dir_all(dir.path().join("volumes/pvc-1")).unwrap();
         reset(dir.path()).unwrap();
         reset(dir.path()).unwrap();
-        assert!(!dir.path().join("pods").exists());
+        assert!(!dir.path().join("pods").exists() && !dir.path().join("volumes").exists());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proa_crds::Family;
 use proa_network::{Dns, DnsConfig, NetConfig, PodNetwork, ProxyConfig, ServiceProxy};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use crate::resolver::HostResolver;
 use crate::server;
 use crate::services::{Services, Settings};
 use crate::store_images::StoreImages;
+use crate::volumes::{self, local::LocalVolumes};
 
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     let layout = Layout::new(&config.data_dir);
     std::fs::create_dir_all(layout.root())
         .map_err(|source| AgentError::Io { path: layout.root().display().to_string(), source })?;
+    let local_volumes = LocalVolumes::open(&config.data_dir)
+        .map_err(|source| AgentError::Io { path: config.data_dir.join("volumes").display().to_string(), source })?;
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|source| AgentError::Listen { address: config.listen, source })?;
@@ -62,7 +66,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
 
     let machine = machine::read(&config.data_dir);
     let fingerprint = server::tls::fingerprint(&config.tls).map_err(AgentError::Tls)?;
-    let registration = Registration::new(config.client.clone(), config.family, &config.node_name, fingerprint);
+    // Claims are of the cluster the node is a node of.
+    let volumes = (config.family == Family::Standard).then(|| local_volumes.root().to_owned());
+    let registration =
+        Registration::new(config.client.clone(), config.family, &config.node_name, fingerprint, volumes.as_deref());
     let labels = node::labels(&config.node_name, &config.node_labels);
     let registered = tokio::select! {
         node = registration.register(labels.clone(), config.network.pod_cidr) => node,
@@ -100,12 +107,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     });
     services.start(config.client.clone(), config.family, Arc::new(proxy), shutdown.clone());
     serve_dns(&config, &network, &services, &recorder, &shutdown).await;
+    let out_of_date = Arc::new(tokio::sync::Notify::new());
     tokio::spawn(node::peers::follow(
         config.client.clone(),
         config.family,
         config.node_name.clone(),
         config.node_ip,
         network.clone(),
+        out_of_date.clone(),
         shutdown.clone(),
     ));
 
@@ -117,6 +126,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
         host_ips: vec![config.node_ip.to_string()],
         instance: net.instance.clone(),
         layout,
+        local_volumes,
         runtime: config.runtime.clone(),
         images: Images::new(source.clone()),
         network: Arc::new(network),
@@ -142,7 +152,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     };
     facts.refresh().await;
     recorder.node(&config.node_name, Severity::Normal, "Starting", "Starting kubelet.");
-    tokio::spawn(registration.keep_alive(facts, shutdown.clone()));
+    tokio::spawn(registration.keep_alive(facts, out_of_date, shutdown.clone()));
+    if config.family == Family::Standard {
+        tokio::spawn(volumes::local::run(ctx.clone(), shutdown.clone()));
+    }
     tokio::spawn(server::serve(ctx.clone(), listener, acceptor, shutdown.clone()));
     tokio::spawn(server::rotation::run(ctx.clone(), shutdown.clone()));
     tokio::select! {

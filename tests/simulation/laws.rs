@@ -2,6 +2,8 @@
 //!
 //! Owns: the record of commits that laws are judged on as they happen, and the judgement of a world at rest.
 
+use crate::jobs::{JOBS, JobRecords};
+use crate::storage::Ledger;
 use crate::world::{Machines, Observed};
 use proa_store::{Committed, Op, Txn};
 use serde_json::Value;
@@ -21,6 +23,9 @@ pub(crate) struct Records {
     deployments: BTreeMap<String, Value>,
     budgets: BTreeMap<String, Value>,
     sizes: BTreeMap<String, Size>,
+    /// Claims and volumes.
+    pub(crate) storage: Ledger,
+    jobs: JobRecords,
     /// Every change of a pod: what a watcher must see, no more and no less.
     pub(crate) pod_events: Vec<(u64, String, &'static str)>,
     /// Something other than the rollout takes pods away or hides them: bounds on availability do not hold.
@@ -45,7 +50,8 @@ impl Records {
             match op {
                 Op::Put { key, .. } => {
                     let Some(entry) = entries.next() else { continue };
-                    if [PODS, SETS, DEPLOYMENTS, BUDGETS].iter().any(|prefix| key.starts_with(prefix)) {
+                    self.broken.extend(self.storage.put(key, &entry.bytes));
+                    if [PODS, SETS, DEPLOYMENTS, BUDGETS, JOBS].iter().any(|prefix| key.starts_with(prefix)) {
                         let object = serde_json::from_slice(&entry.bytes).expect("objects are stored as JSON");
                         self.put(key, object, committed.revision.0);
                     }
@@ -54,9 +60,11 @@ impl Records {
                     if self.pods.remove(&**key).is_some() {
                         self.pod_events.push((committed.revision.0, key.to_string(), "DELETED"));
                     }
+                    self.broken.extend(self.storage.delete(key));
                     self.sets.remove(&**key);
                     self.deployments.remove(&**key);
                     self.budgets.remove(&**key);
+                    self.jobs.deleted(key);
                 }
             }
         }
@@ -67,6 +75,8 @@ impl Records {
             self.sets.insert(key.to_owned(), object);
         } else if key.starts_with(BUDGETS) {
             self.budgets.insert(key.to_owned(), object);
+        } else if key.starts_with(JOBS) {
+            self.broken.extend(self.jobs.job(key, object));
         } else if key.starts_with(DEPLOYMENTS) {
             let held = self.sizes.get(uid(&object)).copied();
             let now = Size::of(&object);
@@ -81,6 +91,7 @@ impl Records {
         } else {
             let before = self.pods.insert(key.to_owned(), object);
             let after = &self.pods[key];
+            self.jobs.pod(after);
             self.pod_events.push((revision, key.to_owned(), if before.is_some() { "MODIFIED" } else { "ADDED" }));
             let node = |pod: &Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
             if let Some(before) = &before
@@ -273,6 +284,8 @@ pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted]) 
             }
         }
     }
+    store.records.lock().storage.at_rest()?;
+    store.records.lock().jobs.at_rest(&objects, store.now())?;
     let running: BTreeSet<&str> = pods.iter().map(|pod| uid(pod)).collect();
     match machines.containers.iter().find(|(uid, _)| !running.contains(uid.as_str())) {
         Some((uid, container)) => Err(format!("{} still runs a container of {uid}, which is gone", container.node)),

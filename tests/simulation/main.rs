@@ -12,8 +12,10 @@ mod apart;
 mod auditor;
 mod faults;
 mod hollow;
+mod jobs;
 mod laws;
 mod scenario;
+mod storage;
 mod world;
 
 use apart::tell;

@@ -5,7 +5,9 @@
 use crate::auditor::Auditor;
 use crate::faults::{Rates, Weather};
 use crate::hollow::Hollow;
+use crate::jobs::{a_cron_job, a_job};
 use crate::laws::{Wanted, at_rest};
+use crate::storage;
 use crate::world::{Machines, Observed, now_from};
 use http_body_util::{BodyExt, Full};
 use kube::Client;
@@ -70,7 +72,12 @@ pub(crate) fn virtual_time<T>(what: impl Future<Output = T>) -> T {
 
 async fn open(log: &Arc<Observed>, keys: &Path, seed: u64) -> Server {
     let now = now_from(Instant::now());
-    let config = Config { clock: proa_apiserver::Clock::new(now), entropy: Entropy::seeded(seed), ..Config::new(keys) };
+    let config = Config {
+        clock: proa_apiserver::Clock::new(now),
+        entropy: Entropy::seeded(seed),
+        definitions: proa_crds::extension_definitions(),
+        ..Config::new(keys)
+    };
     Server::open(config, log.clone() as Arc<dyn Log>).await.expect("the server opens")
 }
 
@@ -101,6 +108,7 @@ struct Play {
     origin: Instant,
     clock: proa_controllers::Clock,
     incarnations: u64,
+    jobs: u32,
 }
 
 impl Play {
@@ -132,6 +140,7 @@ impl Play {
             origin,
             clock: proa_controllers::Clock::simulated(crate::world::START.parse().expect("a time")),
             incarnations: 0,
+            jobs: 0,
             store,
             server,
             machines,
@@ -205,9 +214,18 @@ impl Play {
 
     async fn acts(&mut self) -> Result<(), String> {
         self.must("POST", "/api/v1/namespaces", JSON, &json!({"metadata": {"name": "shop"}})).await?;
+        self.must("POST", "/apis/storage.k8s.io/v1/storageclasses", JSON, &storage::class()).await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
         for name in ["web", "api"].iter().take(self.chance.random_range(1..=2)) {
             self.deploy(name).await?;
+        }
+        if self.chance.random_bool(0.5) {
+            self.start_job().await?;
+        }
+        if self.chance.random_bool(0.2) {
+            let cron = a_cron_job("tick", &mut self.chance);
+            self.tell(format!("a CronJob: {}", cron["spec"]));
+            self.must("POST", "/apis/batch/v1/namespaces/shop/cronjobs", JSON, &cron).await?;
         }
         self.rest("the start").await?;
         self.evict().await?;
@@ -217,6 +235,13 @@ impl Play {
         }
         self.evict().await?;
         self.leave().await
+    }
+
+    async fn start_job(&mut self) -> Result<(), String> {
+        self.jobs += 1;
+        let job = a_job(&format!("job-{}", self.jobs), &mut self.chance);
+        self.tell(format!("job {}: {}", self.jobs, job["spec"]));
+        self.must("POST", "/apis/batch/v1/namespaces/shop/jobs", JSON, &job).await.map(drop)
     }
 
     async fn deploy(&mut self, name: &str) -> Result<(), String> {
@@ -234,11 +259,22 @@ impl Play {
         } else {
             json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}})
         };
-        let notes = if guarded { json!({"proa.dev/rollback": "on-failure"}) } else { json!({}) };
+        // Half of them by the annotation, half by a policy with steps of its own.
+        let by_policy = guarded && self.chance.random_bool(0.5);
+        let notes = if guarded && !by_policy { json!({"proa.dev/rollback": "on-failure"}) } else { json!({}) };
+        if by_policy {
+            let step =
+                json!({"percent": self.chance.random_range(1..=60), "waitSeconds": self.chance.random_range(0..8)});
+            let spec = json!({"selector": {"matchLabels": {"app": name}}, "steps": [step], "soakSeconds": self.chance.random_range(0..120)});
+            self.tell(format!("a policy for {name}: {spec}"));
+            let policy =
+                json!({"apiVersion": "proa.dev/v1", "kind": "RolloutPolicy", "metadata": {"name": name}, "spec": spec});
+            self.must("POST", "/apis/proa.dev/v1/namespaces/shop/rolloutpolicies", JSON, &policy).await?;
+        }
         let ready = if self.chance.random_bool(0.3) { 3 } else { 0 };
         let labels = json!({"app": name});
         let deployment = json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "annotations": notes},
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "labels": labels, "annotations": notes},
             "spec": {"replicas": replicas, "minReadySeconds": ready, "selector": {"matchLabels": labels}, "strategy": strategy,
                 "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": "v1"}]}}},
         });
@@ -317,6 +353,9 @@ impl Play {
         let mut down: Vec<String> = Vec::new();
         for _ in 0..self.chance.random_range(2..=6) {
             self.happen(&mut down).await?;
+            if self.chance.random_bool(0.4) {
+                self.claim().await;
+            }
             let longest = if self.chance.random_bool(0.5) { 1_500 } else { 15_000 };
             let pause = self.chance.random_range(0..longest);
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -330,10 +369,28 @@ impl Play {
         Ok(())
     }
 
+    /// Somebody wants storage, or wants it no more.
+    async fn claim(&mut self) {
+        const CLAIMS: &str = "/api/v1/namespaces/shop/persistentvolumeclaims";
+        let name = format!("disk-{}", self.chance.random_range(0..3));
+        if self.store.records.lock().storage.wanted.remove(&name) {
+            self.tell(format!("{name} is given up"));
+            self.call("DELETE", &format!("{CLAIMS}/{name}"), JSON, &json!({})).await;
+            return;
+        }
+        // Of the same name the last may still be going.
+        let (code, _) = self.call("POST", CLAIMS, JSON, &storage::claim(&name)).await;
+        self.tell(format!("{name} is claimed: {code}"));
+        if code == 201 {
+            self.store.records.lock().storage.wanted.insert(name);
+        }
+    }
+
     async fn happen(&mut self, down: &mut Vec<String>) -> Result<(), String> {
         let at = self.chance.random_range(0..self.wanted.len());
         let name = self.wanted[at].name.clone();
-        match self.chance.random_range(0..20) {
+        match self.chance.random_range(0..23) {
+            20..=22 => self.start_job().await,
             0..=6 => {
                 let images = ["v1", "v2", "v3", "v4", "broken1", "missing1"];
                 let image = images[self.chance.random_range(0..images.len())];
@@ -451,6 +508,7 @@ impl Play {
         self.tell("the namespace is deleted".into());
         self.must("DELETE", "/api/v1/namespaces/shop", JSON, &json!({})).await?;
         self.wanted.clear();
+        self.store.records.lock().storage.wanted.clear();
         self.rest("the end").await?;
         let left = self.store.entries("/registry/").into_iter().find(|entry| entry.key.contains("/shop"));
         match left {

@@ -2,6 +2,7 @@
 //! on a platform of its own in a network namespace of its own. Needs root and kubectl.
 
 mod autoscaling;
+mod bounds;
 mod cgroup_v2;
 mod command_line;
 mod family;
@@ -9,11 +10,16 @@ mod faults;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod harness;
+mod jobs;
 mod kubectl;
 mod machines;
 mod network;
 mod parts;
 mod pods;
+mod policy;
+mod release;
 mod rollback;
 mod rollout;
 mod samples;
+mod scheduling;
+mod volumes;

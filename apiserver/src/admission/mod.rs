@@ -1,9 +1,16 @@
 //! What guards or completes a write beyond the kind's own rules. Built in, in a fixed order; webhooks
 //! are not there yet.
 
+mod authors;
 mod certificates;
+mod known_to_fail;
+mod limit_range;
 mod node;
+mod pod_security;
 mod pods;
+mod priority;
+pub mod quota;
+mod storage;
 mod token_secrets;
 
 use proa_apimachinery::object::Object;
@@ -26,10 +33,49 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     match (&*kind.group, &*kind.plural) {
         ("", "pods") if op == Op::Create => pods::admit(call, new).await,
         ("", "nodes") => own_certificate(call, new, old),
+        ("", "persistentvolumeclaims") => storage::claim(call, op, new, old).await,
+        ("", "persistentvolumes") => {
+            storage::volume(op, new);
+            Ok(())
+        }
         ("", "secrets") => token_secrets::admit(call, new, old).await,
+        ("apps" | "proa.dev", "deployments" | "statefulsets" | "daemonsets") => {
+            if op == Op::Update {
+                known_to_fail::warning(new, old).into_iter().for_each(|warning| call.warn(warning));
+            }
+            authors::note(call, op, new, old)
+        }
         ("certificates.k8s.io", "certificatesigningrequests") => certificates::admit(call, op, new, old),
         _ => Ok(()),
     }
+}
+
+/// Refuses what is complete and valid in itself and yet may not be here.
+pub async fn validate(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
+    let kind = &call.resource.kind;
+    let refusal = match (&*kind.group, &*kind.plural, op) {
+        ("", "pods", Op::Create) => limit_range::refuse_pod(new, &limit_ranges(call)),
+        ("", "persistentvolumeclaims", Op::Create | Op::Update)
+            if old.is_none_or(|old| old.deletion_timestamp().is_none()) =>
+        {
+            call.core.caches.consistent().await?;
+            limit_range::refuse_claim(new, &limit_ranges(call))
+        }
+        ("scheduling.k8s.io", "priorityclasses", Op::Create | Op::Update) => {
+            call.core.caches.consistent().await?;
+            priority::refuse_default(new, &priority::classes(call))
+        }
+        _ => None,
+    };
+    match refusal {
+        Some(why) => Err(ApiError::forbidden(call.resource.group_resource(), new.name(), &why)),
+        None => pod_security::admit(call, op, new, old),
+    }
+}
+
+/// The LimitRanges of the namespace, by name.
+fn limit_ranges(call: &Call<'_>) -> Vec<Object> {
+    call.core.caches.resource("limitranges").items(call.namespace()).iter().map(|item| item.object()).collect()
 }
 
 /// By which certificate an agent is known is for its node to say, and for administrators: whoever else could

@@ -9,10 +9,13 @@ use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::Value;
 
-use crate::authz::node::LEASES;
+use crate::authz::node::{LEASES, local_to};
 use crate::kinds::Op;
 use crate::kinds::pod::{CONFIG_REVISION, MIRROR, Referent, references};
 use crate::registry::Call;
+
+/// Holds a volume until its node has removed what is left of it.
+const LOCAL_VOLUME: &str = "proa.dev/local-volume";
 
 /// Labels under `kubernetes.io` and `k8s.io` that a node may give itself.
 const OWN_LABELS: &[&str] = &[
@@ -51,6 +54,8 @@ pub(super) fn admit(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object>)
         ("coordination.k8s.io", "leases", ..) if new.name() != node => {
             Err("can only access node lease with the same name as the requesting node".to_owned())
         }
+        ("", "persistentvolumes", Op::Update, Some(old)) => let_go(node, new, old),
+        ("", "persistentvolumes", ..) => Err(format!("node \"{node}\" can only let go of volumes that lie on it")),
         ("storage.k8s.io", "csinodes", ..) if new.name() != node => {
             Err("can only access CSINode with the same name as the requesting node".to_owned())
         }
@@ -178,6 +183,23 @@ fn own_node(node: &str, new: &Object, old: Option<&Object>) -> Result<(), String
         }
         _ => Ok(()),
     }
+}
+
+/// A node takes its own finalizer off a volume of its that goes away, and changes nothing else.
+fn let_go(node: &str, new: &Object, old: &Object) -> Result<(), String> {
+    let only = || format!("node \"{node}\" can only remove the finalizer {LOCAL_VOLUME} from volumes that lie on it");
+    if old.deletion_timestamp().is_none() || local_to(old) != Some(node) {
+        return Err(only());
+    }
+    let kept: Vec<&str> = old.finalizers().filter(|finalizer| *finalizer != LOCAL_VOLUME).collect();
+    let rest = |volume: &Object| {
+        let mut volume = volume.clone();
+        for field in ["finalizers", "managedFields", "resourceVersion"] {
+            volume.metadata_mut().shift_remove(field);
+        }
+        volume
+    };
+    if new.finalizers().eq(kept) && rest(new) == rest(old) { Ok(()) } else { Err(only()) }
 }
 
 /// The labels that differ.

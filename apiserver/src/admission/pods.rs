@@ -1,18 +1,21 @@
-//! What a new pod gets that must be looked up: its priority and its service account.
+//! What a new pod gets that must be looked up: its namespace's limits, its priority and its service account.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use proa_apimachinery::field::join;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
 
+use super::{limit_range, priority};
 use crate::cache::Item;
-use crate::kinds::pod::{MIRROR, admit_priority, admit_service_account, service_account_name};
+use crate::kinds::pod::{MIRROR, admit_service_account, service_account_name};
 use crate::registry::{Call, meta};
 
 pub(super) async fn admit(call: &Call<'_>, pod: &mut Object) -> Result<(), ApiError> {
-    priority(call, pod)?;
+    // What bounds it may have been written an instant ago, on another connection.
+    call.core.caches.consistent().await?;
+    limit_range::complete(pod, &super::limit_ranges(call));
+    priority::admit(pod, &priority::classes(call)).map_err(|why| refuse(pod, &why))?;
     // Mirror pods stand for what a node runs by itself: nothing is injected into them.
     if pod.annotation(MIRROR).is_none() {
         service_account(call, pod).await?;
@@ -22,22 +25,6 @@ pub(super) async fn admit(call: &Call<'_>, pod: &mut Object) -> Result<(), ApiEr
 
 fn refuse(pod: &Object, why: &str) -> ApiError {
     ApiError::forbidden(GroupResource::new("", "pods"), pod.name(), why)
-}
-
-fn priority(call: &Call<'_>, pod: &mut Object) -> Result<(), ApiError> {
-    let classes = call.core.caches.resource("priorityclasses.scheduling.k8s.io");
-    let name = pod.get_str(&["spec", "priorityClassName"]).unwrap_or_default();
-    let class = if name.is_empty() {
-        classes
-            .items("")
-            .iter()
-            .map(|item| item.object())
-            .find(|class| class.get_bool(&["globalDefault"]) == Some(true))
-    } else {
-        classes.get("", name).map(|item| item.object())
-    };
-    let errors = admit_priority(pod, class.as_ref());
-    if errors.is_empty() { Ok(()) } else { Err(refuse(pod, &join(&errors))) }
 }
 
 /// How long a pod waits for the account that every namespace is given.

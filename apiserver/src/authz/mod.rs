@@ -30,6 +30,8 @@ pub struct Attributes<'a> {
     pub path: &'a str,
     /// The fields, and their values, to which a field selector narrows a list or watch.
     pub selected: &'a [(String, String)],
+    /// The labels, and their values, to which a label selector narrows it.
+    pub labelled: &'a [(String, String)],
 }
 
 impl<'a> From<&'a RequestInfo> for Attributes<'a> {
@@ -43,6 +45,7 @@ impl<'a> From<&'a RequestInfo> for Attributes<'a> {
             name: &info.name,
             path: &info.path,
             selected: &info.selected,
+            labelled: &info.labelled,
         }
     }
 }

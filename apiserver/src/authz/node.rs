@@ -6,12 +6,17 @@
 
 use std::sync::LazyLock;
 
+use proa_apimachinery::Object;
+use serde_json::Value;
+
 use super::Attributes;
 use super::rbac::Rule;
 use crate::core::Core;
 use crate::kinds::pod::Referent;
 use crate::user::User;
 
+/// A node's name, as a label of it and of the volumes that lie on it.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 /// Where the leases of nodes are.
 pub const LEASES: &str = "kube-node-lease";
 
@@ -71,7 +76,13 @@ fn own_objects(core: &Core, node: &str, what: &Attributes<'_>) -> bool {
         ("", "secrets", "") => verb(READ) && refer(Referent::Secret),
         ("", "configmaps", "") => verb(READ) && refer(Referent::ConfigMap),
         ("", "persistentvolumeclaims", "" | "status") => verb(&["get"]) && refer(Referent::PersistentVolumeClaim),
-        ("", "persistentvolumes", "") => verb(&["get"]) && claimed(core, node, what.name),
+        // Those that lie on the node: its agent removes what is left of them.
+        ("", "persistentvolumes", "") => {
+            let narrowed = what.labelled.iter().any(|(label, value)| label == HOSTNAME && value == node);
+            verb(&["list", "watch"]) && narrowed
+                || verb(&["get"]) && claimed(core, node, what.name)
+                || verb(&["get", "patch"]) && lies_on(core, node, what.name)
+        }
         ("", "serviceaccounts", "") => verb(&["get"]) && refer(Referent::ServiceAccount),
         ("", "serviceaccounts", "token") => verb(&["create"]) && refer(Referent::ServiceAccount),
         ("coordination.k8s.io", "leases", "") => {
@@ -86,6 +97,24 @@ fn own_objects(core: &Core, node: &str, what: &Attributes<'_>) -> bool {
 /// The object called after the node. Creation carries no name in the path: admission looks at the object's.
 fn own(node: &str, what: &Attributes<'_>, verbs: &[&str]) -> bool {
     what.verb == "create" && what.name.is_empty() || what.name == node && verbs.contains(&what.verb)
+}
+
+/// Whether the volume says that it is reached from this node alone.
+fn lies_on(core: &Core, node: &str, volume: &str) -> bool {
+    let item = core.caches.resource("persistentvolumes").get("", volume);
+    item.is_some_and(|item| item.object().label(HOSTNAME) == Some(node) && local_to(&item.object()) == Some(node))
+}
+
+/// The one node a volume can be reached from, by the affinity a provisioner of local storage gives it.
+pub fn local_to(volume: &Object) -> Option<&str> {
+    let terms = volume.get_list(&["spec", "nodeAffinity", "required", "nodeSelectorTerms"]);
+    let [term] = terms else { return None };
+    let [requirement] = term.get("matchExpressions")?.as_array()?.as_slice() else { return None };
+    let text = |field: &str| requirement.get(field).and_then(Value::as_str);
+    match (text("key"), text("operator"), requirement.get("values")?.as_array()?.as_slice()) {
+        (Some(HOSTNAME), Some("In"), [node]) => node.as_str(),
+        _ => None,
+    }
 }
 
 /// Whether the volume is bound to a claim that a pod of the node names.

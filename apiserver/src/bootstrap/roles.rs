@@ -1,7 +1,8 @@
 //! Owns the cluster roles every cluster starts with, as lines of text: `verbs group resources`, or
 //! `verbs url paths`. `core` is the core group; `R` and `W` stand for the reading and writing verbs.
 //!
-//! Source: the bootstrap policy of Kubernetes 1.36 (`plugin/pkg/auth/authorizer/rbac/bootstrappolicy`).
+//! Source: the bootstrap policy of Kubernetes 1.36 (`plugin/pkg/auth/authorizer/rbac/bootstrappolicy`), and the
+//! platform's own kinds of `proa.dev`.
 
 /// A role: its name, labels to aggregate it by, and its rules.
 pub(super) struct Role {
@@ -59,7 +60,8 @@ pub(super) const ROLES: &[Role] = &[
          W policy poddisruptionbudgets\n\
          W networking.k8s.io ingresses,networkpolicies\n\
          RW coordination.k8s.io leases\n\
-         W resource.k8s.io resourceclaims,resourceclaimtemplates",
+         W resource.k8s.io resourceclaims,resourceclaimtemplates\n\
+         W proa.dev releases,rolloutpolicies",
     ),
     part(
         "system:aggregate-to-view",
@@ -72,7 +74,8 @@ pub(super) const ROLES: &[Role] = &[
          R batch cronjobs,cronjobs/status,jobs,jobs/status\n\
          R policy poddisruptionbudgets,poddisruptionbudgets/status\n\
          R networking.k8s.io ingresses,ingresses/status,networkpolicies\n\
-         R resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates",
+         R resource.k8s.io resourceclaims,resourceclaims/status,resourceclaimtemplates\n\
+         R proa.dev releases,releases/status,rolloutpolicies",
     ),
     part("system:aggregated-metrics-reader", "view", "R metrics.k8s.io nodes,pods"),
     role(
@@ -223,10 +226,23 @@ pub(super) const CONTROLLERS: &[(&str, &str)] = &[
          delete,list,get,watch core pods\n\
          get,list,watch,create,update coordination.k8s.io leases",
     ),
+    ("resourcequota-controller", "list,watch * *\nget,patch,update core resourcequotas,resourcequotas/status"),
     ("pod-garbage-collector", "delete,list,watch,get core pods\nget,list,watch core nodes\npatch core pods/status"),
     (
         "clusterrole-aggregation-controller",
         "escalate,get,list,patch,update,watch rbac.authorization.k8s.io clusterroles",
+    ),
+    (
+        "persistent-volume-binder",
+        "create,delete,get,list,patch,update,watch core persistentvolumes\n\
+         patch,update core persistentvolumes/status,persistentvolumeclaims/status\n\
+         get,list,patch,update,watch core persistentvolumeclaims\n\
+         R storage.k8s.io storageclasses\n\
+         R core nodes,pods",
+    ),
+    (
+        "ephemeral-volume-controller",
+        "R core pods\nupdate core pods/finalizers\nget,list,watch,create core persistentvolumeclaims",
     ),
     (
         "statefulset-controller",

@@ -69,6 +69,8 @@ pub(super) const REPLICA_SET: Rules = Rules {
 };
 
 pub(super) const STATEFUL_SET: Rules = Rules {
+    // A pod's host name is the set's name and a number.
+    name: names::is_dns1123_label,
     default: |object| {
         let spec = spec_mut(object);
         template::defaults_in(spec);
@@ -97,10 +99,23 @@ pub(super) const STATEFUL_SET: Rules = Rules {
         spec.child("podManagementPolicy").one_of(errors, &["OrderedReady", "Parallel"]);
         let strategy = spec.child("updateStrategy");
         strategy.child("type").one_of(errors, &["OnDelete", "RollingUpdate"]);
-        if strategy.child("type").str() == "OnDelete" && strategy.child("rollingUpdate").present() {
-            strategy.child("rollingUpdate").invalid(errors, "only allowed for updateStrategy 'RollingUpdate'");
+        let rolling = strategy.child("rollingUpdate");
+        if strategy.child("type").str() == "OnDelete" && rolling.present() {
+            rolling.invalid(errors, "only allowed for updateStrategy 'RollingUpdate'");
         }
-        strategy.child("rollingUpdate").child("partition").non_negative(errors);
+        rolling.child("partition").non_negative(errors);
+        let unavailable = rolling.child("maxUnavailable");
+        if unavailable.present() {
+            amount(&unavailable, errors);
+            whole(&unavailable, errors);
+            if zero(&unavailable) {
+                unavailable.invalid(errors, "cannot be 0");
+            }
+        }
+        let retention = spec.child("persistentVolumeClaimRetentionPolicy");
+        for field in ["whenScaled", "whenDeleted"] {
+            retention.child(field).one_of(errors, &["Delete", "Retain"]);
+        }
         spec.child("ordinals").child("start").non_negative(errors);
         if let Some(old) = old {
             const MAY: [&str; 9] = [
@@ -142,9 +157,20 @@ pub(super) const DAEMON_SET: Rules = Rules {
         let spec = At::of(new, "spec");
         numbers(&spec, &["minReadySeconds", "revisionHistoryLimit"], errors);
         let strategy = spec.child("updateStrategy");
-        strategy.child("type").one_of(errors, &["RollingUpdate", "OnDelete"]);
-        amount(&strategy.child("rollingUpdate").child("maxUnavailable"), errors);
-        amount(&strategy.child("rollingUpdate").child("maxSurge"), errors);
+        strategy.child("type").one_of(errors, &["OnDelete", "RollingUpdate"]);
+        if strategy.child("type").str() == "RollingUpdate" {
+            let rolling = strategy.child("rollingUpdate");
+            let (unavailable, surge) = (rolling.child("maxUnavailable"), rolling.child("maxSurge"));
+            for part in [&unavailable, &surge] {
+                amount(part, errors);
+                whole(part, errors);
+            }
+            match (zero(&unavailable), zero(&surge)) {
+                (false, false) => surge.invalid(errors, "may not be set when maxUnavailable is non-zero"),
+                (true, true) => unavailable.missing(errors, "cannot be 0 when maxSurge is 0"),
+                _ => {}
+            }
+        }
         fixed_selector(new, old, errors);
     },
     ..WORKLOAD
@@ -221,9 +247,7 @@ fn strategy(strategy: &At<'_>, errors: &mut FieldErrors) {
             if zero(&unavailable) && zero(&surge) {
                 unavailable.invalid(errors, "may not be 0 when `maxSurge` is 0");
             }
-            if percent(&unavailable).is_some_and(|p| p > 100) {
-                unavailable.invalid(errors, "must not be greater than 100%");
-            }
+            whole(&unavailable, errors);
         }
         _ => strategy.child("type").not_supported(errors, &["Recreate", "RollingUpdate"]),
     }
@@ -242,6 +266,13 @@ fn percent(at: &At<'_>) -> Option<u64> {
     at.str().strip_suffix('%')?.parse().ok()
 }
 
+/// A percentage is of no more than all.
+fn whole(at: &At<'_>, errors: &mut FieldErrors) {
+    if percent(at).is_some_and(|percent| percent > 100) {
+        at.invalid(errors, "must not be greater than 100%");
+    }
+}
+
 fn zero(at: &At<'_>) -> bool {
     at.int() == Some(0) || percent(at) == Some(0)
 }
@@ -254,19 +285,33 @@ fn fixed_selector(new: &Object, old: Option<&Object>, errors: &mut FieldErrors) 
 }
 
 /// Counts are not negative, and no more are ready than there are.
-fn validate_status(new: &Object, _: &Object, errors: &mut FieldErrors) {
+fn validate_status(new: &Object, old: &Object, errors: &mut FieldErrors) {
     let status = At::of(new, "status");
-    const COUNTS: [&str; 6] = [
+    const COUNTS: [&str; 15] = [
         "observedGeneration",
         "replicas",
+        "currentReplicas",
         "updatedReplicas",
         "readyReplicas",
         "availableReplicas",
         "unavailableReplicas",
+        "collisionCount",
+        "currentNumberScheduled",
+        "desiredNumberScheduled",
+        "numberMisscheduled",
+        "numberReady",
+        "updatedNumberScheduled",
+        "numberAvailable",
+        "numberUnavailable",
     ];
     numbers(&status, &COUNTS, errors);
+    let collisions = status.child("collisionCount");
+    if collisions.int().is_some_and(|count| count < At::of(old, "status").child("collisionCount").int().unwrap_or(0)) {
+        collisions.invalid(errors, "cannot be decremented");
+    }
     let count = |field: &str| status.child(field).int().unwrap_or(0);
     for (less, more) in [
+        ("currentReplicas", "replicas"),
         ("updatedReplicas", "replicas"),
         ("readyReplicas", "replicas"),
         ("availableReplicas", "replicas"),

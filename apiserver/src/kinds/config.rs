@@ -1,5 +1,4 @@
-//! Owns the strategies of ConfigMap, Secret, ServiceAccount, and of the per-namespace bounds
-//! (LimitRange, ResourceQuota). Never enforces a bound.
+//! Owns the strategies of ConfigMap, Secret and ServiceAccount.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,8 +6,8 @@ use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::{Object, names};
 use serde_json::Value;
 
-use super::at::{At, map_at, maps_at, or_set, spec_mut};
-use super::{Op, Rules, meta, pod};
+use super::at::{At, or_set};
+use super::{Op, Rules, meta};
 
 /// All data of a ConfigMap or Secret together, in bytes.
 const DATA_MAX: usize = 1024 * 1024;
@@ -142,77 +141,3 @@ fn fixed(op: Op, new: &Object, old: Option<&Object>, fields: &[&str], errors: &m
 }
 
 pub(super) const SERVICE_ACCOUNT: Rules = Rules::GENERIC;
-
-pub(super) const LIMIT_RANGE: Rules = Rules {
-    default: |object| {
-        for limit in maps_at(spec_mut(object), "limits") {
-            for field in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
-                if let Some(list) = map_at(limit, field) {
-                    pod::canonical_quantities(list);
-                }
-            }
-            // A default limit is the largest allowed, a default request the default limit or the smallest.
-            if limit.get("type").and_then(Value::as_str) == Some("Container") {
-                for (to, from) in [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")] {
-                    let Some(source) = limit.get(from).and_then(Value::as_object).cloned() else { continue };
-                    let target = super::at::map_in(limit, to);
-                    for (name, amount) in source {
-                        or_set(target, &name, amount);
-                    }
-                }
-            }
-        }
-    },
-    validate: |_, new, _, errors| {
-        let mut seen = Vec::new();
-        for limit in At::of(new, "spec").child("limits").items() {
-            let type_ = limit.child("type");
-            if type_.required(errors) && seen.contains(&type_.str()) {
-                type_.duplicate(errors);
-            }
-            seen.push(type_.str());
-            for field in ["max", "min", "default", "defaultRequest"] {
-                pod::quantities(&limit.child(field), errors);
-            }
-        }
-    },
-    ..Rules::GENERIC
-};
-
-pub(super) const RESOURCE_QUOTA: Rules = Rules {
-    status: true,
-    default: |object| {
-        if let Some(hard) = map_at(spec_mut(object), "hard") {
-            pod::canonical_quantities(hard);
-        }
-    },
-    validate: |_, new, old, errors| {
-        let spec = At::of(new, "spec");
-        for (_, amount) in spec.child("hard").entries() {
-            match amount.value.map(proa_apimachinery::quantity::Quantity::from_value) {
-                Some(Err(error)) => amount.invalid(errors, error.to_string()),
-                Some(Ok(q)) if q.sign() < 0 => amount.invalid(errors, "must be greater than or equal to 0"),
-                _ => {}
-            }
-        }
-        let scopes = spec.child("scopes");
-        for scope in scopes.items() {
-            scope.one_of(
-                errors,
-                &[
-                    "BestEffort",
-                    "CrossNamespacePodAffinity",
-                    "NotBestEffort",
-                    "NotTerminating",
-                    "PriorityClass",
-                    "Terminating",
-                    "VolumeAttributesClass",
-                ],
-            );
-        }
-        if let Some(old) = old {
-            meta::immutable(scopes.value, old.get(&["spec", "scopes"]), &scopes.path, errors);
-        }
-    },
-    ..Rules::GENERIC
-};

@@ -18,6 +18,7 @@ mod apps;
 mod at;
 mod autoscaling;
 mod batch;
+mod bounds;
 mod cells;
 pub mod certificates;
 mod columns;
@@ -37,7 +38,7 @@ mod rows;
 mod rules;
 mod service;
 mod settings;
-mod storage;
+pub mod storage;
 mod template;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use proa_apimachinery::jsonpath::JsonPath;
 use super::columns::{self as c, Col};
 use super::{
     Convert, Kind, Rules, STORED, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource,
-    admissionregistration, apps, autoscaling, batch, certificates, config, crd, discovery, events, namespace,
+    admissionregistration, apps, autoscaling, batch, bounds, certificates, config, crd, discovery, events, namespace,
     networking, node, pod, rbac, service, storage, template,
 };
 
@@ -204,8 +204,7 @@ const ROWS: &[Row] = &[
         .subs(&["status", "scale"])
         .columns(c::REPLICA_SET)
         .fields(&[("status.replicas", "0")])
-        .rules(apps::REPLICATION_CONTROLLER)
-        .inert(),
+        .rules(apps::REPLICATION_CONTROLLER),
     core!("Service", "services")
         .short(&["svc"])
         .all()
@@ -252,26 +251,23 @@ const ROWS: &[Row] = &[
             ("type", ""),
         ])
         .rules(events::CORE_EVENT),
-    core!("LimitRange", "limitranges").short(&["limits"]).rules(config::LIMIT_RANGE).inert(),
+    core!("LimitRange", "limitranges").short(&["limits"]).rules(bounds::LIMIT_RANGE),
     core!("ResourceQuota", "resourcequotas")
         .short(&["quota"])
         .subs(&["status"])
         .columns(c::RESOURCE_QUOTA)
-        .rules(config::RESOURCE_QUOTA)
-        .inert(),
+        .rules(bounds::RESOURCE_QUOTA),
     core!("PersistentVolume", "persistentvolumes")
         .cluster()
         .short(&["pv"])
         .subs(&["status"])
         .columns(c::PERSISTENT_VOLUME)
-        .rules(storage::PERSISTENT_VOLUME)
-        .inert(),
+        .rules(storage::PERSISTENT_VOLUME),
     core!("PersistentVolumeClaim", "persistentvolumeclaims")
         .short(&["pvc"])
         .subs(&["status"])
         .columns(c::PERSISTENT_VOLUME_CLAIM)
-        .rules(storage::PERSISTENT_VOLUME_CLAIM)
-        .inert(),
+        .rules(storage::PERSISTENT_VOLUME_CLAIM),
     core!("Binding", "bindings").answered(),
     core!("ComponentStatus", "componentstatuses").cluster().short(&["cs"]).columns(c::COMPONENT_STATUS).answered(),
     // apps
@@ -293,15 +289,13 @@ const ROWS: &[Row] = &[
         .all()
         .subs(&["status", "scale"])
         .columns(c::STATEFUL_SET)
-        .rules(apps::STATEFUL_SET)
-        .inert(),
+        .rules(apps::STATEFUL_SET),
     row!("apps", "apps", "DaemonSet", "daemonsets")
         .short(&["ds"])
         .all()
         .subs(&["status"])
         .columns(c::DAEMON_SET)
-        .rules(apps::DAEMON_SET)
-        .inert(),
+        .rules(apps::DAEMON_SET),
     row!("apps", "apps", "ControllerRevision", "controllerrevisions")
         .columns(c::CONTROLLER_REVISION)
         .rules(apps::CONTROLLER_REVISION),
@@ -311,15 +305,13 @@ const ROWS: &[Row] = &[
         .subs(&["status"])
         .columns(c::JOB)
         .fields(&[("status.successful", "0")])
-        .rules(batch::JOB)
-        .inert(),
+        .rules(batch::JOB),
     row!("batch", "batch", "CronJob", "cronjobs")
         .short(&["cj"])
         .all()
         .subs(&["status"])
         .columns(c::CRON_JOB)
-        .rules(batch::CRON_JOB)
-        .inert(),
+        .rules(batch::CRON_JOB),
     // autoscaling: one stored kind in two versions
     Row::new(
         "io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler",
@@ -400,7 +392,7 @@ const ROWS: &[Row] = &[
         .subs(&["status"])
         .columns(c::VOLUME_ATTACHMENT)
         .conditional()
-        .rules(Rules::WITH_STATUS),
+        .rules(storage::VOLUME_ATTACHMENT),
     row!("storage", "storage.k8s.io", "VolumeAttributesClass", "volumeattributesclasses")
         .cluster()
         .short(&["vac"])
@@ -411,10 +403,15 @@ const ROWS: &[Row] = &[
         .columns(c::CSI_DRIVER)
         .conditional()
         .rules(storage::CSI_DRIVER),
-    row!("storage", "storage.k8s.io", "CSINode", "csinodes").cluster().columns(c::CSI_NODE).conditional(),
+    row!("storage", "storage.k8s.io", "CSINode", "csinodes")
+        .cluster()
+        .columns(c::CSI_NODE)
+        .conditional()
+        .rules(storage::CSI_NODE),
     row!("storage", "storage.k8s.io", "CSIStorageCapacity", "csistoragecapacities")
         .columns(c::CSI_STORAGE_CAPACITY)
-        .conditional(),
+        .conditional()
+        .rules(storage::CSI_STORAGE_CAPACITY),
     // scheduling, coordination, node, discovery, events
     row!("scheduling", "scheduling.k8s.io", "PriorityClass", "priorityclasses")
         .cluster()

@@ -8,10 +8,14 @@ use serde_json::Value;
 
 use super::{Kind, Op, builtin};
 
+mod bounds;
 mod columns;
+mod jobs;
 mod others;
 mod pods;
 mod services;
+mod sets;
+mod storage;
 mod workloads;
 
 fn kind_of(object: &Object) -> Kind {

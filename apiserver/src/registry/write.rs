@@ -68,6 +68,7 @@ async fn complete(
             return Err(error);
         }
         escalation::check(call.core, call.user(), &kind.group, &kind.plural, new.namespace(), new, old)?;
+        admission::validate(call, op, new, old).await?;
         for warning in kind.strategy.warnings(new) {
             call.warn(warning);
         }
@@ -113,6 +114,7 @@ pub async fn create(
         if ownership == Ownership::Update {
             own(call, options, Op::Create, &mut new, None, &now);
         }
+        let charge = admission::quota::charge(call, Op::Create, &new, None).await?;
         let name = new.name().to_owned();
         if options.dry_run {
             if resource.cache.get(call.namespace(), &name).is_some() {
@@ -124,14 +126,17 @@ pub async fn create(
         let value = encoded(call, new)?;
         // Again, for its definition may have gone since: what is committed now comes before what removes it.
         definition_accepts(call)?;
-        let result = call.core.log.commit(Txn::put(key, value, Expect::Absent)).await;
-        match result {
+        let mut txn = Txn::put(key.as_str(), value, Expect::Absent);
+        txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
+        match call.core.log.commit(txn).await {
             Ok(committed) => {
                 held.keep(&call.core.allocators);
                 let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
                 take_up(call).await;
                 return Ok(resource.served(&bytes));
             }
+            // A quota was written meanwhile, by its controller or its owner.
+            Err(CommitError::Conflict { key: other, .. }) if *other != *key && tries < ATTEMPTS => {}
             Err(CommitError::Conflict { .. }) if generated && tries < 8 => {}
             Err(CommitError::Conflict { .. }) => {
                 return Err(ApiError::already_exists(resource.group_resource(), &name));
@@ -260,7 +265,9 @@ where
             return Ok(if remove { Outcome::Removed(bytes) } else { Outcome::Stored(bytes) });
         }
         let releases = if remove { resource.kind.strategy.allocate(Op::Delete, &new, Some(&old)) } else { Vec::new() };
-        let txn = replace(call, &item, new, remove)?;
+        let charge = if remove { None } else { admission::quota::charge(call, op, &new, Some(&old)).await? };
+        let mut txn = replace(call, &item, new, remove)?;
+        txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 held.keep(&call.core.allocators);

@@ -5,10 +5,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroup, APIResourceList};
 use kube::{Client, core::ApiResource};
 use std::{collections::HashSet, sync::Arc};
 
+/// What the server serves.
+///
 /// # Errors
 ///
 /// When the list of groups cannot be had. A single group that does not answer is told in [`Known::failures`].
-pub(super) async fn discover(client: &Client) -> Result<Known, kube::Error> {
+pub async fn discover(client: &Client) -> Result<Known, kube::Error> {
     let mut known = Known::default();
     let mut seen = HashSet::new();
     take_in(&mut known, &mut seen, &client.list_core_api_resources("v1").await?);

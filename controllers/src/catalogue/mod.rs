@@ -8,6 +8,7 @@ pub(crate) mod graph;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use discovery::discover;
 pub use graph::{Change, FOREGROUND, Graph, Item, ORPHAN, Presence, Remaining, Resource};
 
 use crate::Context;

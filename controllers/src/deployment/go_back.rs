@@ -2,17 +2,23 @@
 
 use super::{
     revisions::{number, same_template},
-    rollback::{self, Failure},
     undo::template_patch,
 };
-use crate::owners;
+use crate::{
+    owners,
+    rollback::{effective, marks},
+};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client,
     api::{ListParams, Patch, PatchParams},
 };
-use proa_crds::{Deployment, Family, ReplicaSet, annotations};
-use std::fmt;
+use proa_crds::{
+    Deployment, Failure, Family, ReplicaSet, RolloutPolicy, annotations,
+    policy::{FailureAction, WorkloadKind},
+    rollout_policies,
+};
+use std::{fmt, sync::Arc};
 
 /// How often a conflict with another writer is tried again.
 const ATTEMPTS: u32 = 5;
@@ -112,8 +118,8 @@ pub async fn rollback(
         held.retain(|set| owners::is_controlled_by(&set.metadata, uid));
         let (target, from) = choose(&deployment, &held, to)?;
         if let Some(failure) =
-            rollback::failure_of(target).filter(|failure| !rollback::is_retried(&deployment, failure))
-            && rollback::is_on(&deployment, wants_rollback(&client, namespace).await)
+            marks::failure_of(&target.metadata).filter(|failure| !marks::is_retried(&deployment.metadata, failure))
+            && would_be_refused(&client, namespace, &deployment).await
         {
             return Err(known_to_fail(family, &deployment, target, &failure));
         }
@@ -132,13 +138,20 @@ pub async fn rollback(
     }
 }
 
-/// Whether the namespace asks for automatic rollback. Somebody did when the revision was marked: to a user who may not
-/// read namespaces that is the best answer.
-async fn wants_rollback(client: &Client, namespace: &str) -> bool {
-    match Api::<Namespace>::all(client.clone()).get_metadata_opt(namespace).await {
-        Ok(namespace) => namespace.is_some_and(|namespace| rollback::is_wanted(&namespace)),
-        Err(_) => true,
-    }
+/// Whether the policy that holds would refuse a revision known to fail. Somebody wanted that when the revision was marked:
+/// to a user who may not read namespaces or policies that is the best answer.
+async fn would_be_refused(client: &Client, namespace: &str, deployment: &Deployment) -> bool {
+    let policies: Api<RolloutPolicy> = Api::namespaced_with(client.clone(), namespace, &rollout_policies());
+    let policies = match policies.list(&ListParams::default()).await {
+        Ok(list) => list.items.into_iter().map(Arc::new).collect(),
+        // An API server that does not know the kind has none.
+        Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
+        Err(_) => return true,
+    };
+    let Ok(namespace) = Api::<Namespace>::all(client.clone()).get_metadata_opt(namespace).await else { return true };
+    let wish = namespace.as_ref().and_then(|namespace| marks::note(&namespace.metadata, annotations::ROLLBACK));
+    effective(WorkloadKind::Deployment, &deployment.metadata, &policies, wish)
+        .is_some_and(|policy| policy.action != FailureAction::Alert)
 }
 
 fn known_to_fail(family: Family, deployment: &Deployment, set: &ReplicaSet, failure: &Failure) -> RollbackError {
@@ -179,7 +192,7 @@ fn choose<'a>(
         })?,
         None => {
             let mut earlier = sorted.iter().rev().skip(1);
-            earlier.find(|set| rollback::failure_of(set).is_none()).ok_or(RollbackError::NoHistory(name))?
+            earlier.find(|set| marks::failure_of(&set.metadata).is_none()).ok_or(RollbackError::NoHistory(name))?
         }
     };
     Ok((target, current))
@@ -228,7 +241,7 @@ mod tests {
         assert_eq!(found(&[set(1), failed(2), set(3)], None), Some(1), "right after an automatic rollback");
         assert_eq!(found(&[set(1), failed(2), set(3)], Some(2)), Some(2));
         assert_eq!(found(&[failed(2), set(3)], None), None);
-        let failure = rollback::failure_of(&failed(2)).expect("it");
+        let failure = marks::failure_of(&failed(2).metadata).expect("it");
         let said = known_to_fail(Family::Proa, &deployment(false), &failed(2), &failure).to_string();
         assert_eq!(
             said,

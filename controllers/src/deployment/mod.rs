@@ -8,53 +8,41 @@
 //! loop recognises that annotation, whoever wrote it, and lets configuration and what appliers remember follow. So there
 //! is one way back for a user's undo, for `proa rollback` and for the automatic one.
 
-mod applied;
-mod config;
 mod go_back;
 mod hash;
+mod judge;
 mod plan;
 mod revisions;
 mod roll;
-mod rollback;
 mod scale;
 mod status;
 #[cfg(test)]
 mod tests;
 mod undo;
-mod verdict;
 
-pub use config::{Live, Reference, kept_name, references};
 pub use go_back::{Outcome, RollbackError, rollback};
 pub use plan::{Action, Seen, plan};
-pub use rollback::Failure;
+pub(crate) use revisions::same_template;
 
 use crate::{
     ActError, Change, Context, Informer, Key, Loop, Plan, Queue, Writes,
     events::{Kind, Note},
     owners,
     patch::{MANAGER, json, merge_diff, params},
-    pods, selector,
+    pods,
+    rollback::{checks, config::references, evidence, marks, sight::Sight},
+    selector,
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, LogParams, Patch, PostParams, Preconditions, PropagationPolicy},
+    api::{DeleteParams, Patch, PostParams, Preconditions, PropagationPolicy},
 };
-use parking_lot::Mutex;
-use proa_crds::{Deployment, Pod, ReplicaSet, annotations, reasons};
+use proa_crds::{Deployment, Pod, ReplicaSet, policy::WorkloadKind, reasons};
 use serde_json::{Value, json};
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
-};
 
 const COMPONENT: &str = "deployment-controller";
-const BY_CONFIG: &str = "config";
-/// Evidence is worth waiting for, but not for long: the healthy revision is to come back.
-const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The deployment loop.
 pub struct Deployments {
@@ -62,13 +50,7 @@ pub struct Deployments {
     deployments: Informer<Deployment>,
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,
-    namespaces: Informer<Namespace>,
-    config_maps: Informer<ConfigMap>,
-    secrets: Informer<Secret>,
-    /// When the content of an object that is there was seen to change.
-    changed: Arc<Mutex<HashMap<(String, Reference), Timestamp>>>,
-    /// Since when changes of content are seen.
-    since: Timestamp,
+    sight: Sight,
 }
 
 impl Deployments {
@@ -81,73 +63,9 @@ impl Deployments {
             deployments,
             sets: context.informers.of_resource(context.family.replica_set()),
             pods: context.informers.of_resource(context.family.pod()),
-            namespaces: context.informers.of(),
-            config_maps: context.informers.of(),
-            secrets: context.informers.of(),
-            since: context.clock.now(),
+            sight: Sight::new(context, WorkloadKind::Deployment),
             context: context.clone(),
-            changed: Arc::default(),
         }
-    }
-
-    fn live(&self, namespace: &str, wanted: BTreeSet<Reference>, sets: &[Arc<ReplicaSet>]) -> Live {
-        let mut live = Live { since: self.since, ..Live::default() };
-        let changed = self.changed.lock();
-        for reference in wanted {
-            let (Reference::ConfigMap(name) | Reference::Secret(name)) = &reference;
-            let key = Key::new(namespace, name);
-            match &reference {
-                Reference::ConfigMap(name) => {
-                    live.config_maps.extend(self.config_maps.get(&key).map(|map| (name.clone(), map)))
-                }
-                Reference::Secret(name) => {
-                    live.secrets.extend(self.secrets.get(&key).map(|secret| (name.clone(), secret)))
-                }
-            }
-            if let Some(at) = changed.get(&(namespace.to_owned(), reference.clone())) {
-                live.changed.insert(reference, *at);
-            }
-        }
-        drop(changed);
-        for set in sets {
-            let name = kept_name(&set.name_any());
-            if let Some(secret) = self.secrets.get(&Key::new(namespace, &name)) {
-                live.secrets.insert(name, secret);
-            }
-        }
-        live
-    }
-
-    /// Wakes the deployments that read a ConfigMap or Secret whose content changed, and remembers when it did.
-    fn route_config<K: crate::informer::Watched>(
-        &self,
-        queue: &Queue,
-        informer: &Informer<K>,
-        reference: fn(String) -> Reference,
-        same: fn(&K, &K) -> bool,
-    ) {
-        let (to, deployments, changed, clock, since) =
-            (queue.clone(), self.deployments.clone(), self.changed.clone(), self.context.clock.clone(), self.since);
-        informer.on_change(move |change: &Change<K>| {
-            if let (Some(old), Some(new)) = (&change.old, &change.new)
-                && same(old, new)
-            {
-                return;
-            }
-            let reference = reference(change.key.name.to_string());
-            let id = (change.key.namespace.to_string(), reference.clone());
-            match &change.new {
-                None => drop(changed.lock().remove(&id)),
-                // What was there before us and is listed for the first time has not changed.
-                Some(new) if change.old.is_some() || is_made_since(new.as_ref(), since) => {
-                    changed.lock().insert(id, clock.now());
-                }
-                Some(_) => {}
-            }
-            for deployment in deployments.by_index(BY_CONFIG, &config_index(&change.key.namespace, &reference)) {
-                to.add(Key::of(deployment.as_ref()));
-            }
-        });
     }
 
     async fn patch(&self, key: &Key, patch: &Value, writes: &Writes) -> Result<(), ActError> {
@@ -256,56 +174,6 @@ impl Deployments {
         owners.push(owners::controller_reference(&live, self.deployments.dynamic_type()));
         self.set_owners(key, set, &owners, writes).await
     }
-
-    async fn keep_config(&self, key: &Key, secret: &Secret, writes: &Writes) -> Result<(), ActError> {
-        let api = self.secrets.api(&key.namespace);
-        let held = self.secrets.get(&Key::new(&key.namespace, &secret.name_any()));
-        let written = match held {
-            Some(held) if held.type_ != secret.type_ => {
-                return Err(ActError::Refused(format!("the secret {} is not a kept configuration", secret.name_any())));
-            }
-            Some(held) => {
-                let Some(change) = merge_diff(&json(&held.data), &json(&secret.data)) else { return Ok(()) };
-                let patch = json!({"data": change, "metadata": {"uid": held.metadata.uid}});
-                api.patch(&secret.name_any(), &params(), &Patch::Merge(&patch)).await?
-            }
-            None => api.create(&PostParams { field_manager: Some(MANAGER.to_owned()), dry_run: false }, secret).await?,
-        };
-        writes.wrote(&self.secrets, &written);
-        Ok(())
-    }
-
-    /// The last log lines of the container that showed a failure; empty when they cannot be had in time.
-    async fn log_of(&self, key: &Key, failure: &Failure, previous: bool) -> String {
-        let (Some(pod), Some(container)) = (&failure.pod, &failure.container) else { return String::new() };
-        let resource = self.pods.resource();
-        let root =
-            if resource.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", resource.api_version) };
-        let wanted = LogParams {
-            container: Some(container.clone()),
-            previous,
-            tail_lines: Some(rollback::LOG_LINES),
-            ..LogParams::default()
-        };
-        let Ok(request) = kube::core::Request::new(format!("{root}/namespaces/{}/{}", key.namespace, resource.plural))
-            .logs(pod, &wanted)
-        else {
-            return String::new();
-        };
-        match tokio::time::timeout(LOG_TIMEOUT, self.context.client.request_text(request)).await {
-            Ok(Ok(log)) => rollback::last_lines(&log),
-            _ => String::new(),
-        }
-    }
-}
-
-/// Whether the object was made after that time. Times on the wire are whole seconds, rounded down.
-fn is_made_since<K: kube::Resource>(object: &K, since: Timestamp) -> bool {
-    object.meta().creation_timestamp.as_ref().is_some_and(|made| made.0.as_second() >= since.as_second())
-}
-
-fn config_index(namespace: &str, reference: &Reference) -> String {
-    format!("{namespace}/{reference}")
 }
 
 /// Whether a pod's change can tell a deployment something its replica sets' counts do not.
@@ -336,10 +204,8 @@ impl Loop for Deployments {
     fn wire(&self, queue: &Queue) {
         self.sets.index_by_controller();
         self.pods.index_by_controller();
-        self.deployments.add_index(BY_CONFIG, |deployment| {
-            let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-            let found = deployment.spec.template.spec.as_ref().map(references).unwrap_or_default();
-            found.iter().map(|reference| config_index(namespace, reference)).collect()
+        self.sight.wire(queue, &self.deployments, |deployment| {
+            deployment.spec.template.spec.as_ref().map(references).unwrap_or_default()
         });
         let to = queue.clone();
         self.deployments.on_change(move |change| to.add(change.key.clone()));
@@ -374,21 +240,6 @@ impl Loop for Deployments {
                 to.add(Key::new(&change.key.namespace, &owner.name));
             }
         });
-        let (to, deployments) = (queue.clone(), self.deployments.clone());
-        self.namespaces.on_change(move |change| {
-            let wish = |namespace: &Option<Arc<Namespace>>| {
-                namespace.as_ref().and_then(|namespace| namespace.annotations().get(annotations::ROLLBACK).cloned())
-            };
-            if wish(&change.old) != wish(&change.new) {
-                for deployment in deployments.in_namespace(&change.key.name) {
-                    to.add(Key::of(deployment.as_ref()));
-                }
-            }
-        });
-        self.route_config(queue, &self.config_maps, Reference::ConfigMap, |a, b| {
-            a.data == b.data && a.binary_data == b.binary_data
-        });
-        self.route_config(queue, &self.secrets, Reference::Secret, |a, b| a.data == b.data);
     }
 
     fn ready(&self) -> BoxFuture<'_, ()> {
@@ -396,9 +247,7 @@ impl Loop for Deployments {
             self.deployments.synced().await;
             self.sets.synced().await;
             self.pods.synced().await;
-            self.namespaces.synced().await;
-            self.config_maps.synced().await;
-            self.secrets.synced().await;
+            self.sight.synced().await;
         })
     }
 
@@ -407,22 +256,24 @@ impl Loop for Deployments {
         let replica_sets = self.sets.controlled_by(deployment.metadata.uid.as_deref()?);
         let mut orphans = self.sets.orphans(&key.namespace);
         orphans.retain(|set| selector::matches(&deployment.spec.selector, set.metadata.labels.as_ref()));
-        let pods = replica_sets
+        let pods: Vec<_> = replica_sets
             .iter()
             .filter_map(|set| set.metadata.uid.as_deref())
             .flat_map(|uid| self.pods.controlled_by(uid))
             .collect();
-        let namespace = self.namespaces.get(&Key::new("", &key.namespace));
         let mut wanted = deployment.spec.template.spec.as_ref().map(references).unwrap_or_default();
-        wanted.extend(replica_sets.iter().flat_map(|set| config::references_of(set)));
+        wanted.extend(replica_sets.iter().filter_map(|set| revisions::pod_spec(set)).flat_map(references));
+        let revisions = || replica_sets.iter().map(|set| &set.metadata);
         Some(Seen {
             family: self.context.family,
-            live: self.live(&key.namespace, wanted, &replica_sets),
+            policy: self.sight.policy(&deployment.metadata),
+            live: self.sight.live(&key.namespace, wanted, revisions()),
+            around: self.sight.around(&pods),
+            checks: self.sight.checks(revisions()),
             deployment,
             replica_sets,
             orphans,
             pods,
-            namespace_wants_rollback: namespace.is_some_and(|namespace| rollback::is_wanted(namespace.as_ref())),
         })
     }
 
@@ -456,17 +307,22 @@ impl Loop for Deployments {
                     Err(error) => return Err(error),
                 }
                 writes.deleted(&self.sets, &Key::new(&key.namespace, &name), &uid);
+                self.sight.answers.forget(&uid);
                 Ok(())
             }
             Action::Patch(patch) => self.patch(key, &patch, writes).await,
             Action::PatchStatus(change) => self.patch_status(key, &change, writes).await,
-            Action::KeepConfig(secret) => self.keep_config(key, &secret, writes).await,
-            Action::MarkFailed { name, mut failure, previous } => {
-                let log = self.log_of(key, &failure, previous).await;
-                if !log.is_empty() {
-                    failure.log = log;
-                }
-                let patch = json!({"metadata": {"annotations": rollback::failed_with(&failure)}});
+            Action::KeepConfig(secret) => self.sight.keep_config(key, &secret, writes).await,
+            Action::DropConfig { secret, owner } => self.sight.drop_config(key, &secret, &owner, writes).await,
+            Action::Ask(question) => {
+                let now = self.context.clock.now();
+                checks::ask(&self.context.client, &key.namespace, &question, &self.sight.answers, now).await;
+                Ok(())
+            }
+            Action::MarkFailed { name, failure, previous } => {
+                let client = &self.context.client;
+                let failure = evidence::gather(client, &self.pods, &key.namespace, *failure, previous).await;
+                let patch = json!({"metadata": {"annotations": marks::failed_with(&failure)}});
                 self.patch_set(key, &name, &patch, writes).await
             }
             Action::Note(note) => {

@@ -4,27 +4,30 @@
 //! one step; the next is planned when the informers have seen it.
 
 use super::{
-    config,
-    revisions::{Revisions, name, note, number},
-    rollback::{self, Failure},
+    revisions::{Revisions, name, note, number, revision},
     status,
     undo::template_patch,
-    verdict::{self, Verdict},
 };
 use crate::{
     Plan,
     events::{Kind, Note},
     patch::{json, merge_diff},
-    pods, selector,
+    rollback::{
+        Surroundings,
+        checks::{Question, Standing},
+        config, marks,
+    },
+    selector,
 };
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{apps::v1::DeploymentStatus, core::v1::Secret},
-    apimachinery::pkg::apis::meta::v1::Time,
+use k8s_openapi::api::{apps::v1::DeploymentStatus, core::v1::Secret};
+use proa_crds::{
+    Deployment, Failure, Family, Pod, ReplicaSet, RolloutPolicySpec, annotations, conditions,
+    policy::{ConfigurationChange, FailureAction},
+    reasons,
 };
-use proa_crds::{Deployment, Family, Pod, ReplicaSet, annotations, conditions, reasons};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A snapshot of one deployment.
 #[derive(Clone, Debug)]
@@ -39,10 +42,14 @@ pub struct Seen {
     pub orphans: Vec<Arc<ReplicaSet>>,
     /// The pods of its replica sets.
     pub pods: Vec<Arc<Pod>>,
-    /// Whether its namespace is annotated for automatic rollback.
-    pub namespace_wants_rollback: bool,
+    /// The policy that holds for it.
+    pub policy: Option<RolloutPolicySpec>,
     /// The configuration its templates refer to.
     pub live: config::Live,
+    /// What is wrong with the cluster around its pods.
+    pub around: Surroundings,
+    /// How the checks of its revisions stand: by the uid of the replica set, and the name of the check.
+    pub(crate) checks: BTreeMap<String, BTreeMap<String, Standing>>,
 }
 
 /// One thing to do.
@@ -72,8 +79,17 @@ pub enum Action {
     Patch(Value),
     /// Merge a patch into the deployment's status.
     PatchStatus(Value),
-    /// Write the Secret that keeps the current revision's configuration.
+    /// See that the Secret that keeps a revision's configuration is there, and owned by that revision too.
     KeepConfig(Box<Secret>),
+    /// Take the revision of that uid out of the owners of a kept configuration; without any it goes.
+    DropConfig {
+        /// The Secret.
+        secret: Box<Secret>,
+        /// The revision's uid.
+        owner: String,
+    },
+    /// Ask the pods of a revision what the policy wants to know.
+    Ask(Box<Question>),
     /// Mark a replica set as failed, with the last log lines of the pod that showed it.
     MarkFailed {
         /// The replica set.
@@ -103,16 +119,28 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
             return Plan::act(claims);
         }
     }
-    let revisions = Revisions::of(deployment, &seen.replica_sets);
-    let mut planner = Planner { seen, deployment, revisions, now, plan: Plan::nothing() };
+    let configuration = configuration(seen);
+    let revisions = Revisions::of(deployment, &seen.replica_sets, configuration.as_deref());
+    let mut planner = Planner { seen, deployment, revisions, configuration, now, plan: Plan::nothing() };
     if deployment.metadata.deletion_timestamp.is_some() {
         let status = status::calculate(deployment, &planner.revisions, now);
         planner.write_status(&status);
     } else if !planner.go_back_or_on() {
         planner.roll();
         planner.keep_config();
+        planner.tell_failed_templates();
+        planner.ask();
     }
     planner.plan
+}
+
+/// The digest of the template's configuration, where the policy makes a change of it a revision of its own.
+fn configuration(seen: &Seen) -> Option<String> {
+    let wanted = seen.policy.as_ref().is_some_and(|policy| policy.configuration == ConfigurationChange::Rollout);
+    let spec = seen.deployment.spec.template.spec.as_ref().filter(|_| wanted)?;
+    let references = config::references(spec);
+    (!references.is_empty() && config::is_on(&seen.deployment.metadata))
+        .then(|| config::digest(&references, &seen.live))
 }
 
 fn selecting_all(deployment: &Deployment) -> Plan<Action> {
@@ -156,6 +184,8 @@ pub(super) struct Planner<'a> {
     pub(super) seen: &'a Seen,
     pub(super) deployment: &'a Deployment,
     pub(super) revisions: Revisions<'a>,
+    /// The digest of the configuration, where a change of it is a rollout.
+    pub(super) configuration: Option<String>,
     pub(super) now: Timestamp,
     pub(super) plan: Plan<Action>,
 }
@@ -176,20 +206,36 @@ impl<'a> Planner<'a> {
         }
     }
 
-    pub(super) fn wants_rollback(&self) -> bool {
-        rollback::is_on(self.deployment, self.seen.namespace_wants_rollback)
+    /// What is done about a revision that failed, where anything is.
+    pub(super) fn action(&self) -> Option<FailureAction> {
+        self.seen.policy.as_ref().map(|policy| policy.action)
     }
 
     fn is_paused(&self) -> bool {
         self.deployment.spec.paused == Some(true)
     }
 
+    /// The last healthy revision apart from the new one.
+    pub(super) fn last_healthy(&self) -> Option<&'a ReplicaSet> {
+        self.revisions.named(marks::last_healthy(self.revisions.others())?)
+    }
+
+    /// The new revision and why it failed, unless it is to be tried again.
+    pub(super) fn failed(&self) -> Option<(&'a ReplicaSet, Failure)> {
+        let new = self.revisions.new?;
+        let failure = marks::failure_of(&new.metadata)?;
+        (!marks::is_retried(&self.deployment.metadata, &failure)).then_some((new, failure))
+    }
+
     /// The failure of the new revision and the revision to go back to, if it is not to be rolled out for that.
     pub(super) fn held_back(&self) -> Option<(&'a ReplicaSet, Failure, &'a ReplicaSet)> {
-        let new = self.revisions.new?;
-        let failure = rollback::failure_of(new)?;
-        let held = self.wants_rollback() && !rollback::is_retried(self.deployment, &failure);
-        Some((new, failure, rollback::last_healthy(&self.revisions).filter(|_| held)?))
+        let (new, failure) = self.failed().filter(|_| self.action() == Some(FailureAction::Rollback))?;
+        Some((new, failure, self.last_healthy()?))
+    }
+
+    /// Whether the new revision failed and the policy wants its rollout to stand still for that.
+    pub(super) fn stands_still(&self) -> bool {
+        self.action() == Some(FailureAction::Pause) && self.failed().is_some()
     }
 
     // ---- going back -------------------------------------------------------------------------------------------------
@@ -204,7 +250,8 @@ impl<'a> Planner<'a> {
                 return true;
             }
             let retried = self.revisions.new.filter(|new| {
-                rollback::failure_of(new).is_some_and(|failure| rollback::is_retried(self.deployment, &failure))
+                marks::failure_of(&new.metadata)
+                    .is_some_and(|failure| marks::is_retried(&self.deployment.metadata, &failure))
             });
             if let Some(new) = retried.filter(|_| !undone) {
                 self.start_again(new);
@@ -218,7 +265,7 @@ impl<'a> Planner<'a> {
         if self.is_paused() {
             return false;
         }
-        if let Some(failed) = rollback::to_retry(self.deployment, &self.revisions) {
+        if let Some(failed) = self.to_retry() {
             self.note(Kind::Normal, reasons::ROLLOUT_RETRIED, format!("trying revision {} again", number(failed)));
             self.act(Action::Patch(template_patch(self.deployment, failed)));
             return true;
@@ -226,54 +273,25 @@ impl<'a> Planner<'a> {
         self.judge()
     }
 
-    /// Marks the new revision as failed when it cannot succeed and there is one to go back to.
-    fn judge(&mut self) -> bool {
-        let Some(new) = self.revisions.new else { return false };
-        if !self.wants_rollback() || rollback::failure_of(new).is_some() {
-            return false;
-        }
-        let Some(to) = rollback::last_healthy(&self.revisions) else { return false };
-        let verdict = if !rollback::is_healthy(new) {
-            let missing = config::missing(new, &self.seen.live);
-            verdict::judge(new, &self.seen.pods, self.deployment.status.as_ref(), missing, self.now)
-        } else if rollback::probation_left(new, self.now).is_some() {
-            verdict::judge_complete(new, &self.seen.pods)
-        } else {
-            Verdict::Fine
-        };
-        match verdict {
-            Verdict::Fine => false,
-            Verdict::Wait(delay) => {
-                self.plan.look_again(delay);
-                false
-            }
-            Verdict::Failed(failure) => {
-                let failure = Failure {
-                    at: Some(Time(self.now)),
-                    retry: note(self.deployment, annotations::RETRY).unwrap_or_default().to_owned(),
-                    to: name(to).to_owned(),
-                    ..failure
-                };
-                let previous = self.seen.pods.iter().filter(|pod| pod.metadata.name == failure.pod).any(|pod| {
-                    pods::container_statuses(pod).any(|container| {
-                        Some(&container.name) == failure.container.as_ref()
-                            && container.restart_count > 0
-                            && container.state.as_ref().is_none_or(|state| state.terminated.is_none())
-                    })
-                });
-                self.act(Action::MarkFailed { name: name(new).to_owned(), failure: Box::new(failure), previous });
-                true
-            }
-        }
+    /// The failed revision that is to be tried again though the deployment was taken back from it.
+    fn to_retry(&self) -> Option<&'a ReplicaSet> {
+        let status = self.deployment.status.as_ref();
+        let back =
+            [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED].iter().any(|type_| status::is_true(status, type_));
+        let current = self.revisions.new.filter(|_| back)?;
+        let found = marks::to_retry(&self.deployment.metadata, self.revisions.others(), revision(current))?;
+        self.revisions.named(found)
     }
 
     /// First says what is done, then puts the healthy template in the place of the failed one.
     fn go_back(&mut self, failed: &ReplicaSet, failure: Failure, to: &ReplicaSet) {
-        let (refused, message) = rollback::going_back(&self.revisions, failed, &failure, to, &self.seen.pods);
-        let (type_, event) = if refused {
-            (conditions::ROLLOUT_REFUSED, reasons::ROLLOUT_REFUSED)
-        } else {
+        let started = self.has_pods(failed);
+        let highest = self.revisions.all.iter().map(|set| number(set)).max().unwrap_or(0);
+        let message = marks::going_back(revision(failed), &failure, revision(to), highest, started);
+        let (type_, event) = if started {
             (conditions::ROLLED_BACK, reasons::ROLLED_BACK)
+        } else {
+            (conditions::ROLLOUT_REFUSED, reasons::ROLLOUT_REFUSED)
         };
         let held = self.deployment.status.as_ref().and_then(|status| status::condition(status, type_));
         if held.is_none_or(|held| held.status != "True" || held.message.as_ref() != Some(&message)) {
@@ -281,15 +299,37 @@ impl<'a> Planner<'a> {
             self.note(Kind::Warning, event, message.clone());
             let mut status = status::calculate(self.deployment, &self.revisions, self.now);
             status::set(&mut status, status::make(type_, "True", &failure.reason, message, self.now));
-            if refused || failure.to != name(to) {
+            if !started || failure.to != name(to) {
                 // Of several failed revisions the one held back last is the one a retry means.
-                let latest = Failure { at: Some(Time(self.now)), to: name(to).to_owned(), ..failure };
-                self.annotate_set(name(failed), rollback::failed_with(&latest));
+                let latest = marks::found(&self.deployment.metadata, failure.clone(), Some(revision(to)), self.now);
+                let latest = Failure { retry: failure.retry, ..latest };
+                self.annotate_set(name(failed), marks::failed_with(&latest));
             }
             self.write_status(&status);
             return;
         }
         self.act(Action::Patch(template_patch(self.deployment, to)));
+    }
+
+    /// Whether a revision wants pods or has some.
+    fn has_pods(&self, set: &ReplicaSet) -> bool {
+        let uid = set.metadata.uid.as_deref().unwrap_or_default();
+        super::revisions::wanted(set) > 0
+            || self.seen.pods.iter().any(|pod| crate::owners::is_controlled_by(&pod.metadata, uid))
+    }
+
+    /// Lets the API server know which templates would not be rolled out, so that it can say so to whoever applies one. Only
+    /// when there is nothing else to do.
+    fn tell_failed_templates(&mut self) {
+        if !self.plan.actions.is_empty() {
+            return;
+        }
+        let held_back = matches!(self.action(), Some(FailureAction::Rollback | FailureAction::Pause));
+        let failed = self.revisions.all.iter().filter(|set| held_back && marks::failure_of(&set.metadata).is_some());
+        let told = failed.map(|set| (revision(set), set.spec.template.as_ref().map(json).unwrap_or_default()));
+        if let Some(value) = marks::told(&self.deployment.metadata, told) {
+            self.act(Action::Patch(json!({"metadata": {"annotations": {annotations::FAILED_REVISIONS: value}}})));
+        }
     }
 
     pub(super) fn annotate_set(&mut self, name: &str, changes: Value) {
@@ -298,7 +338,7 @@ impl<'a> Planner<'a> {
 
     /// A rollout that starts makes the wish for a retry an old one, for every failed revision it was not meant for.
     pub(super) fn spend_retry(&mut self) {
-        for (name, changes) in rollback::spent_wishes(self.deployment, &self.revisions) {
+        for (name, changes) in marks::spent_wishes(&self.deployment.metadata, self.revisions.others()) {
             self.annotate_set(name, changes);
         }
     }
@@ -306,7 +346,7 @@ impl<'a> Planner<'a> {
     /// A failed revision that someone wants tried again is no longer a failed one.
     fn start_again(&mut self, set: &ReplicaSet) {
         self.spend_retry();
-        self.annotate_set(name(set), json!({annotations::FAILURE: null}));
+        self.annotate_set(name(set), json!({annotations::FAILURE: null, annotations::STEP: null}));
         let mut status = status::calculate(self.deployment, &self.revisions, self.now);
         status::end_of_going_back(&mut status, self.now);
         if status::has_deadline(self.deployment) {

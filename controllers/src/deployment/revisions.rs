@@ -1,7 +1,8 @@
 //! Revisions as kubectl reads them: which replica set is which, and the annotations that say so.
 
-use crate::owners;
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use crate::{owners, rollback::Revision};
+use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
+use proa_apimachinery::template;
 use proa_crds::{Deployment, Pod, ReplicaSet, annotations};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
@@ -10,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc};
 const HISTORY_LIMIT: usize = 2000;
 
 /// Annotations of a deployment that are not copied to its replica sets.
-const NOT_COPIED: [&str; 7] = [
+const NOT_COPIED: [&str; 8] = [
     annotations::LAST_APPLIED,
     annotations::REVISION,
     annotations::REVISION_HISTORY,
@@ -19,6 +20,7 @@ const NOT_COPIED: [&str; 7] = [
     annotations::DEPRECATED_ROLLBACK_TO,
     // A retry is a wish of one moment; it must not come back with an undo.
     annotations::RETRY,
+    annotations::FAILED_REVISIONS,
 ];
 
 /// The replica sets of one deployment, told apart.
@@ -33,19 +35,40 @@ pub(super) struct Revisions<'a> {
 }
 
 impl<'a> Revisions<'a> {
-    pub(super) fn of(deployment: &Deployment, sets: &'a [Arc<ReplicaSet>]) -> Self {
+    /// `configuration` is the digest of what the template's ConfigMaps and Secrets hold, where the policy makes a change of it
+    /// a revision of its own.
+    pub(super) fn of(deployment: &Deployment, sets: &'a [Arc<ReplicaSet>], configuration: Option<&str>) -> Self {
         let mut all: Vec<&ReplicaSet> = sets.iter().map(AsRef::as_ref).collect();
         all.sort_by(|a, b| {
             (&a.metadata.creation_timestamp, &a.metadata.name).cmp(&(&b.metadata.creation_timestamp, &b.metadata.name))
         });
         let template = &deployment.spec.template;
-        let new = all
+        let same: Vec<&ReplicaSet> = all
             .iter()
             .copied()
-            .find(|set| set.spec.template.as_ref().is_some_and(|of_set| same_template(of_set, template)));
+            .filter(|set| set.spec.template.as_ref().is_some_and(|of_set| same_template(of_set, template)))
+            .collect();
+        let new = match configuration {
+            Some(configuration) => configured(deployment, &same, configuration),
+            // Sets that differ in configuration alone are left from a policy that wanted it so: the last one stays.
+            None if same.iter().any(|set| configuration_in(set).is_some()) => {
+                same.iter().copied().max_by_key(|set| number(set))
+            }
+            None => same.first().copied(),
+        };
         let old =
             all.iter().copied().filter(|set| new.is_none_or(|new| new.metadata.uid != set.metadata.uid)).collect();
         Revisions { all, new, old }
+    }
+
+    /// The old ones, for who does not care what they are.
+    pub(super) fn others(&self) -> impl Iterator<Item = Revision<'a>> + use<'a> {
+        self.old.clone().into_iter().map(revision)
+    }
+
+    /// The replica set of that revision.
+    pub(super) fn named(&self, found: Revision<'_>) -> Option<&'a ReplicaSet> {
+        self.all.iter().copied().find(|set| name(set) == found.name())
     }
 
     /// The highest revision number of the old ones.
@@ -62,6 +85,40 @@ impl<'a> Revisions<'a> {
     pub(super) fn active_old(&self) -> impl Iterator<Item = &'a ReplicaSet> {
         self.old.iter().copied().filter(|set| wanted(set) > 0)
     }
+}
+
+/// Of the replica sets with the deployment's template the one for that configuration: the one an undo brought, or that was
+/// gone back to since the configuration is what it is, or else the oldest that was made for it.
+fn configured<'a>(deployment: &Deployment, same: &[&'a ReplicaSet], configuration: &str) -> Option<&'a ReplicaSet> {
+    let undone = note(deployment, annotations::REVISION_OF);
+    let named = same.iter().find(|set| undone == Some(name(set)));
+    let gone_back = || {
+        let left = |set: &&&ReplicaSet| note(**set, annotations::CONFIGURATION_LEFT) == Some(configuration);
+        same.iter().filter(left).max_by_key(|set| number(set))
+    };
+    let made_for = || same.iter().find(|set| configuration_of(set).is_none_or(|of_set| of_set == configuration));
+    named.or_else(gone_back).or_else(made_for).copied()
+}
+
+/// The digest of the configuration in the template of a replica set that was made for it.
+pub(super) fn configuration_in(set: &ReplicaSet) -> Option<&str> {
+    let notes = set.spec.template.as_ref()?.metadata.as_ref()?.annotations.as_ref()?;
+    notes.get(annotations::CONFIGURATION).map(String::as_str)
+}
+
+/// The digest of the configuration a replica set runs with, as far as it is known: the name of its copy ends in it.
+pub(super) fn configuration_of(set: &ReplicaSet) -> Option<&str> {
+    configuration_in(set).or_else(|| note(set, annotations::CONFIG_COPY)?.rsplit_once('-').map(|(_, digest)| digest))
+}
+
+/// The replica set as a revision among others.
+pub(super) fn revision(set: &ReplicaSet) -> Revision<'_> {
+    Revision { meta: &set.metadata, number: number(set) }
+}
+
+/// The template's pod spec.
+pub(super) fn pod_spec(set: &ReplicaSet) -> Option<&PodSpec> {
+    set.spec.template.as_ref()?.spec.as_ref()
 }
 
 /// The value of an annotation.
@@ -91,43 +148,28 @@ pub(super) fn pods_of<'a>(set: &ReplicaSet, pods: &'a [Arc<Pod>]) -> Vec<&'a Pod
     pods.iter().map(AsRef::as_ref).filter(stays).collect()
 }
 
-/// Whether two templates are the same but for the hash label. An absent list or map equals an empty one.
-pub(super) fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
-    let plain = |template: &PodTemplateSpec| tidy(crate::patch::json(&without_hash(template)));
+/// Whether two templates are the same but for what a replica set adds. An absent list or map equals an empty one.
+pub(crate) fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
+    let plain = |of: &PodTemplateSpec| template::plain(crate::patch::json(of));
     // Mostly they are equal as they stand, or differ in the spec; only then is the long way worth it.
     (a.spec == b.spec && a.metadata == b.metadata) || plain(a) == plain(b)
 }
 
-/// The template without the hash label.
+/// The template without what a replica set adds: the hash label, and the configuration it was made for.
 pub(super) fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
     let mut template = template.clone();
-    if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
-        labels.remove(annotations::POD_TEMPLATE_HASH);
+    if let Some(meta) = template.metadata.as_mut() {
+        if let Some(labels) = meta.labels.as_mut() {
+            labels.remove(annotations::POD_TEMPLATE_HASH);
+        }
+        if let Some(notes) = meta.annotations.as_mut()
+            && notes.remove(annotations::CONFIGURATION).is_some()
+            && notes.is_empty()
+        {
+            meta.annotations = None;
+        }
     }
     template
-}
-
-/// Takes out nulls, empty lists, and the metadata and maps of strings that say nothing.
-fn tidy(value: Value) -> Value {
-    match value {
-        Value::Object(map) => Value::Object(
-            map.into_iter()
-                .map(|(key, value)| (key, tidy(value)))
-                .filter(|(key, value)| match value {
-                    Value::Null => false,
-                    Value::Array(list) => !list.is_empty(),
-                    // `emptyDir: {}` says something; an empty map of labels does not.
-                    Value::Object(map) if map.is_empty() => !matches!(
-                        key.as_str(),
-                        "labels" | "annotations" | "nodeSelector" | "metadata" | "limits" | "requests" | "matchLabels"
-                    ),
-                    _ => true,
-                })
-                .collect(),
-        ),
-        Value::Array(list) => Value::Array(list.into_iter().map(tidy).collect()),
-        other => other,
-    }
 }
 
 /// The annotations a replica set with revision `revision` of this deployment must carry: the deployment's own, the

@@ -1,15 +1,23 @@
 //! The rolling part of a plan: create, resize, mark, clean up.
 
 use super::{
-    applied, config,
     hash::template_hash,
     plan::{Action, Planner},
-    revisions::{annotation_changes, annotations_for, name, note, number, pods_of, wanted, without_hash},
-    rollback,
+    revisions::{
+        annotation_changes, annotations_for, configuration_in, name, note, number, pod_spec, pods_of, revision, wanted,
+        without_hash,
+    },
     scale::{self, Share, Size, fence, replicas},
     status,
 };
-use crate::{events::Kind, owners, pods};
+use crate::{
+    events::Kind,
+    owners, pods,
+    rollback::{
+        applied, config, marks, policy,
+        steps::{self, Pace},
+    },
+};
 use k8s_openapi::api::apps::v1::ReplicaSetSpec;
 use kube::core::{ObjectMeta, TypeMeta};
 use proa_crds::{Deployment, Family, ReplicaSet, annotations, conditions, reasons};
@@ -19,7 +27,7 @@ use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 impl<'a> Planner<'a> {
     pub(super) fn roll(&mut self) {
         let deployment = self.deployment;
-        if deployment.spec.paused == Some(true) || self.is_resized() {
+        if deployment.spec.paused == Some(true) || self.is_resized() || self.stands_still() {
             // A failed revision is not rolled out after the pause either: it gets no number.
             if self.held_back().is_none() && self.tend_new() {
                 return;
@@ -37,7 +45,10 @@ impl<'a> Planner<'a> {
         let Some(moved) = moved else { return };
         let mut status = status::calculate(deployment, &self.revisions, self.now);
         status::pause(deployment, &mut status, self.now);
-        if let Some(delay) = status::progress(deployment, &self.revisions, &mut status, self.now) {
+        // While a step of the policy waits, nothing is to move.
+        if !matches!(self.pace(), Pace::Waiting(..))
+            && let Some(delay) = status::progress(deployment, &self.revisions, &mut status, self.now)
+        {
             self.plan.look_again(delay);
         }
         self.write_status(&status);
@@ -79,9 +90,15 @@ impl<'a> Planner<'a> {
         if comes_back {
             self.spend_retry();
         }
-        if (comes_back || !config::is_on(self.deployment)) && note(new, annotations::CONFIG_REVISION).is_some() {
-            // A rollout to an earlier template is a rollout: live configuration again.
-            changes.insert(annotations::CONFIG_REVISION.to_owned(), Value::Null);
+        // What it was made for is live again.
+        let fits = self.configuration.is_some() && configuration_in(new) == self.configuration.as_deref();
+        if comes_back || fits || !config::is_on(&self.deployment.metadata) {
+            // A rollout to an earlier template is a rollout: live configuration again, and its steps from the first.
+            let of_a_rollout = [annotations::CONFIG_REVISION, annotations::CONFIGURATION_LEFT];
+            let step = Some(annotations::STEP).filter(|_| comes_back);
+            for key in of_a_rollout.into_iter().chain(step).filter(|key| note(new, key).is_some()) {
+                changes.insert(key.to_owned(), Value::Null);
+            }
         }
         let mut patch = Map::new();
         if !changes.is_empty() {
@@ -140,9 +157,10 @@ impl<'a> Planner<'a> {
         let size = if scale::recreates(deployment) {
             total
         } else {
-            scale::grown(0, everyone, total, fence(deployment).surge)
+            scale::grown(0, everyone, total, fence(deployment).surge).min(self.first_step(total))
         };
-        let mut set = new_replica_set(deployment, self.seen.family, size, revision);
+        self.keep_what_runs();
+        let mut set = new_replica_set(deployment, self.seen.family, size, revision, self.configuration.as_deref());
         let set_name = name(&set).to_owned();
         let records = self.records(&set_name);
         set.metadata.annotations.get_or_insert_default().extend(records);
@@ -183,8 +201,21 @@ impl<'a> Planner<'a> {
         }
         let total = replicas(self.deployment);
         let fence = fence(self.deployment);
+        let limit = match self.pace() {
+            Pace::Free => total,
+            Pace::UpTo(limit) => limit,
+            Pace::Waiting(limit, left) => {
+                self.plan.look_again(left);
+                limit
+            }
+            Pace::Record(position) => {
+                self.next_step(new, position);
+                return None;
+            }
+        };
         let everyone: i32 = self.revisions.all.iter().map(|set| wanted(set)).sum();
-        let size = if wanted(new) > total { total } else { scale::grown(wanted(new), everyone, total, fence.surge) };
+        let grown = scale::grown(wanted(new), everyone, total, fence.surge);
+        let size = if wanted(new) > total { total } else { grown.min(limit).max(wanted(new)) };
         if self.resize(new, size) {
             return Some(true);
         }
@@ -194,7 +225,8 @@ impl<'a> Planner<'a> {
             return Some(true);
         }
         let old: Vec<Size> = self.revisions.old.iter().map(|set| size_of(set)).collect();
-        let sizes = scale::shrunk(&old, size_of(new), total, fence.unavailable);
+        let held: Vec<i32> = old.iter().map(|size| size.wanted).collect();
+        let sizes = steps::kept(scale::shrunk(&old, size_of(new), total, fence.unavailable), &held, total, limit);
         let mut moved = false;
         for (set, size) in self.revisions.old.clone().into_iter().zip(sizes) {
             if size != wanted(set) {
@@ -307,33 +339,89 @@ impl<'a> Planner<'a> {
         from != size
     }
 
+    /// How far the policy lets the rollout go now. What has proven itself, and what replaces nothing, may go all the way.
+    fn pace(&self) -> Pace {
+        let (Some(new), Some(policy)) = (self.revisions.new, &self.seen.policy) else { return Pace::Free };
+        let replaces = self.revisions.active_old().next().is_some();
+        if !replaces || marks::is_healthy(&new.metadata) || scale::recreates(self.deployment) {
+            return Pace::Free;
+        }
+        let recorded = note(new, annotations::STEP);
+        steps::pace(&policy.steps, recorded, replicas(self.deployment), size_of(new).available, self.now)
+    }
+
+    /// How many pods a revision that replaces others begins with at most.
+    fn first_step(&self, total: i32) -> i32 {
+        let steps = self.seen.policy.as_ref().map_or(&[][..], |policy| policy.steps.as_slice());
+        match steps::pace(steps, None, total, 0, self.now) {
+            Pace::UpTo(limit) if self.revisions.active_old().next().is_some() => limit,
+            _ => total,
+        }
+    }
+
+    /// Takes down which step the rollout has reached. The deadline runs from here.
+    fn next_step(&mut self, new: &ReplicaSet, position: String) {
+        self.annotate_set(name(new), json!({annotations::STEP: position}));
+        let mut status = status::calculate(self.deployment, &self.revisions, self.now);
+        if status::has_deadline(self.deployment) {
+            let message = format!("ReplicaSet {:?} is progressing.", name(new));
+            status::unset(&mut status, conditions::PROGRESSING);
+            status::set(
+                &mut status,
+                status::make(conditions::PROGRESSING, "True", reasons::REPLICA_SET_UPDATED, message, self.now),
+            );
+        }
+        self.write_status(&status);
+    }
+
+    /// Where a change of configuration is a rollout, the pods it replaces go on with what they had.
+    fn keep_what_runs(&mut self) {
+        if self.configuration.is_none() {
+            return;
+        }
+        let unpinned = |set: &&ReplicaSet| note(*set, annotations::CONFIG_REVISION).is_none();
+        for set in self.revisions.active_old().filter(unpinned).collect::<Vec<_>>() {
+            if let Some(secret) = config::pin(&set.metadata, pod_spec(set), &self.seen.live) {
+                self.annotate_set(name(set), json!({annotations::CONFIG_REVISION: secret}));
+            }
+        }
+    }
+
+    /// The rollout is complete: the revision has done well. One that was found failing and not taken back has to do so for
+    /// as long as any is watched.
     fn mark_healthy(&mut self) {
         let Some(new) = self.revisions.new else { return };
-        if replicas(self.deployment) > 0 && note(new, annotations::HEALTHY).is_none() {
-            self.annotate_set(name(new), rollback::healthy_since(self.now));
+        if replicas(self.deployment) == 0 || note(new, annotations::HEALTHY).is_some() {
+            return;
         }
+        if note(new, annotations::FAILURE).is_some()
+            && let Some(policy) = &self.seen.policy
+        {
+            let ready = pods_of(new, &self.seen.pods).into_iter().map(pods::ready_since).collect::<Option<Vec<_>>>();
+            let Some(since) = ready.and_then(|ready| ready.into_iter().max()) else { return };
+            let stood = Duration::try_from(self.now.duration_since(since)).unwrap_or_default();
+            if let Some(left) = policy::soak(policy).checked_sub(stood).filter(|left| !left.is_zero()) {
+                self.plan.look_again(left);
+                return;
+            }
+        }
+        self.annotate_set(name(new), marks::healthy_since(self.now));
     }
 
     /// The revision to go back to should the new one, which has yet to prove itself, fail.
     fn fallback(&mut self) -> Option<&'a str> {
-        let new = self.revisions.new.filter(|_| self.wants_rollback())?;
-        if rollback::is_healthy(new) {
-            self.plan.look_again(rollback::probation_left(new, self.now)?);
+        let (new, policy) = (self.revisions.new?, self.seen.policy.as_ref()?);
+        if marks::is_healthy(&new.metadata) {
+            self.plan.look_again(marks::soak_left(&new.metadata, policy::soak(policy), self.now)?);
         }
-        rollback::last_healthy(&self.revisions).map(name)
+        self.last_healthy().map(name)
     }
 
     /// Deletes what is beyond the history limit, oldest first. The last failed revision stays: it must stay known.
     fn clean_up(&mut self) {
         let Some(limit) = self.deployment.spec.revision_history_limit else { return };
         let fallback = self.fallback();
-        let remembered = self
-            .revisions
-            .old
-            .iter()
-            .filter_map(|set| Some((*set, rollback::failure_of(set)?.at)))
-            .max_by_key(|(_, at)| at.clone())
-            .map(|(set, _)| name(set));
+        let remembered = marks::last_failed(self.revisions.others()).map(|(failed, _)| failed.name());
         let mut old: Vec<_> = self
             .revisions
             .old
@@ -393,15 +481,29 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The copy of the current revision's configuration.
+    /// The copy of the current revision's configuration, and those nobody needs any longer.
     pub(super) fn keep_config(&mut self) {
-        let Some(new) = self.revisions.new.filter(|_| config::is_on(self.deployment)) else { return };
+        let Some(new) = self.revisions.new.filter(|_| config::is_on(&self.deployment.metadata)) else { return };
         let pods = pods_of(new, &self.seen.pods);
-        match config::keep(new, &self.seen.family.replica_set(), &self.seen.live, &pods, self.now) {
+        let of = self.deployment.metadata.name.as_deref().unwrap_or_default();
+        let mut owner = owners::controller_reference(new, &self.seen.family.replica_set());
+        (owner.controller, owner.block_owner_deletion) = (None, None);
+        match config::keep(of, &new.metadata, pod_spec(new), owner, &self.seen.live, &pods, self.now) {
             config::Keep::Nothing => self.too_much_configuration(None),
             config::Keep::TooLarge(size) => self.too_much_configuration(Some((new, size))),
             config::Keep::Wait(delay) => self.plan.look_again(delay.max(Duration::from_millis(1))),
-            config::Keep::Write(secret) => self.act(Action::KeepConfig(secret)),
+            config::Keep::Write(secret) => {
+                let copy = secret.metadata.name.clone();
+                self.act(Action::KeepConfig(secret));
+                self.annotate_set(name(new), json!({annotations::CONFIG_COPY: copy}));
+                return;
+            }
+        }
+        if self.plan.actions.is_empty() {
+            let revisions: Vec<_> = self.revisions.all.iter().copied().map(revision).collect();
+            for (secret, owner) in config::left_behind(&revisions, &self.seen.live.secrets) {
+                self.act(Action::DropConfig { secret: Box::new(secret.clone()), owner: owner.to_owned() });
+            }
         }
     }
 }
@@ -428,9 +530,19 @@ fn sizes_of(deployment: &Deployment) -> BTreeMap<String, String> {
 }
 
 /// The replica set of the deployment's template.
-fn new_replica_set(deployment: &Deployment, family: Family, size: i32, revision: i64) -> ReplicaSet {
+fn new_replica_set(
+    deployment: &Deployment,
+    family: Family,
+    size: i32,
+    revision: i64,
+    configuration: Option<&str>,
+) -> ReplicaSet {
     let collisions = deployment.status.as_ref().and_then(|status| status.collision_count);
     let mut template = without_hash(&deployment.spec.template);
+    if let Some(configuration) = configuration {
+        let notes = template.metadata.get_or_insert_default().annotations.get_or_insert_default();
+        notes.insert(annotations::CONFIGURATION.to_owned(), configuration.to_owned());
+    }
     let hash = template_hash(&template, collisions);
     let meta = template.metadata.get_or_insert_default();
     let labels = meta.labels.get_or_insert_default();

@@ -1,5 +1,6 @@
 //! The arithmetic of a rollout: how many pods each replica set gets. Pure numbers.
 
+use crate::amount::{Round, resolve};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proa_crds::Deployment;
 
@@ -31,23 +32,11 @@ pub(super) fn fence(deployment: &Deployment) -> Fence {
     let total = replicas(deployment);
     let rolling = deployment.spec.strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
     let default = IntOrString::String("25%".to_owned());
-    let surge = resolve(rolling.and_then(|rolling| rolling.max_surge.as_ref()).unwrap_or(&default), total, true);
+    let surge = resolve(rolling.and_then(|rolling| rolling.max_surge.as_ref()).unwrap_or(&default), total, Round::Up);
     let unavailable =
-        resolve(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).unwrap_or(&default), total, false);
+        resolve(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).unwrap_or(&default), total, Round::Down);
     let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
     Fence { surge, unavailable: unavailable.min(total) }
-}
-
-fn resolve(value: &IntOrString, total: i32, up: bool) -> i32 {
-    match value {
-        IntOrString::Int(n) => (*n).max(0),
-        IntOrString::String(text) => {
-            let percent = text.strip_suffix('%').and_then(|n| n.parse::<i64>().ok()).unwrap_or(0).max(0);
-            let product = percent.saturating_mul(i64::from(total));
-            let part = if up { product.saturating_add(99) / 100 } else { product / 100 };
-            i32::try_from(part).unwrap_or(i32::MAX)
-        }
-    }
 }
 
 /// The size the new replica set may grow to in a rolling update, with `everyone` pods wanted by all replica sets.

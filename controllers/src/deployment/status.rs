@@ -1,10 +1,10 @@
 //! The status of a deployment and its conditions, as `kubectl rollout status` reads them.
 
 use super::{
-    revisions::{Revisions, name, note, number, wanted},
-    rollback::failure_of,
+    revisions::{Revisions, name, note, number, revision, wanted},
     scale::{fence, replicas},
 };
+use crate::rollback::marks;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::apps::v1::{DeploymentCondition, DeploymentStatus},
@@ -43,10 +43,10 @@ pub(super) fn make(type_: &str, status: &str, reason: &str, message: String, now
 pub(super) fn set(status: &mut DeploymentStatus, mut new: DeploymentCondition) {
     let list = status.conditions.get_or_insert_default();
     if let Some(held) = list.iter().find(|held| held.type_ == new.type_) {
-        let worded = matches!(
-            new.type_.as_str(),
-            conditions::ROLLED_BACK | conditions::ROLLOUT_REFUSED | conditions::CONFIG_REVISION
-        );
+        let worded = [conditions::CONFIG_REVISION, conditions::JUDGING_PAUSED]
+            .iter()
+            .chain(&conditions::OF_FAILURE)
+            .any(|type_| *type_ == new.type_);
         if held.status == new.status && held.reason == new.reason && (!worded || held.message == new.message) {
             return;
         }
@@ -77,7 +77,8 @@ pub(super) fn end(status: &mut DeploymentStatus, type_: &str, reason: &str, mess
 
 /// A new rollout ends what was said about going back.
 pub(super) fn end_of_going_back(status: &mut DeploymentStatus, now: Timestamp) {
-    for type_ in [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED, conditions::CONFIG_REVISION] {
+    let said = [conditions::CONFIG_REVISION, conditions::JUDGING_PAUSED];
+    for type_ in conditions::OF_FAILURE.into_iter().chain(said) {
         end(status, type_, "NewRollout", "a new rollout has started", now);
     }
 }
@@ -156,12 +157,16 @@ fn config_revision(revisions: &Revisions<'_>, status: &mut DeploymentStatus, now
     }
 }
 
-/// What was said about going back holds while the deployment is at the revision it went back to.
+/// What was said about a failed revision holds while the deployment is at it, or at the revision it went back to.
 fn went_elsewhere(revisions: &Revisions<'_>, status: &mut DeploymentStatus, now: Timestamp) {
-    let last = revisions.all.iter().filter_map(|set| failure_of(set)).max_by_key(|failure| failure.at.clone());
-    if let (Some(last), Some(new)) = (last, revisions.new)
-        && last.to != name(new)
-    {
+    let Some(new) = revisions.new else { return };
+    if note(new, annotations::FAILURE).is_none() {
+        for type_ in [conditions::ROLLOUT_FAILED, conditions::ROLLOUT_PAUSED] {
+            end(status, type_, "NewRollout", "the revision is not known to fail", now);
+        }
+    }
+    let last = marks::last_failed(revisions.all.iter().copied().map(revision));
+    if last.is_some_and(|(_, last)| last.to != name(new)) {
         for type_ in [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED] {
             end(status, type_, "NewRollout", "the deployment was taken to another revision", now);
         }
@@ -179,7 +184,7 @@ pub(super) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) ->
 }
 
 /// The deadline, if there is one.
-fn deadline(deployment: &Deployment) -> Option<Duration> {
+pub(super) fn deadline(deployment: &Deployment) -> Option<Duration> {
     let seconds = deployment.spec.progress_deadline_seconds.unwrap_or(600);
     (seconds != NO_DEADLINE).then(|| Duration::from_secs(seconds.max(0).unsigned_abs().into()))
 }

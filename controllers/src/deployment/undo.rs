@@ -1,12 +1,16 @@
 //! What follows an undo, whoever made it: numbers, settings, kept configuration, and what appliers remember. Pure.
 
 use super::{
-    applied, config,
     plan::{Action, Planner},
-    revisions::{annotation_changes, annotations_for, name, note, number, same_template, without_hash},
-    rollback,
+    revisions::{
+        annotation_changes, annotations_for, configuration_of, name, note, number, pod_spec, same_template,
+        without_hash,
+    },
 };
-use crate::patch::{json, merge_diff};
+use crate::{
+    patch::{json, merge_diff},
+    rollback::{applied, config, marks},
+};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use proa_crds::{Deployment, ReplicaSet, annotations};
 use serde_json::{Map, Value, json};
@@ -52,13 +56,17 @@ impl Planner<'_> {
                 }
             }
             unwanted.retain(|key, _| !wanted.contains_key(key));
-            let retried = rollback::failure_of(new).is_some();
+            let retried = marks::failure_of(&new.metadata).is_some();
             if comes_back
                 && !retried
                 && config::is_kept(wanted.get(annotations::CONFIG_REVISIONS).map(String::as_str))
-                && let Some(secret) = config::pin(new, &self.seen.live)
+                && let Some(secret) = config::pin(&new.metadata, pod_spec(new), &self.seen.live)
             {
                 wanted.insert(annotations::CONFIG_REVISION.to_owned(), secret.to_owned());
+                // It stays the current one until the configuration changes again.
+                if let Some(left) = self.configuration.as_ref().filter(|left| configuration_of(new) != Some(left)) {
+                    wanted.insert(annotations::CONFIGURATION_LEFT.to_owned(), left.clone());
+                }
             }
             let mut set_changes = annotation_changes(new.metadata.annotations.as_ref(), wanted);
             set_changes.extend(unwanted);
@@ -82,6 +90,11 @@ impl Planner<'_> {
         }
         let mut patch =
             json!({"metadata": {"annotations": changes, "resourceVersion": self.deployment.metadata.resource_version}});
+        // An undo of stock kubectl brings the template as the replica set has it.
+        let template = &self.deployment.spec.template;
+        if let (Some(change), Some(patch)) = (template_diff(template, &without_hash(template)), patch.as_object_mut()) {
+            patch.insert("spec".to_owned(), json!({"template": change}));
+        }
         if let (Some(managed), Some(meta)) = (managed, patch.get_mut("metadata").and_then(Value::as_object_mut)) {
             meta.insert("managedFields".to_owned(), json(&managed));
         }

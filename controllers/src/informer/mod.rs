@@ -10,7 +10,7 @@ pub use store::Change;
 
 use crate::Key;
 use futures::future::BoxFuture;
-use kube::{Api, Client, Resource, core::ApiResource};
+use kube::{Api, Client, Resource, core::ApiResource, runtime::watcher};
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use std::{
@@ -54,26 +54,44 @@ struct Inner<K: Resource> {
     api: Api<K>,
     client: Client,
     dynamic_type: K::DynamicType,
+    /// Which objects of the kind: all, or those a selector selects.
+    selection: watcher::Config,
     store: RwLock<Store<K>>,
     routes: RwLock<Vec<Route<K>>>,
     keep_managed_fields: AtomicBool,
+    may_be_unknown: AtomicBool,
     synced: watch::Sender<bool>,
     /// Bumped after every change of the store.
     moved: watch::Sender<u64>,
 }
 
 impl<K: Watched> Informer<K> {
-    fn new(client: Client, dynamic_type: K::DynamicType) -> Self {
+    fn new(client: Client, dynamic_type: K::DynamicType, selection: watcher::Config) -> Self {
         Informer(Arc::new(Inner {
             api: Api::all_with(client.clone(), &dynamic_type),
             client,
             dynamic_type,
+            selection,
             store: RwLock::default(),
             routes: RwLock::default(),
             keep_managed_fields: AtomicBool::new(false),
+            may_be_unknown: AtomicBool::new(false),
             synced: watch::Sender::new(false),
             moved: watch::Sender::new(0),
         }))
+    }
+
+    /// An informer of its own, shared with nobody: of the objects a selector selects, until `shutdown`. It keeps
+    /// `metadata.managedFields`, and fills once it is [started](Informer::start).
+    pub fn selected(client: Client, dynamic_type: K::DynamicType, selection: watcher::Config) -> Self {
+        let informer = Informer::new(client, dynamic_type, selection);
+        informer.keep_managed_fields();
+        informer
+    }
+
+    /// Begins the watch of an informer that is shared with nobody.
+    pub fn start(&self, shutdown: CancellationToken) {
+        tokio::spawn(reflect::run(self.clone(), shutdown));
     }
 
     /// The object of that key, as last seen.
@@ -145,6 +163,11 @@ impl<K: Watched> Informer<K> {
     /// Keeps `metadata.managedFields` in the store. Only for kinds with few objects whose loop reads them.
     pub fn keep_managed_fields(&self) {
         self.0.keep_managed_fields.store(true, Ordering::Relaxed);
+    }
+
+    /// An API server that does not know the kind holds none of it; without this the first list is waited for until it does.
+    pub fn may_be_unknown(&self) {
+        self.0.may_be_unknown.store(true, Ordering::Relaxed);
     }
 
     /// Waits until the first list is in.
@@ -238,6 +261,16 @@ impl<K: Watched> Informer<K> {
         match seen.as_deref().is_some_and(same) {
             true => Ok(()),
             false => Err(crate::ActError::Conflict(format!("{key} was seen as it no longer is"))),
+        }
+    }
+
+    /// The same for an owner that must not only be as it was seen but stay: what one that is being deleted makes or adopts
+    /// goes with it.
+    pub(crate) async fn confirm_staying(&self, key: &Key) -> Result<(), crate::ActError> {
+        self.confirm(key).await?;
+        match self.get(key) {
+            Some(live) if live.meta().deletion_timestamp.is_none() => Ok(()),
+            _ => Err(crate::ActError::Gone(key.to_string())),
         }
     }
 }
@@ -334,7 +367,7 @@ impl Informers {
         if let Some(informer) = held.get(&id).and_then(|held| held.downcast_ref::<Informer<K>>()) {
             return informer.clone();
         }
-        let informer = Informer::<K>::new(self.0.client.clone(), dynamic_type);
+        let informer = Informer::<K>::new(self.0.client.clone(), dynamic_type, watcher::Config::default());
         held.insert(id, Box::new(informer.clone()));
         let task = reflect::run(informer.clone(), self.0.shutdown.clone());
         let start: Start = Box::new(move || {

@@ -9,13 +9,23 @@ use kube::{
     runtime::watcher::{self, Event},
 };
 use proa_crds::{Decoded, Undecodable};
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// Events get lost; a fresh list behind the watch finds what they missed (invariant 10).
 const RELIST_EVERY: Duration = Duration::from_secs(15 * 60);
+
+/// How long until a kind the API server does not know is asked for again.
+const UNKNOWN_KIND: Duration = Duration::from_secs(10);
+
+fn is_unknown_kind(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) = error else {
+        return false;
+    };
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
 
 /// A list that is coming in.
 struct Listing<K> {
@@ -37,7 +47,7 @@ pub(super) async fn run<K: Watched>(informer: Informer<K>, shutdown: Cancellatio
         // Spread, so that the kinds do not list all at the same time.
         let relist_at = Instant::now() + RELIST_EVERY + spread(&kind);
         let api: Api<Decoded<K>> = Api::all_with(informer.0.client.clone(), informer.dynamic_type());
-        let events = watcher::watcher(api, watcher::Config::default());
+        let events = watcher::watcher(api, informer.0.selection.clone());
         pin_mut!(events);
         let mut listing = Listing::default();
         loop {
@@ -52,6 +62,15 @@ pub(super) async fn run<K: Watched>(informer: Informer<K>, shutdown: Cancellatio
                 Some(Ok(event)) => {
                     failures = 0;
                     take_in(&informer, event, &mut listing);
+                }
+                Some(Err(error)) if informer.0.may_be_unknown.load(Ordering::Relaxed) && is_unknown_kind(&error) => {
+                    take_in(&informer, Event::Init, &mut listing);
+                    take_in(&informer, Event::InitDone, &mut listing);
+                    tokio::select! {
+                        biased;
+                        () = shutdown.cancelled() => return,
+                        () = tokio::time::sleep(UNKNOWN_KIND) => {}
+                    }
                 }
                 Some(Err(error)) => {
                     let pause =

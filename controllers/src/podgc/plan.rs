@@ -47,13 +47,16 @@ pub enum Why {
 #[derive(Debug)]
 pub struct Action(pub Arc<Pod>, pub Why);
 
+/// Whether the pod has ended, is deleted, and waits for nothing but its finalizers: whose they are has the word.
+fn only_held(pod: &Pod) -> bool {
+    let held = pod.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
+    held && pod.metadata.deletion_timestamp.is_some() && pods::is_over(pod)
+}
+
 /// Decides about one pod, or about all that have ended.
 pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     match seen {
-        // All is done here; what is left is for those whose finalizers hold it.
-        Seen::Pod(pod, _) if pods::is_over(pod) && pod.metadata.deletion_grace_period_seconds == Some(0) => {
-            Plan::nothing()
-        }
+        Seen::Pod(pod, _) if only_held(pod) => Plan::nothing(),
         Seen::Pod(pod, _) if pods::node(pod).is_none() => {
             let deleted = pod.metadata.deletion_timestamp.is_some();
             Plan::act(deleted.then(|| Action(pod.clone(), Why::NeverPlaced)).into_iter().collect())
@@ -127,6 +130,19 @@ mod tests {
         let goes = plan(&Seen::Pod(deleted, Home::OutOfService), at(0));
         assert_eq!(said(goes), [("a".to_owned(), Why::OutOfService)]);
         assert!(plan(&Seen::Pod(pod(json!({"name": "a"}), "n"), Home::OutOfService), at(0)).actions.is_empty());
+    }
+
+    /// A Job's pod keeps its finalizer until it is counted, and it is counted when it has ended.
+    #[test]
+    fn a_pod_that_others_hold_is_ended_once_and_then_left_to_them() {
+        let held = json!({"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x/y"]});
+        for (node, home) in [("", Home::There), ("gone", Home::Missing(at(0)))] {
+            let waiting = pod(held.clone(), node);
+            assert_eq!(plan(&Seen::Pod(waiting.clone(), home), at(999)).actions.len(), 1);
+            let mut ended = (*waiting).clone();
+            ended.status.get_or_insert_default().phase = Some("Failed".into());
+            assert!(plan(&Seen::Pod(Arc::new(ended), home), at(999)).actions.is_empty());
+        }
     }
 
     #[test]

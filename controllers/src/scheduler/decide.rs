@@ -1,163 +1,218 @@
-//! The decision: a snapshot and a pod give a node, or the reasons why there is none. Pure and deterministic.
+//! The decision: the cluster and a pod give a node, or the reasons why there is none. Pure and deterministic.
 
 use super::{
-    affinity::{preferred_weight, required_matches},
-    node_info::{NodeInfo, PodInfo},
-    scores,
+    cluster::{
+        Cluster,
+        node::{NodeInfo, Slot},
+        pod::PodInfo,
+    },
+    framework::{Cycle, Filter, Prepared, Reasons, Verdict},
+    profile::Profile,
 };
-use crate::taints::{NO_EXECUTE, NO_SCHEDULE, untolerated};
 use std::{
-    collections::BTreeMap,
+    fmt,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
 };
 
-/// Why a node cannot take a pod, in the order filters are asked; the text is Kubernetes'.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Obstacle {
-    /// `spec.unschedulable`.
-    Unschedulable,
-    /// Another node is named.
-    NodeName,
-    /// A taint is not tolerated.
-    Taint,
-    /// `nodeSelector` or required affinity.
-    Affinity,
-    /// A host port is taken.
-    Ports,
-    /// The node takes no more pods.
-    PodCount,
-    /// Too little of a resource.
-    Insufficient(String),
-}
+/// Fewer nodes than this are always looked at all (Kubernetes' `minFeasibleNodesToFind`).
+const LEAST_NODES: usize = 100;
 
-impl std::fmt::Display for Obstacle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Obstacle::Unschedulable => f.write_str("node(s) were unschedulable"),
-            Obstacle::NodeName => f.write_str("node(s) didn't match the requested node name"),
-            Obstacle::Taint => f.write_str("node(s) had untolerated taint(s)"),
-            Obstacle::Affinity => f.write_str("node(s) didn't match Pod's node affinity/selector"),
-            Obstacle::Ports => f.write_str("node(s) didn't have free ports for the requested pod ports"),
-            Obstacle::PodCount => f.write_str("Too many pods"),
-            Obstacle::Insufficient(resource) => write!(f, "Insufficient {resource}"),
-        }
-    }
-}
+/// Which plugins kept a pod out: a bit for each by its place in the profile.
+pub(crate) type Rejectors = u32;
 
 /// What was decided.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+#[derive(Debug)]
+pub(crate) enum Decision {
     /// This node.
-    Node(Arc<str>),
-    /// None, and how many nodes have each obstacle.
+    Node(Slot),
+    /// None.
     Nowhere(Nowhere),
 }
 
-/// Why no node fits.
+/// Why no node will do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Nowhere {
+pub(crate) struct Nowhere {
     /// How many nodes there are.
-    pub nodes: usize,
+    pub(crate) nodes: usize,
     /// How many of them have each obstacle.
-    pub obstacles: BTreeMap<Obstacle, usize>,
+    pub(crate) reasons: Reasons,
+    /// What was wrong before any node was looked at.
+    pub(crate) at_all: Option<String>,
+    pub(crate) rejectors: Rejectors,
+    /// Nodes where it might do with fewer pods.
+    pub(crate) full: Vec<Slot>,
 }
 
-impl std::fmt::Display for Nowhere {
+impl fmt::Display for Nowhere {
     /// Kubernetes' sentence: `0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s).`
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.nodes == 0 {
             return f.write_str("no nodes available to schedule pods");
         }
-        let mut reasons: Vec<String> = self.obstacles.iter().map(|(why, count)| format!("{count} {why}")).collect();
-        reasons.sort();
-        write!(f, "0/{} nodes are available: {}.", self.nodes, reasons.join(", "))
+        write!(f, "0/{} nodes are available:", self.nodes)?;
+        match &self.at_all {
+            Some(why) => write!(f, " {why}."),
+            None if self.reasons.is_empty() => Ok(()),
+            None => write!(f, " {}.", self.reasons),
+        }
     }
 }
 
-/// Decides where a pod goes.
-pub fn decide<'a>(pod: &PodInfo, nodes: impl Iterator<Item = &'a NodeInfo> + Clone) -> Decision {
+/// The filters of a profile, made ready for one pod.
+pub(crate) struct Checks<'a> {
+    cycle: Cycle<'a>,
+    filters: Vec<(Rejectors, Box<dyn Filter + 'a>)>,
+}
+
+impl<'a> Checks<'a> {
+    /// # Errors
+    /// What is wrong with the pod whatever the node, and whose word that is.
+    pub(crate) fn prepare(profile: &'a Profile, cycle: Cycle<'a>) -> Result<Checks<'a>, (Rejectors, String)> {
+        let mut filters = Vec::new();
+        for (at, plugin) in profile.filters.iter().enumerate() {
+            match plugin.filter(cycle) {
+                Prepared::Skip => {}
+                Prepared::Reject(why) => return Err((1 << at, why)),
+                Prepared::Filter(filter) => filters.push((1 << at, filter)),
+            }
+        }
+        Ok(Checks { cycle, filters })
+    }
+
+    /// What the filters say of a node; the first that says no ends the search. Pods that room was made for there count as
+    /// if they were there, unless they are less important; and the pod must fit without them as well, for they may not come.
+    pub(crate) fn check(&mut self, node: &NodeInfo, why: &mut Reasons, who: &mut Rejectors) -> Verdict {
+        let Cycle { cluster, pod } = self.cycle;
+        let mut expected = cluster.nominees(node.slot).filter(|other| other.priority >= pod.priority && !other.is(pod));
+        if let Some(first) = expected.next() {
+            let expected: Vec<_> = std::iter::once(first).chain(expected).cloned().collect();
+            let mut crowded = node.clone();
+            for other in &expected {
+                crowded.add(other.clone());
+                self.moved(other, node, 1);
+            }
+            let verdict = self.ask(&crowded, why, who);
+            expected.iter().for_each(|other| self.moved(other, node, -1));
+            if verdict != Verdict::Fits {
+                return verdict;
+            }
+        }
+        self.ask(node, why, who)
+    }
+
+    fn ask(&self, node: &NodeInfo, why: &mut Reasons, who: &mut Rejectors) -> Verdict {
+        for (bit, filter) in &self.filters {
+            let verdict = filter.check(node, why);
+            if verdict != Verdict::Fits {
+                *who |= bit;
+                return verdict;
+            }
+        }
+        Verdict::Fits
+    }
+
+    /// See [`Filter::moved`].
+    pub(crate) fn moved(&mut self, pod: &PodInfo, node: &NodeInfo, by: i64) {
+        self.filters.iter_mut().for_each(|(_, filter)| filter.moved(pod, node, by));
+    }
+
+    /// The only nodes worth a look, and which plugins say so.
+    fn only(&self) -> Option<(Vec<Slot>, Rejectors)> {
+        let lists = self.filters.iter().filter_map(|(bit, filter)| Some((filter.only()?, *bit)));
+        lists.reduce(|(mut slots, who), (other, bit)| {
+            slots.retain(|slot| other.contains(slot));
+            (slots, who | bit)
+        })
+    }
+}
+
+/// Decides where a pod goes. `turn` is where the last decision stopped looking: large clusters are looked at in part, each
+/// decision at the next (Kubernetes' `percentageOfNodesToScore`).
+pub(crate) fn decide(profile: &Profile, cluster: &Cluster, pod: &PodInfo, turn: &mut usize) -> Decision {
+    let cycle = Cycle { cluster, pod };
+    let order = cluster.order();
+    let mut nowhere = Nowhere { nodes: order.len(), ..Nowhere::default() };
+    let mut checks = match Checks::prepare(profile, cycle) {
+        Ok(checks) => checks,
+        Err((who, why)) => {
+            (nowhere.rejectors, nowhere.at_all) = (who, Some(why));
+            return Decision::Nowhere(nowhere);
+        }
+    };
+    let (mut reasons, mut rejectors) = (Reasons::default(), 0);
+    if let Some(node) = cluster.nomination(&pod.key).and_then(|slot| cluster.node(slot)).filter(|node| !node.absent)
+        && checks.check(node, &mut Reasons::default(), &mut 0) == Verdict::Fits
+    {
+        return Decision::Node(node.slot);
+    }
+    let only = checks.only();
+    let looked_at = only.as_ref().map_or(order, |(slots, _)| slots.as_slice());
+    let enough = profile.enough(looked_at.len());
     let mut feasible = Vec::new();
-    let mut nowhere = Nowhere::default();
-    for node in nodes.clone() {
-        nowhere.nodes += 1;
-        let found = obstacles(pod, node);
-        if found.is_empty() {
-            feasible.push(node);
+    let begin = if only.is_some() || looked_at.is_empty() { 0 } else { *turn % looked_at.len() };
+    let mut looked = 0;
+    for slot in looked_at[begin..].iter().chain(&looked_at[..begin]) {
+        let Some(node) = cluster.node(*slot).filter(|node| !node.absent) else { continue };
+        looked += 1;
+        match checks.check(node, &mut reasons, &mut rejectors) {
+            Verdict::Fits => feasible.push(node),
+            Verdict::Unschedulable => nowhere.full.push(*slot),
+            Verdict::Unresolvable => {}
         }
-        for obstacle in found {
-            *nowhere.obstacles.entry(obstacle).or_default() += 1;
+        if feasible.len() >= enough {
+            break;
         }
+    }
+    if only.is_none() && !looked_at.is_empty() {
+        *turn = (begin + looked) % looked_at.len();
     }
     match feasible.as_slice() {
-        [] => Decision::Nowhere(nowhere),
-        [only] => Decision::Node(only.name.clone()),
-        several => Decision::Node(best(pod, several, nodes)),
-    }
-}
-
-/// What speaks against this node; the first filter that finds something ends the search.
-pub fn obstacles(pod: &PodInfo, node: &NodeInfo) -> Vec<Obstacle> {
-    let spec = &pod.pod.spec;
-    if node.unschedulable && !tolerates_cordon(pod) {
-        return vec![Obstacle::Unschedulable];
-    }
-    if spec.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != &*node.name) {
-        return vec![Obstacle::NodeName];
-    }
-    if untolerated(&node.taints, pod.tolerations(), &[NO_SCHEDULE, NO_EXECUTE]).is_some() {
-        return vec![Obstacle::Taint];
-    }
-    if !required_matches(spec, &node.name, &node.labels) {
-        return vec![Obstacle::Affinity];
-    }
-    if pod.claim.ports.iter().any(|wanted| node.used.ports.keys().any(|held| held.collides(wanted))) {
-        return vec![Obstacle::Ports];
-    }
-    fit(pod, node)
-}
-
-/// Cordoning is also a taint; whoever tolerates that one may be placed on a cordoned node.
-fn tolerates_cordon(pod: &PodInfo) -> bool {
-    let taint = k8s_openapi::api::core::v1::Taint {
-        key: "node.kubernetes.io/unschedulable".into(),
-        effect: NO_SCHEDULE.into(),
-        ..Default::default()
-    };
-    untolerated(&[taint], pod.tolerations(), &[NO_SCHEDULE]).is_none()
-}
-
-fn fit(pod: &PodInfo, node: &NodeInfo) -> Vec<Obstacle> {
-    let (asked, free, used) = (&pod.claim.requests.amounts, &node.allocatable, &node.used.amounts);
-    let mut short = Vec::new();
-    if node.used.pods + 1 > node.allowed_pods {
-        short.push(Obstacle::PodCount);
-    }
-    let mut check = |name: &str, asked: i64, allocatable: i64, used: i64| {
-        if asked > 0 && asked > allocatable.saturating_sub(used) {
-            short.push(Obstacle::Insufficient(name.to_owned()));
+        [] => {
+            if let Some((_, who)) = only {
+                rejectors |= who;
+                let plugins = profile.filters.iter().enumerate().filter(|(at, _)| who & (1 << at) != 0);
+                let mut names: Vec<&str> = plugins.map(|(_, plugin)| plugin.name()).collect();
+                names.sort_unstable();
+                if order.len() > looked {
+                    let others = format!("node(s) didn't satisfy plugin(s) [{}]", names.join(" "));
+                    reasons.add_many(others, order.len() - looked);
+                }
+            }
+            (nowhere.reasons, nowhere.rejectors) = (reasons, rejectors);
+            Decision::Nowhere(nowhere)
         }
-    };
-    check("cpu", asked.milli_cpu, free.milli_cpu, used.milli_cpu);
-    check("memory", asked.memory, free.memory, used.memory);
-    for (name, amount) in &asked.other {
-        let of = |amounts: &super::resources::Amounts| amounts.other.get(name).copied().unwrap_or(0);
-        check(name, *amount, of(free), of(used));
+        [one] => Decision::Node(one.slot),
+        several => Decision::Node(best(profile, cycle, several)),
     }
-    short
+}
+
+impl Profile {
+    /// How many nodes that would do are enough to choose from (Kubernetes' `numFeasibleNodesToFind`).
+    pub(crate) fn enough(&self, nodes: usize) -> usize {
+        if nodes < LEAST_NODES {
+            return nodes.max(1);
+        }
+        let percentage = match self.percentage {
+            0 => 50usize.saturating_sub(nodes / 125).max(5),
+            given => given.min(100),
+        };
+        (nodes * percentage / 100).max(LEAST_NODES)
+    }
 }
 
 /// The node with the highest score. Of equals one is drawn by the pod's uid, so that they share the load and the same
 /// question always has the same answer.
-fn best<'a>(pod: &PodInfo, feasible: &[&NodeInfo], all: impl Iterator<Item = &'a NodeInfo> + Clone) -> Arc<str> {
-    let preferences: Vec<i64> =
-        feasible.iter().map(|node| preferred_weight(&pod.pod.spec, &node.name, &node.labels)).collect();
-    let scores = scores::total(pod, feasible, &preferences, all);
-    let draw = |node: &NodeInfo| {
-        let mut hasher = DefaultHasher::new();
-        (&pod.pod.metadata.uid, &pod.pod.metadata.name, &node.name).hash(&mut hasher);
-        hasher.finish()
-    };
-    let ranked = feasible.iter().zip(scores).max_by_key(|(node, score)| (*score, draw(node)));
-    ranked.map(|(node, _)| node.name.clone()).unwrap_or_default()
+fn best(profile: &Profile, cycle: Cycle<'_>, feasible: &[&NodeInfo]) -> Slot {
+    let mut totals = vec![0; feasible.len()];
+    for (plugin, weight) in &profile.scores {
+        if let Some(scores) = plugin.score(cycle, feasible) {
+            totals.iter_mut().zip(scores).for_each(|(total, score)| *total += weight * score);
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    (cycle.pod.uid(), &cycle.pod.key.name).hash(&mut hasher);
+    let seed = hasher.finish();
+    let draw = |node: &NodeInfo| (node.lot ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31);
+    let ranked = feasible.iter().zip(totals).max_by_key(|(node, total)| (*total, draw(node)));
+    ranked.map_or(0, |(node, _)| node.slot)
 }

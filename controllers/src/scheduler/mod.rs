@@ -1,66 +1,74 @@
 //! The scheduler: which node a pod runs on.
 //!
-//! Owns: the decision and the binding, through the API. Never starts a pod and never moves one. `decide`, `queue` and
-//! `core` are pure; this file feeds them from the informers and carries out what they say. Decisions are made one
-//! after the other on one view, in microseconds; bindings are written concurrently behind them.
+//! Owns: the decision and the binding, through the API, and who must leave for whom (preemption). Never starts a pod and
+//! never moves one. `cluster` is what is known, `plugins` are the rules, `decide` and `preempt` apply them, `queue` says
+//! whose turn it is, and `core` holds them together: all of it pure. This file feeds them from the informers; `carry_out`
+//! does what they say. Decisions are made one after the other on one view, in microseconds; bindings are written
+//! concurrently behind them.
 
-mod affinity;
+mod carry_out;
+mod cluster;
+mod config;
 mod core;
 mod decide;
-mod node_info;
+mod framework;
+mod plugins;
+mod preempt;
+mod profile;
 mod queue;
-mod resources;
-mod scores;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
-pub use decide::{Decision, Nowhere, Obstacle, decide, obstacles};
-pub use node_info::{NodeInfo, PodInfo};
-pub use resources::{Amounts, Requests, requests};
+pub(crate) use cluster::affinity;
+pub use config::{ConfigError, Configuration};
 
-use crate::{
-    Context, Informer, Key,
-    events::{Kind, Note},
-    patch::params,
-    pod_status::{Wanted, set_condition, with_condition},
-};
-use core::{Core, NAME, Step};
-use kube::{
-    ResourceExt,
-    api::{Patch, PostParams},
+use crate::{Context, Informer, Key, informer::Watched};
+use cluster::{Budget, terms::Selector};
+use core::Core;
+use futures::future::BoxFuture;
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController},
+    policy::v1::PodDisruptionBudget,
+    storage::v1::{CSINode, StorageClass},
 };
 use parking_lot::Mutex;
 use proa_crds::{Family, Node, Pod};
-use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, Semaphore},
     time::Instant,
 };
-use tracing::{debug, warn};
+use volumes::Volumes;
 
 /// How many bindings are written at the same time.
-const BINDINGS: usize = 64;
+const BINDINGS: usize = 128;
 
 /// Starts the scheduler of that context's family.
-pub fn start(context: &Context) {
+pub fn start(context: &Context, configuration: &Configuration) {
+    let storage = (context.family == Family::Standard)
+        .then(|| Volumes { claims: context.informers.of(), volumes: context.informers.of() });
     let scheduler = Arc::new(Scheduler {
         pods: context.informers.of_resource(context.family.pod()),
         nodes: context.informers.of_resource(context.family.node()),
+        volumes: storage,
         context: context.clone(),
-        core: Mutex::default(),
+        core: Mutex::new(Core::new(configuration)),
         changed: Notify::new(),
         origin: Instant::now(),
         bindings: Arc::new(Semaphore::new(BINDINGS)),
     });
-    scheduler.wire();
-    context.spawn(scheduler.run());
+    let synced = scheduler.wire();
+    context.spawn(scheduler.run(synced));
 }
 
 struct Scheduler {
     context: Context,
     pods: Informer<Pod>,
     nodes: Informer<Node>,
+    /// Custom pods have no persistent volumes.
+    volumes: Option<Volumes>,
     core: Mutex<Core>,
     changed: Notify,
     origin: Instant,
@@ -68,30 +76,101 @@ struct Scheduler {
 }
 
 impl Scheduler {
-    fn wire(self: &Arc<Self>) {
+    /// Feeds the core from the informers; what is returned must be in before the first decision.
+    fn wire(self: &Arc<Self>) -> Vec<BoxFuture<'static, ()>> {
+        let informers = &self.context.informers;
+        let mut synced = vec![
+            self.feed(&self.pods, |core, key, pod, now| core.pod_changed(key, pod, now)),
+            self.feed(&self.nodes, |core, key, node, now| core.node_changed(&key.name, node.map(|n| &**n), now)),
+            self.feed(&informers.of::<Namespace>(), |core, key, namespace, now| {
+                let labels = namespace.map(|namespace| namespace.metadata.labels.clone().unwrap_or_default());
+                core.namespace_changed(&key.name, labels, now);
+            }),
+        ];
+        if let Some(Volumes { claims, volumes }) = &self.volumes {
+            synced.push(self.feed(claims, |core, key, claim: Option<&Arc<PersistentVolumeClaim>>, now| {
+                set(&mut core.cluster.storage.claims, key.clone(), claim);
+                core.storage_changed(now);
+            }));
+            synced.push(self.feed(volumes, |core, key, volume: Option<&Arc<PersistentVolume>>, now| {
+                match volume {
+                    Some(volume) => core.cluster.storage.volumes.insert(key.name.to_string(), volume.clone()),
+                    None => core.cluster.storage.volumes.remove(&*key.name),
+                };
+                core.storage_changed(now);
+            }));
+            synced.push(self.feed(&informers.of::<StorageClass>(), |core, key, class, now| {
+                set(&mut core.cluster.storage.classes, key.name.to_string(), class);
+                core.storage_changed(now);
+            }));
+            synced.push(self.feed(&informers.of::<CSINode>(), |core, key, node, now| {
+                core.cluster.storage.node_limits_changed(&key.name, node.map(|node| &**node));
+                core.storage_changed(now);
+            }));
+            self.wire_owners(&mut synced);
+        }
+        synced
+    }
+
+    /// Who makes, serves and protects pods.
+    fn wire_owners(self: &Arc<Self>, synced: &mut Vec<BoxFuture<'static, ()>>) {
+        let informers = &self.context.informers;
+        synced.push(self.feed(&informers.of_resource(self.context.family.service()), |core, key, service, _| {
+            let selector = service.and_then(|service: &Arc<proa_crds::Service>| service.spec.selector.clone());
+            core.cluster.owners.service_changed(key, selector);
+        }));
+        synced.push(self.feed(&informers.of_resource(self.context.family.replica_set()), |core, key, set, _| {
+            let selector = set.map(|set: &Arc<proa_crds::ReplicaSet>| Selector::of(Some(&set.spec.selector)));
+            core.cluster.owners.controller_changed("ReplicaSet", key, selector);
+        }));
+        synced.push(self.feed(&informers.of::<StatefulSet>(), |core, key, set, _| {
+            let selector = set.and_then(|set| set.spec.as_ref()).map(|spec| Selector::of(Some(&spec.selector)));
+            core.cluster.owners.controller_changed("StatefulSet", key, selector);
+        }));
+        synced.push(self.feed(&informers.of::<ReplicationController>(), |core, key, controller, _| {
+            let selector = controller.and_then(|controller| controller.spec.as_ref()?.selector.as_ref());
+            core.cluster.owners.controller_changed("ReplicationController", key, selector.map(Selector::labels));
+        }));
+        synced.push(self.feed(&informers.of::<PodDisruptionBudget>(), |core, key, budget, _| {
+            let Some(budget) = budget else {
+                core.cluster.budgets.remove(key);
+                return;
+            };
+            let status = budget.status.as_ref();
+            let disrupted = status.and_then(|status| status.disrupted_pods.as_ref());
+            let known = Budget {
+                selector: budget.spec.as_ref().and_then(|spec| spec.selector.clone()),
+                allowed: status.and_then(|status| status.disruptions_allowed).map_or(0, i64::from),
+                disrupted: disrupted.into_iter().flat_map(|pods| pods.keys().cloned()).collect(),
+            };
+            core.cluster.budgets.insert(key.clone(), known);
+        }));
+    }
+
+    fn feed<K: Watched>(
+        self: &Arc<Self>,
+        informer: &Informer<K>,
+        take_in: impl Fn(&mut Core, &Key, Option<&Arc<K>>, Duration) + Send + Sync + 'static,
+    ) -> BoxFuture<'static, ()> {
         let this = self.clone();
-        self.pods.on_change(move |change| {
-            this.core.lock().pod_changed(&change.key, change.new.as_ref(), this.now());
+        informer.on_change(move |change| {
+            take_in(&mut this.core.lock(), &change.key, change.new.as_ref(), this.now());
             this.changed.notify_one();
         });
-        let this = self.clone();
-        self.nodes.on_change(move |change| {
-            this.core.lock().node_changed(&change.key.name, change.new.as_deref(), this.now());
-            this.changed.notify_one();
-        });
+        let informer = informer.clone();
+        Box::pin(async move { informer.synced().await })
     }
 
     fn now(&self) -> Duration {
         self.origin.elapsed()
     }
 
-    async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>, synced: Vec<BoxFuture<'static, ()>>) {
         // Placing pods without knowing what runs already would overcommit nodes.
-        let ready = async { tokio::join!(self.pods.synced(), self.nodes.synced()) };
         tokio::select! {
             biased;
             () = self.context.shutdown.cancelled() => return,
-            _ = ready => {}
+            _ = futures::future::join_all(synced) => {}
         }
         while !self.context.shutdown.is_cancelled() {
             let (step, wakes_at) = {
@@ -117,64 +196,11 @@ impl Scheduler {
             }
         }
     }
+}
 
-    async fn carry_out(self: Arc<Self>, step: Step) {
-        let Ok(_slot) = self.bindings.clone().acquire_owned().await else { return };
-        match step {
-            Step::Bind(pod, node) => {
-                if let Err(error) = self.bind(&pod, &node).await {
-                    debug!(pod = %Key::of(pod.as_ref()), %node, %error, "binding failed, trying again");
-                    self.core.lock().binding_failed(&pod, self.now());
-                    self.changed.notify_one();
-                    return;
-                }
-                let message = format!("Successfully assigned {} to {node}", Key::of(pod.as_ref()));
-                self.note(&pod, Kind::Normal, "Scheduled", message);
-            }
-            Step::Tell(pod, message) => self.tell(&pod, message).await,
-        }
-    }
-
-    /// A pod of the standard family has a `binding` subresource; a custom resource cannot have one.
-    async fn bind(&self, pod: &Pod, node: &str) -> Result<(), kube::Error> {
-        let api = self.pods.api(&pod.namespace().unwrap_or_default());
-        let (name, uid) = (pod.name_any(), &pod.metadata.uid);
-        match self.context.family {
-            Family::Standard => {
-                let binding = json!({
-                    "apiVersion": "v1",
-                    "kind": "Binding",
-                    "metadata": {"name": name, "namespace": pod.namespace(), "uid": uid},
-                    "target": {"apiVersion": "v1", "kind": "Node", "name": node},
-                });
-                api.create_subresource::<_, Value>("binding", &name, &PostParams::default(), &binding).await?;
-            }
-            Family::Proa => {
-                let patch = json!({"metadata": {"uid": uid}, "spec": {"nodeName": node}});
-                api.patch(&name, &params(), &Patch::Merge(&patch)).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn tell(&self, pod: &Pod, message: String) {
-        let wanted = Wanted { type_: "PodScheduled", status: "False", reason: "Unschedulable", message };
-        let now = self.context.clock.now();
-        // The pod may have a newer status than the one that was tried.
-        let latest = self.pods.get(&Key::of(pod)).filter(|latest| latest.metadata.uid == pod.metadata.uid);
-        let pod = latest.as_deref().unwrap_or(pod);
-        if with_condition(pod, &wanted, now).is_none() {
-            return;
-        }
-        self.note(pod, Kind::Warning, "FailedScheduling", wanted.message.clone());
-        match set_condition(&self.pods, pod, &wanted, now).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            Err(error) => warn!(pod = %Key::of(pod), %error, "cannot tell why the pod has no node"),
-        }
-    }
-
-    fn note(&self, pod: &Pod, kind: Kind, reason: &'static str, message: String) {
-        self.context.recorder.note(NAME, self.pods.dynamic_type(), pod, Note { kind, reason, message });
-    }
+fn set<K: std::hash::Hash + Eq, V>(map: &mut std::collections::HashMap<K, Arc<V>>, key: K, value: Option<&Arc<V>>) {
+    match value {
+        Some(value) => map.insert(key, value.clone()),
+        None => map.remove(&key),
+    };
 }

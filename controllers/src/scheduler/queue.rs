@@ -1,7 +1,7 @@
 //! The scheduling queue: pods that are to be tried, that pause, and that wait for the world to change. Pure: time is a
 //! [`Duration`] since any fixed origin.
 
-use super::decide::{Nowhere, Obstacle};
+use super::decide::Rejectors;
 use crate::Key;
 use std::{
     cmp::Reverse,
@@ -9,42 +9,10 @@ use std::{
     time::Duration,
 };
 
-/// First and longest pause after attempts that failed (doubling in between).
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(10));
+/// First and longest pause after attempts that failed (doubling in between), unless the configuration says otherwise.
+pub(crate) const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(10));
 /// Events get lost: what waits longer than this is tried again.
 const PARKED_AT_MOST: Duration = Duration::from_secs(300);
-
-/// What may let a waiting pod in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum News {
-    /// A node appeared.
-    Node,
-    /// Labels of a node changed.
-    Labels,
-    /// Taints of a node changed.
-    Taints,
-    /// A node was uncordoned.
-    Schedulable,
-    /// A node's allocatable changed.
-    Room,
-    /// A pod left a node.
-    PodGone,
-}
-
-impl News {
-    /// Whether this could lift one of the obstacles that were found.
-    fn helps(self, nowhere: &Nowhere) -> bool {
-        let helps = |obstacle: &Obstacle| match self {
-            News::Node => true,
-            News::Labels => *obstacle == Obstacle::Affinity,
-            News::Taints => *obstacle == Obstacle::Taint,
-            News::Schedulable => *obstacle == Obstacle::Unschedulable,
-            News::Room => matches!(obstacle, Obstacle::PodCount | Obstacle::Insufficient(_)),
-            News::PodGone => matches!(obstacle, Obstacle::PodCount | Obstacle::Insufficient(_) | Obstacle::Ports),
-        };
-        self == News::Node || nowhere.obstacles.keys().any(helps)
-    }
-}
 
 /// Higher priority first, then the older.
 type Rank = (Reverse<i32>, u64);
@@ -56,7 +24,7 @@ enum Place {
     /// To be tried at that time.
     Pausing(Duration),
     /// To be tried when something changes that matters, or at that time.
-    Parked(Duration, Nowhere),
+    Parked(Duration),
     /// Being tried.
     Out,
 }
@@ -73,16 +41,37 @@ struct Waiting {
 }
 
 /// Pods that want a node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SchedulingQueue {
+    backoff: (Duration, Duration),
     pods: HashMap<Key, Waiting>,
+    /// Those that are parked, by who kept them out.
+    parked: BTreeMap<Key, Rejectors>,
     active: BTreeMap<Rank, Key>,
     /// Those that pause and those that are parked, by when they are tried at the latest.
     timed: BTreeSet<(Duration, Key)>,
     arrivals: u64,
 }
 
+impl Default for SchedulingQueue {
+    fn default() -> Self {
+        SchedulingQueue::new(BACKOFF)
+    }
+}
+
 impl SchedulingQueue {
+    /// An empty queue with that first and longest pause.
+    pub(crate) fn new(backoff: (Duration, Duration)) -> Self {
+        SchedulingQueue {
+            backoff,
+            pods: HashMap::new(),
+            parked: BTreeMap::new(),
+            active: BTreeMap::new(),
+            timed: BTreeSet::new(),
+            arrivals: 0,
+        }
+    }
+
     /// Takes in a pod, or news of a pod that waits: what changed in it may let it in.
     pub(crate) fn add(&mut self, key: &Key, priority: i32, now: Duration) {
         if let Some(waiting) = self.pods.get_mut(key) {
@@ -90,7 +79,7 @@ impl SchedulingQueue {
             match waiting.place {
                 Place::Out => waiting.stale = true,
                 Place::Active(_) | Place::Pausing(_) => {}
-                Place::Parked(..) => self.wake(key, now),
+                Place::Parked(_) => self.wake(key, now),
             }
             return;
         }
@@ -114,6 +103,7 @@ impl SchedulingQueue {
             && *at <= now
             && let Some((_, key)) = self.timed.pop_first()
         {
+            self.parked.remove(&key);
             self.activate(&key);
         }
         let (_, key) = self.active.pop_first()?;
@@ -125,33 +115,30 @@ impl SchedulingQueue {
         Some(key)
     }
 
-    /// There is no node for a pod that was tried: it waits until something changes.
-    pub(crate) fn park(&mut self, key: &Key, nowhere: Nowhere, now: Duration) {
+    /// There is no node for a pod that was tried: it waits until something changes for those who kept it out.
+    pub(crate) fn park(&mut self, key: &Key, rejectors: Rejectors, now: Duration) {
         let Some(waiting) = self.pods.get_mut(key) else { return };
         let until = now + PARKED_AT_MOST;
-        waiting.place = Place::Parked(until, nowhere);
+        waiting.place = Place::Parked(until);
         let stale = waiting.stale;
         self.timed.insert((until, key.clone()));
+        self.parked.insert(key.clone(), rejectors);
         if stale {
             self.wake(key, now);
         }
     }
 
+    /// The pods that wait for something to change, and who kept each out.
+    pub(crate) fn parked(&self) -> impl ExactSizeIterator<Item = (&Key, Rejectors)> {
+        self.parked.iter().map(|(key, rejectors)| (key, *rejectors))
+    }
+
     /// Trying failed for another reason: again after a pause.
     pub(crate) fn pause(&mut self, key: &Key) {
         let Some(waiting) = self.pods.get_mut(key) else { return };
-        let until = waiting.last_attempt + backoff(waiting.attempts);
+        let until = waiting.last_attempt + pause(self.backoff, waiting.attempts);
         waiting.place = Place::Pausing(until);
         self.timed.insert((until, key.clone()));
-    }
-
-    /// Something changed: those it could help are tried again, each after its pause.
-    pub(crate) fn hear(&mut self, news: News, now: Duration) {
-        let helped = |waiting: &Waiting| matches!(&waiting.place, Place::Parked(_, why) if news.helps(why));
-        let keys: Vec<Key> = self.pods.iter().filter(|(_, w)| helped(w)).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            self.wake(&key, now);
-        }
     }
 
     /// When to look again although nothing happened.
@@ -159,10 +146,11 @@ impl SchedulingQueue {
         self.timed.first().map(|(at, _)| *at)
     }
 
-    fn wake(&mut self, key: &Key, now: Duration) {
+    /// Something changed that may let the pod in: it is tried again after its pause.
+    pub(crate) fn wake(&mut self, key: &Key, now: Duration) {
         self.unplace(key);
         let Some(waiting) = self.pods.get_mut(key) else { return };
-        let until = waiting.last_attempt + backoff(waiting.attempts);
+        let until = waiting.last_attempt + pause(self.backoff, waiting.attempts);
         if until <= now {
             self.activate(key);
         } else {
@@ -184,16 +172,17 @@ impl SchedulingQueue {
             Place::Active(rank) => {
                 self.active.remove(&rank);
             }
-            Place::Pausing(until) | Place::Parked(until, _) => {
+            Place::Pausing(until) | Place::Parked(until) => {
                 self.timed.remove(&(until, key.clone()));
+                self.parked.remove(key);
             }
             Place::Out => {}
         }
     }
 }
 
-fn backoff(attempts: u32) -> Duration {
-    BACKOFF.0.saturating_mul(1u32 << attempts.saturating_sub(1).min(16)).min(BACKOFF.1)
+fn pause((first, longest): (Duration, Duration), attempts: u32) -> Duration {
+    first.saturating_mul(1u32 << attempts.saturating_sub(1).min(16)).min(longest)
 }
 
 #[cfg(test)]
@@ -208,9 +197,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    fn because(obstacle: Obstacle) -> Nowhere {
-        Nowhere { nodes: 1, obstacles: [(obstacle, 1)].into() }
-    }
+    const SOMEBODY: Rejectors = 1;
 
     #[test]
     fn the_more_important_goes_first_then_the_older() {
@@ -223,20 +210,6 @@ mod tests {
     }
 
     #[test]
-    fn a_parked_pod_is_woken_by_what_can_help_it_and_by_nothing_else() {
-        let mut queue = SchedulingQueue::default();
-        queue.add(&key("a"), 0, at(0));
-        queue.next(at(0)).unwrap();
-        queue.park(&key("a"), because(Obstacle::Taint), at(0));
-        for useless in [News::Labels, News::Room, News::PodGone, News::Schedulable] {
-            queue.hear(useless, at(1000));
-            assert_eq!(queue.next(at(1000)), None, "{useless:?}");
-        }
-        queue.hear(News::Taints, at(1000));
-        assert_eq!(queue.next(at(1000)), Some(key("a")));
-    }
-
-    #[test]
     fn pauses_grow_and_hold_back_what_is_woken_too_often() {
         let mut queue = SchedulingQueue::default();
         queue.add(&key("a"), 0, at(0));
@@ -245,8 +218,8 @@ mod tests {
         for _ in 0..12 {
             let started = now;
             queue.next(now).expect("due");
-            queue.park(&key("a"), because(Obstacle::PodCount), now);
-            queue.hear(News::PodGone, now);
+            queue.park(&key("a"), SOMEBODY, now);
+            queue.wake(&key("a"), now);
             assert_eq!(queue.next(now), None);
             now = queue.wakes_at().unwrap();
             pauses.push((now - started).as_millis());
@@ -261,7 +234,7 @@ mod tests {
         queue.add(&key("a"), 0, at(0));
         queue.next(at(0)).unwrap();
         queue.add(&key("a"), 0, at(0));
-        queue.park(&key("a"), because(Obstacle::Affinity), at(0));
+        queue.park(&key("a"), SOMEBODY, at(0));
         assert_eq!(queue.next(at(20)), Some(key("a")));
     }
 
@@ -270,7 +243,7 @@ mod tests {
         let mut queue = SchedulingQueue::default();
         queue.add(&key("a"), 0, at(0));
         queue.next(at(0)).unwrap();
-        queue.park(&key("a"), because(Obstacle::Affinity), at(0));
+        queue.park(&key("a"), SOMEBODY, at(0));
         assert_eq!(queue.next(PARKED_AT_MOST - at(1)), None);
         assert_eq!(queue.next(PARKED_AT_MOST), Some(key("a")));
     }

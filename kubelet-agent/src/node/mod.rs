@@ -6,6 +6,8 @@ pub(crate) mod peers;
 mod status;
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,10 +17,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
-use proa_crds::annotations::SERVING_CERTIFICATE;
+use proa_crds::annotations::{SERVING_CERTIFICATE, VOLUMES};
 use proa_crds::{Family, Node};
 use proa_network::Cidr;
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use status::{Facts, capacity};
@@ -63,12 +66,21 @@ pub(crate) struct Registration {
     name: String,
     /// What the Node says of this agent's serving certificate.
     fingerprint: String,
+    /// Where it keeps the volumes of claims.
+    volumes: Option<String>,
 }
 
 impl Registration {
-    pub(crate) fn new(client: kube::Client, family: Family, name: &str, fingerprint: String) -> Self {
+    pub(crate) fn new(
+        client: kube::Client,
+        family: Family,
+        name: &str,
+        fingerprint: String,
+        volumes: Option<&Path>,
+    ) -> Self {
         let nodes = Api::all_with(client.clone(), &family.node());
-        Self { client, nodes, family, name: name.to_owned(), fingerprint }
+        let volumes = volumes.map(|path| path.display().to_string());
+        Self { client, nodes, family, name: name.to_owned(), fingerprint, volumes }
     }
 
     /// Creates the Node, or brings its labels and its certificate up to date; tries until the API answers.
@@ -91,7 +103,8 @@ impl Registration {
         labels: &BTreeMap<String, String>,
         pod_cidr: Option<Cidr>,
     ) -> Result<Node, kube::Error> {
-        let annotations = BTreeMap::from([(SERVING_CERTIFICATE.to_owned(), self.fingerprint.clone())]);
+        let mut annotations = BTreeMap::from([(SERVING_CERTIFICATE.to_owned(), self.fingerprint.clone())]);
+        annotations.extend(self.volumes.clone().map(|path| (VOLUMES.to_owned(), path)));
         if self.nodes.get_opt(&self.name).await?.is_some() {
             let patch = json!({"metadata": {"labels": labels, "annotations": annotations}});
             return self.nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await;
@@ -139,13 +152,16 @@ impl Registration {
     async fn write_status(&self, facts: &Facts) -> Result<(), kube::Error> {
         let node = self.nodes.get(&self.name).await?;
         let status = facts.status(node.status.as_ref(), Timestamp::now());
-        let patch = json!({"status": status});
+        let mut patch = json!({"status": status});
+        for name in status::withdrawn(node.status.as_ref()) {
+            patch["status"]["allocatable"][name] = serde_json::Value::Null;
+        }
         // Lists of a node's status have merge keys in the standard family, and are sent whole either way.
         self.nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
     }
 
-    /// Keeps status and Lease fresh until `shutdown`. `changed` asks for a status at once.
-    pub(crate) async fn keep_alive(self, mut facts: Facts, shutdown: CancellationToken) {
+    /// Keeps status and Lease fresh until `shutdown`. `out_of_date` asks for a status at once.
+    pub(crate) async fn keep_alive(self, mut facts: Facts, out_of_date: Arc<Notify>, shutdown: CancellationToken) {
         let mut last_report = None::<tokio::time::Instant>;
         let mut last_facts = None;
         let mut lease_held = false;
@@ -155,6 +171,7 @@ impl Registration {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                () = out_of_date.notified() => last_report = None,
                 _ = look.tick() => {
                     facts.refresh().await;
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -10,6 +11,7 @@ use kube::{Api, Resource as _};
 use proa_crds::{Decoded, Family, Node};
 use proa_network::PodNetwork;
 use proa_network::pod::Peer;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// The part of a Node the overlay needs; `None` while it is not complete.
@@ -20,13 +22,14 @@ fn peer(node: &Node) -> Option<Peer> {
     Some(Peer { node, pod_cidr })
 }
 
-/// Follows the nodes until `shutdown`.
+/// Follows the nodes until `shutdown`; `out_of_date` is told when the own one offers other extended resources than it has.
 pub(crate) async fn follow(
     client: kube::Client,
     family: Family,
     own_name: String,
     own_ip: IpAddr,
     network: PodNetwork,
+    out_of_date: Arc<Notify>,
     shutdown: CancellationToken,
 ) {
     let api: Api<Decoded<Node>> = Api::all_with(client, &family.node());
@@ -41,6 +44,9 @@ pub(crate) async fn follow(
         };
         let learn = |map: &mut BTreeMap<String, Peer>, node: &Node| {
             let name = node.metadata.name.clone().unwrap_or_default();
+            if name == own_name && super::status::is_out_of_date(node.status.as_ref()) {
+                out_of_date.notify_one();
+            }
             // Two nodes at one address (several on a test machine) need no tunnel.
             match peer(node).filter(|p| name != own_name && p.node != own_ip) {
                 Some(peer) => map.insert(name, peer),

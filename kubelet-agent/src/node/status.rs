@@ -59,6 +59,27 @@ pub(crate) fn capacity(machine: &Machine) -> BTreeMap<String, Quantity> {
     .collect()
 }
 
+/// What others have added to the node's capacity (extended resources): it is theirs to say, and offered to pods as it is.
+fn extended(status: Option<&NodeStatus>) -> impl Iterator<Item = (&String, &Quantity)> {
+    let capacity = status.and_then(|status| status.capacity.as_ref());
+    capacity.into_iter().flatten().filter(|(name, _)| name.contains('/'))
+}
+
+/// Extended resources that are offered and are no longer there.
+pub(crate) fn withdrawn(status: Option<&NodeStatus>) -> Vec<String> {
+    let offered = status.and_then(|status| status.allocatable.as_ref());
+    let is_there = |name: &String| extended(status).any(|(held, _)| held == name);
+    let offered = offered.into_iter().flatten().map(|(name, _)| name).filter(|name| name.contains('/'));
+    offered.filter(|name| !is_there(name)).cloned().collect()
+}
+
+/// Whether extended resources are offered other than they are.
+pub(crate) fn is_out_of_date(status: Option<&NodeStatus>) -> bool {
+    let offered = status.and_then(|status| status.allocatable.as_ref());
+    let offers = |(name, amount): (&String, &Quantity)| offered.and_then(|list| list.get(name)) == Some(amount);
+    !extended(status).all(offers) || !withdrawn(status).is_empty()
+}
+
 impl Facts {
     /// Looks at the machine again.
     pub(crate) async fn refresh(&mut self) {
@@ -83,7 +104,8 @@ impl Facts {
 
     /// The status; what the API showed so far keeps the times of unchanged conditions, and foreign conditions.
     pub(crate) fn status(&self, previous: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
-        let capacity = capacity(&self.machine);
+        let mut capacity = capacity(&self.machine);
+        capacity.extend(extended(previous).map(|(name, amount)| (name.clone(), amount.clone())));
         let before = previous.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
         let own = [
             pressure(

@@ -22,6 +22,7 @@ use crate::images::Images;
 use crate::objects::Objects;
 use crate::resolver::HostResolver;
 use crate::services::Services;
+use crate::volumes::local::LocalVolumes;
 
 /// The pod network as workers use it; a table of addresses in tests.
 pub(crate) trait Networks: Send + Sync + 'static {
@@ -69,6 +70,7 @@ pub(crate) struct Context {
     pub(crate) host_ips: Vec<String>,
     pub(crate) instance: String,
     pub(crate) layout: Layout,
+    pub(crate) local_volumes: LocalVolumes,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) images: Images,
     pub(crate) network: Arc<dyn Networks>,

@@ -147,6 +147,7 @@ pub(crate) async fn teardown(ctx: &Arc<Context>, uid: &str) -> Result<(), String
     if let Err(error) = volumes::teardown(&ctx.layout, uid).await {
         errors.push(format!("removing volumes: {error}"));
     }
+    ctx.local_volumes.released();
     if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
 }
 

@@ -1,5 +1,6 @@
 //! Stories of whole pods: a real worker between a pretended API, runtime, image store and network.
 
+mod claims;
 mod endings;
 mod returns;
 
@@ -34,6 +35,7 @@ use crate::images::{Credentials, ImageSource, Images, LocalImage, PullFailure};
 use crate::objects::Objects;
 use crate::resolver::HostResolver;
 use crate::services::{Services, Settings};
+use crate::volumes::local::LocalVolumes;
 
 /// A runtime whose containers do what the test says.
 #[derive(Default)]
@@ -372,6 +374,7 @@ impl Story {
             host_ips: vec!["192.0.2.1".into()],
             instance: "t".into(),
             layout: Layout::new(dir.path()),
+            local_volumes: LocalVolumes::open(dir.path()).unwrap(),
             runtime: runtime.clone(),
             images: Images::new(Arc::new(shelf)),
             network: Arc::new(OneAddress),

@@ -2,9 +2,12 @@
 //! Setting up is idempotent: it is also what a change of a ConfigMap calls.
 
 mod atomic;
+mod claims;
 pub(crate) mod empty_dir;
+pub(crate) mod local;
 mod mounts;
 pub(crate) mod of_image;
+mod ownership;
 mod payload;
 mod tokens;
 
@@ -74,6 +77,10 @@ async fn one(
         host_path(name, source)?;
         return Ok(None);
     }
+    if let Some(claim) = claims::claim_name(pod, volume) {
+        claims::setup(ctx, pod, volume, &claim).await?;
+        return Ok(None);
+    }
     if payload::is_payload(volume) {
         return payload::write(ctx, pod, volume, changed).await;
     }
@@ -134,9 +141,11 @@ fn host_path(name: &str, source: &HostPathVolumeSource) -> Result<(), VolumeErro
 
 /// Where a volume lies on the host.
 pub(crate) fn path_of(ctx: &Context, pod: &Pod, volume: &Volume) -> PathBuf {
+    let own = ctx.layout.volume(uid(pod), &volume.name);
     match &volume.host_path {
         Some(source) => PathBuf::from(&source.path),
-        None => ctx.layout.volume(uid(pod), &volume.name),
+        None if claims::claim_name(pod, volume).is_some() => claims::place(own),
+        None => own,
     }
 }
 

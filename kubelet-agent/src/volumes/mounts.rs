@@ -1,6 +1,7 @@
 //! Owns the mounts of one container: its volumes, sub-paths of them, and the files every pod has.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
@@ -84,11 +85,12 @@ fn volume_mount(ctx: &Context, pod: &Pod, mount: &VolumeMount, env: &[(String, S
         false => Path::new("/").join(&mount.mount_path),
     };
     let payload = super::payload::is_payload(volume);
+    let read_only = volume.persistent_volume_claim.as_ref().is_some_and(|source| source.read_only == Some(true));
     Ok(Mount {
         source,
         target,
         // What the agent writes is never written by a container (Kubernetes since 1.9).
-        readonly: mount.read_only == Some(true) || payload,
+        readonly: mount.read_only == Some(true) || payload || read_only,
         propagation: match mount.mount_propagation.as_deref() {
             Some("HostToContainer") => Propagation::HostToContainer,
             Some("Bidirectional") => Propagation::Bidirectional,
@@ -127,7 +129,9 @@ fn resolve_sub_path(base: &Path, sub_path: &str, group: Option<u32>) -> Result<P
                     .map_err(|e| format!("{}: {e}", at.display()))?;
                 let made = open(&at).map_err(|e| format!("{}: {e}", at.display()))?;
                 let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&made));
-                let mode = if group.is_some() { 0o2770 } else { 0o755 };
+                // As open as the volume it is in (Kubernetes' SafeMakeDir): whoever may write there may write here.
+                let open_to = base.metadata().map_or(0o755, |found| found.permissions().mode() & 0o2777);
+                let mode = if group.is_some() { open_to | 0o2770 } else { open_to };
                 let owned = group.map_or(Ok(()), |g| std::os::unix::fs::chown(&path, None, Some(g)));
                 owned
                     .and_then(|()| std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)))
@@ -152,6 +156,9 @@ mod tests {
         std::fs::create_dir_all(&base).unwrap();
         assert_eq!(resolve_sub_path(&base, "a/b", None).unwrap(), base.join("a/b"));
         assert!(base.join("a/b").is_dir());
+        std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let open = resolve_sub_path(&base, "open", None).unwrap().metadata().unwrap();
+        assert_eq!(open.permissions().mode() & 0o7777, 0o777, "as the volume itself");
         std::fs::write(base.join("file"), "x").unwrap();
         assert_eq!(resolve_sub_path(&base, "./file", None).unwrap(), base.join("file"));
         std::os::unix::fs::symlink("a", base.join("inside")).unwrap();

@@ -1,10 +1,8 @@
-//! Owns what admission adds to a new pod: its service account and token, its priority, how long it
-//! stays on a lost node. Pure: the core looks up the objects and passes them in.
+//! Owns what admission adds to a new pod: its service account and token, how long it stays on a lost node. Pure: the core looks up the objects and passes them in.
 //!
-//! Source: the ServiceAccount, Priority and DefaultTolerationSeconds plugins of Kubernetes.
+//! Source: the ServiceAccount and DefaultTolerationSeconds plugins of Kubernetes.
 
 use proa_apimachinery::Object;
-use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use serde_json::{Value, json};
 
 use super::super::at::{map_in, maps_at, or_set, spec_mut};
@@ -67,42 +65,6 @@ fn token_volume(name: &str) -> Value {
         {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
         {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
     ]}})
-}
-
-/// Gives a new pod its priority. `class` is the PriorityClass its `priorityClassName` names or, when it
-/// names none, the one with `globalDefault`; `None`: there is no such class.
-pub fn admit_priority(pod: &mut Object, class: Option<&Object>) -> FieldErrors {
-    let named = pod.get_str(&["spec", "priorityClassName"]).unwrap_or_default().to_owned();
-    let (priority, policy, name) = match class {
-        Some(class) => (
-            class.get_i64(&["value"]).unwrap_or(0),
-            class.get_str(&["preemptionPolicy"]).unwrap_or("PreemptLowerPriority").to_owned(),
-            class.name().to_owned(),
-        ),
-        None => match named.as_str() {
-            "" => (0, "PreemptLowerPriority".to_owned(), String::new()),
-            "system-node-critical" => (2_000_001_000, "PreemptLowerPriority".to_owned(), named),
-            "system-cluster-critical" => (2_000_000_000, "PreemptLowerPriority".to_owned(), named),
-            _ => {
-                let at = Path::of("spec.priorityClassName");
-                let detail = format!("no PriorityClass with name {named} was found");
-                return vec![FieldError::forbidden(&at, detail)];
-            }
-        },
-    };
-    let spec = spec_mut(pod);
-    if let Some(given) = spec.get("priority").and_then(Value::as_i64).filter(|given| *given != priority) {
-        let detail = format!(
-            "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"
-        );
-        return vec![FieldError::forbidden(&Path::of("spec.priority"), detail)];
-    }
-    spec.insert("priority".to_owned(), priority.into());
-    or_set(spec, "preemptionPolicy", policy);
-    if !name.is_empty() {
-        or_set(spec, "priorityClassName", name);
-    }
-    FieldErrors::new()
 }
 
 /// A pod stays five minutes on a node that is lost or not ready, unless it says otherwise.

@@ -6,6 +6,7 @@ use proa_apimachinery::quantity::Quantity;
 use serde_json::{Map, Value, json};
 
 use super::super::at::{map_at, map_in, maps_at, or_set, spec_mut};
+use super::super::storage;
 
 /// Everything a pod gets.
 pub(super) fn pod(object: &mut Object) {
@@ -155,6 +156,9 @@ fn volume(volume: &mut Map<String, Value>) {
     }
     if let Some(path) = map_at(volume, "hostPath") {
         path.entry("type").or_insert_with(|| "".into());
+    }
+    if let Some(template) = map_at(volume, "ephemeral").and_then(|source| map_at(source, "volumeClaimTemplate")) {
+        storage::claim_defaults(map_in(template, "spec"));
     }
     if let Some(directory) = map_at(volume, "emptyDir")
         && let Some(limit) = directory.get_mut("sizeLimit")

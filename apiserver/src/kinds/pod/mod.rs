@@ -15,7 +15,7 @@ mod spec;
 mod update;
 mod volume;
 
-pub use admit::{MIRROR, TOKEN_PATH, admit_priority, admit_service_account, qos_class, service_account_name};
+pub use admit::{MIRROR, TOKEN_PATH, admit_service_account, qos_class, service_account_name};
 pub use references::{CONFIG_REVISION, Referent, references};
 
 pub(super) use container::{port as validate_port, quantities, resources};

@@ -5,6 +5,7 @@ use proa_apimachinery::names;
 use proa_apimachinery::quantity::Quantity;
 
 use super::super::at::At;
+use super::super::storage;
 use super::container::{field_ref, local_path, resource_ref};
 
 const DOWNWARD: [&str; 5] =
@@ -72,6 +73,7 @@ fn source(volume: &At<'_>, errors: &mut FieldErrors) {
         "persistentVolumeClaim" => {
             at.child("claimName").required(errors);
         }
+        "ephemeral" => storage::template(&at, errors),
         "projected" => projected(&at, errors),
         "nfs" => {
             at.child("server").required(errors);

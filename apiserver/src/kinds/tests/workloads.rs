@@ -115,21 +115,6 @@ fn status_may_not_claim_what_cannot_be() {
 }
 
 #[test]
-fn kinds_nothing_acts_on_say_so_once() {
-    let set = created(
-        "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: a}, spec: {serviceName: a, selector: {matchLabels: {a: b}},
-          template: {metadata: {labels: {a: b}}, spec: {containers: [{name: a, image: i}]}}}}",
-    );
-    assert_eq!(errors_of(&set), Vec::<String>::new());
-    let strategy = kind_of(&set).strategy;
-    assert_eq!(strategy.warnings(&set), ["StatefulSet: stored and served, but no controller of Proa acts on it yet"]);
-    let mut known = set.clone();
-    known.metadata_mut().insert("resourceVersion".into(), "1".into());
-    assert_eq!(strategy.warnings(&known), Vec::<String>::new());
-    assert_eq!(set.0["spec"]["updateStrategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}));
-}
-
-#[test]
 fn a_misspelt_setting_is_warned_about() {
     let deployment = |annotations: &str| {
         created(&format!(
@@ -144,23 +129,4 @@ fn a_misspelt_setting_is_warned_about() {
     let namespace =
         created("{apiVersion: v1, kind: Namespace, metadata: {name: a, annotations: {proa.dev/rollback: on_failure}}}");
     assert_eq!(warnings(&namespace), [misspelt]);
-}
-
-#[test]
-fn jobs_and_cron_jobs() {
-    let job = created(
-        "{apiVersion: batch/v1, kind: Job, metadata: {name: j, uid: u-1}, spec: {template: {spec: {restartPolicy: Never, containers: [{name: a, image: i}]}}}}",
-    );
-    assert_eq!(errors_of(&job), Vec::<String>::new());
-    assert_eq!(job.get_i64(&["spec", "backoffLimit"]), Some(6));
-    check(
-        "{apiVersion: batch/v1, kind: Job, metadata: {name: j}, spec: {template: {spec: {containers: [{name: a, image: i}]}}}}",
-        &[
-            "spec.template.spec.restartPolicy: Unsupported value: \"Always\": supported values: \"OnFailure\", \"Never\"",
-        ],
-    );
-    check(
-        "{apiVersion: batch/v1, kind: CronJob, metadata: {name: c}, spec: {schedule: '* * *', jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: a, image: i}]}}}}}}",
-        &["spec.schedule: Invalid value: \"* * *\": expected exactly 5 fields, found 3: [* * *]"],
-    );
 }

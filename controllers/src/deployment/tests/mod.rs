@@ -3,6 +3,7 @@
 mod configuration;
 mod going_back;
 mod laws;
+mod policies;
 mod probation;
 mod rolling;
 mod world;

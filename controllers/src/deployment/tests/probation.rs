@@ -4,13 +4,13 @@ use super::{
     going_back::{assert_clean, images, on_failure},
     world::{Sim, manifest},
 };
-use crate::deployment::{revisions::number, rollback::PROBATION};
+use crate::deployment::revisions::number;
 use kube::ResourceExt;
 use proa_crds::annotations;
 use serde_json::json;
 
 fn seconds_of_probation() -> i64 {
-    i64::try_from(PROBATION.as_secs()).expect("few")
+    proa_crds::RolloutPolicySpec::default().soak_seconds.into()
 }
 
 fn is_healthy(sim: &Sim, image: &str) -> bool {

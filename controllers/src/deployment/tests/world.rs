@@ -1,17 +1,19 @@
 //! One deployment `web` in a simulated world: its loop, the loop of its replica sets, and pods that do what their image
 //! says.
 
-use super::super::{Action, Seen, config, plan, revisions};
+use super::super::{Action, Seen, plan, revisions};
 use crate::{
     Key,
     patch::{json, merge_diff},
-    pods, replicaset, selector,
+    pods, replicaset,
+    rollback::{Surroundings, checks::Standing, config, effective, marks},
+    selector,
     sim::{World, merge},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
-use proa_crds::{Deployment, Family, Pod, ReplicaSet, annotations};
+use proa_crds::{Deployment, Family, Pod, ReplicaSet, RolloutPolicy, annotations, policy::WorkloadKind};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,6 +22,12 @@ pub(super) struct Sim {
     pub(super) world: World,
     pub(super) events: Vec<String>,
     pub(super) namespace_wants_rollback: bool,
+    pub(super) policies: Vec<Arc<RolloutPolicy>>,
+    pub(super) around: Surroundings,
+    /// How every check of every revision stands.
+    pub(super) checks: BTreeMap<String, Standing>,
+    /// What was asked.
+    pub(super) asked: Vec<String>,
     /// When the content of a reference changed.
     changed: BTreeMap<config::Reference, Timestamp>,
     /// Since when the loop sees such changes: long ago, but for a restart.
@@ -53,6 +61,10 @@ impl Sim {
             world: World::new(),
             events: Vec::new(),
             namespace_wants_rollback: false,
+            policies: Vec::new(),
+            around: Surroundings::default(),
+            checks: BTreeMap::new(),
+            asked: Vec::new(),
             changed: BTreeMap::new(),
             since: Timestamp::UNIX_EPOCH,
             created: BTreeMap::new(),
@@ -121,6 +133,12 @@ impl Sim {
         if let Some(patch) = merge_diff(&live, &result) {
             self.world.patch("deployments", &web(), &patch);
         }
+    }
+
+    /// A policy of that spec holds for everything.
+    pub(super) fn policy(&mut self, spec: Value) {
+        let policy = json!({"metadata": {"name": "policy", "namespace": "ns"}, "spec": spec});
+        self.policies = vec![Arc::new(serde_json::from_value(policy).expect("a policy"))];
     }
 
     pub(super) fn edit(&mut self, patch: Value) {
@@ -222,13 +240,20 @@ impl Sim {
             changed: self.changed.clone(),
             since: self.since,
         };
+        let namespace = self.namespace_wants_rollback.then_some(annotations::ROLLBACK_ON_FAILURE);
+        let checks = replica_sets
+            .iter()
+            .map(|set: &Arc<ReplicaSet>| (set.uid().unwrap_or_default(), self.checks.clone()))
+            .collect();
         Seen {
             family: Family::Standard,
+            policy: effective(WorkloadKind::Deployment, &deployment.metadata, &self.policies, namespace),
+            around: self.around.clone(),
+            checks,
             deployment,
             replica_sets,
             orphans,
             pods: self.pods(),
-            namespace_wants_rollback: self.namespace_wants_rollback,
             live,
         }
     }
@@ -286,17 +311,34 @@ impl Sim {
                 match self.world.raw("secrets", &key).cloned() {
                     None => self.world.create("secrets", &secret),
                     Some(held) => {
-                        let change = merge_diff(&held["data"], &json(&secret.data)).unwrap_or(json!({}));
-                        self.world.patch("secrets", &key, &json!({"data": change}))
+                        assert_eq!(held["data"], json(&secret.data), "a copy never changes");
+                        let mut owners = held["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
+                        owners.extend(secret.metadata.owner_references.iter().flatten().map(json));
+                        self.world.patch("secrets", &key, &json!({"metadata": {"ownerReferences": owners}}))
                     }
                 }
+            }
+            Action::DropConfig { secret, owner } => {
+                let left = crate::owners::owners_without(&secret.metadata, &owner);
+                let key = key(&secret.name_any());
+                if left.is_empty() {
+                    self.world.delete("secrets", &key);
+                    return true;
+                }
+                self.world.patch("secrets", &key, &json!({"metadata": {"ownerReferences": left}}))
+            }
+            Action::Ask(question) => {
+                let standing = self.checks.entry(question.check.name.clone()).or_default();
+                standing.asked = Some(self.world.now);
+                self.asked.push(format!("{} of {}", question.check.name, question.pods.len()));
+                true
             }
             Action::MarkFailed { name, mut failure, .. } => {
                 failure.log = "boom\n".trim().to_owned();
                 self.world.patch(
                     "replicasets",
                     &key(&name),
-                    &json!({"metadata": {"annotations": super::super::rollback::failed_with(&failure)}}),
+                    &json!({"metadata": {"annotations": marks::failed_with(&failure)}}),
                 )
             }
             Action::Note(note) => {

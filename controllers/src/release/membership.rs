@@ -1,0 +1,334 @@
+//! Which objects belong to a release: what must be watched to know them, and which of what is seen are members. Pure.
+
+use crate::{catalogue::Known, owners, selector};
+use kube::core::{ApiResource, DynamicObject, ObjectMeta};
+use proa_crds::{
+    annotations,
+    release::{GroupKind, Release},
+};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The kinds of objects a selector selects when the release names none.
+const USUAL: [(&str, &str); 15] = [
+    ("", "ConfigMap"),
+    ("", "PersistentVolumeClaim"),
+    ("", "Secret"),
+    ("", "Service"),
+    ("", "ServiceAccount"),
+    ("apps", "DaemonSet"),
+    ("apps", "Deployment"),
+    ("apps", "StatefulSet"),
+    ("autoscaling", "HorizontalPodAutoscaler"),
+    ("batch", "CronJob"),
+    ("batch", "Job"),
+    ("networking.k8s.io", "Ingress"),
+    ("networking.k8s.io", "NetworkPolicy"),
+    ("policy", "PodDisruptionBudget"),
+    ("proa.dev", "RolloutPolicy"),
+];
+
+/// Objects that must be watched: of a kind, in one namespace or in all, by labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Want {
+    /// The kind.
+    pub resource: ApiResource,
+    /// Empty for all.
+    pub namespace: String,
+    /// A label selector as in a query; empty for every object.
+    pub labels: String,
+}
+
+/// Why it cannot be told which objects belong to a release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unknown {
+    /// The parent is not there, or is no parent.
+    NoParent(String),
+    /// The server does not serve a kind.
+    NoKind(String),
+}
+
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unknown::NoParent(parent) => write!(f, "{parent} is not the parent of an ApplySet"),
+            Unknown::NoKind(kind) => write!(f, "the server serves no {kind}"),
+        }
+    }
+}
+
+/// What the parent of an ApplySet says of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Parent {
+    /// The set's id.
+    pub id: String,
+    /// `Kind.group`, or of older kubectl `resource.group`.
+    pub kinds: BTreeSet<String>,
+    /// The change cause.
+    pub cause: Option<String>,
+}
+
+impl Parent {
+    /// What the set's tool is to remember, so that it and we find members of these kinds and in these namespaces too: the
+    /// labels and annotations of ApplySets on that object, the lists grown.
+    pub(super) fn grown(meta: &ObjectMeta, kinds: &[&ApiResource], namespaces: &[&str]) -> Value {
+        let ours = |map: &Option<BTreeMap<String, String>>| -> BTreeMap<String, String> {
+            let notes = map.iter().flatten().filter(|(key, _)| key.starts_with("applyset.kubernetes.io/"));
+            notes.map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        let mut labels = ours(&meta.labels);
+        // A parent may be a member of another set: that is not this one's to say.
+        labels.remove(annotations::APPLY_SET_PART_OF);
+        let mut notes = ours(&meta.annotations);
+        let mut grow = |note: &str, more: Vec<String>| {
+            let held = notes.get(note).map(String::as_str).unwrap_or_default();
+            let mut all: BTreeSet<String> =
+                held.split(',').filter(|held| !held.is_empty()).map(str::to_owned).collect();
+            all.extend(more);
+            if !all.is_empty() {
+                notes.insert(note.to_owned(), all.into_iter().collect::<Vec<_>>().join(","));
+            }
+        };
+        let by_resource =
+            meta.annotations.as_ref().is_some_and(|notes| notes.contains_key(annotations::APPLY_SET_RESOURCES));
+        if by_resource {
+            grow(annotations::APPLY_SET_RESOURCES, kinds.iter().map(|kind| label(&kind.plural, &kind.group)).collect());
+        } else {
+            grow(annotations::APPLY_SET_KINDS, kinds.iter().map(|kind| label(&kind.kind, &kind.group)).collect());
+        }
+        let own = meta.namespace.as_deref().unwrap_or_default();
+        let others = namespaces.iter().filter(|namespace| !namespace.is_empty() && **namespace != own);
+        grow(annotations::APPLY_SET_NAMESPACES, others.map(|namespace| (*namespace).to_owned()).collect());
+        json!({"labels": labels, "annotations": notes})
+    }
+}
+
+impl Parent {
+    /// Reads a parent's metadata; `None` when it is none.
+    pub(super) fn of(
+        labels: Option<&BTreeMap<String, String>>,
+        notes: Option<&BTreeMap<String, String>>,
+    ) -> Option<Parent> {
+        let id = labels?.get(annotations::APPLY_SET_ID).filter(|id| !id.is_empty())?.clone();
+        let note = |name: &str| notes.and_then(|notes| notes.get(name));
+        let lists = [annotations::APPLY_SET_KINDS, annotations::APPLY_SET_RESOURCES];
+        let kinds = lists.iter().filter_map(|name| note(name)).flat_map(|list| list.split(','));
+        let kinds = kinds.map(str::trim).filter(|kind| !kind.is_empty()).map(str::to_owned).collect();
+        Some(Parent { id, kinds, cause: note(annotations::CHANGE_CAUSE).cloned() })
+    }
+}
+
+/// What must be watched to know the members. `parent` is what the parent says, where the release has one.
+pub(super) fn wants(release: &Release, parent: Option<&Parent>, known: &Known) -> Result<Vec<Want>, Unknown> {
+    let namespace = release.metadata.namespace.clone().unwrap_or_default();
+    let members = &release.spec.members;
+    let find = |group: &str, kind: &str| {
+        known.resources.iter().find(|resource| resource.api.group == group && resource.api.kind == kind)
+    };
+    let mut wants = Vec::new();
+    if let Some(selector) = &members.selector {
+        let labels = selector::query(selector);
+        let usual = USUAL.map(|(group, kind)| GroupKind { group: group.into(), kind: kind.into() });
+        let named = !members.kinds.is_empty();
+        for kind in if named { &members.kinds[..] } else { &usual[..] } {
+            match find(&kind.group, &kind.kind).filter(|resource| resource.namespaced) {
+                Some(resource) => wants.push(Want {
+                    resource: resource.api.clone(),
+                    namespace: namespace.clone(),
+                    labels: labels.clone(),
+                }),
+                None if named => return Err(Unknown::NoKind(label(&kind.kind, &kind.group))),
+                None => {}
+            }
+        }
+    } else if !members.objects.is_empty() {
+        for member in &members.objects {
+            let group = member.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+            // Objects of no namespace, and of others, belong to those who may write there: an ApplySet labels its members.
+            let Some(resource) = find(group, &member.kind).filter(|resource| resource.namespaced) else {
+                return Err(Unknown::NoKind(format!("namespaced {}", label(&member.kind, group))));
+            };
+            let want = Want { resource: resource.api.clone(), namespace: namespace.clone(), labels: String::new() };
+            if !wants.contains(&want) {
+                wants.push(want);
+            }
+        }
+    } else {
+        let Some(parent) = parent else {
+            let name = match &members.apply_set {
+                Some(parent) => format!("{}/{}", parent.kind.to_ascii_lowercase(), parent.name),
+                None => format!("release/{}", release.metadata.name.as_deref().unwrap_or_default()),
+            };
+            return Err(Unknown::NoParent(name));
+        };
+        for kind in &parent.kinds {
+            let (name, group) = kind.split_once('.').unwrap_or((kind, ""));
+            let found = known.resources.iter().find(|resource| {
+                resource.api.group == group && (resource.api.kind == name || resource.api.plural == name)
+            });
+            // A kind whose definition is gone has no objects left.
+            let Some(resource) = found else { continue };
+            wants.push(Want {
+                resource: resource.api.clone(),
+                namespace: String::new(),
+                labels: annotations::APPLY_SET_PART_OF.to_owned(),
+            });
+        }
+    }
+    Ok(wants)
+}
+
+fn label(kind: &str, group: &str) -> String {
+    if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") }
+}
+
+/// Whether an object that a want of the release shows is a member.
+pub(super) fn is_member(
+    release: &Release,
+    parent: Option<&Parent>,
+    resource: &ApiResource,
+    object: &DynamicObject,
+) -> bool {
+    let labels = object.metadata.labels.as_ref();
+    let members = &release.spec.members;
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    let own_secret = || labels.is_some_and(|labels| labels.contains_key(annotations::RELEASE));
+    if !members.objects.is_empty() {
+        return members.objects.iter().any(|member| {
+            let group = member.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+            member.name == name && member.kind == resource.kind && group == resource.group
+        });
+    }
+    // What a workload makes carries its labels, and is the workload's.
+    if owners::controller_of(&object.metadata).is_some() || own_secret() {
+        return false;
+    }
+    match (&members.selector, parent) {
+        (Some(_), _) => true,
+        (None, Some(parent)) => {
+            labels.and_then(|labels| labels.get(annotations::APPLY_SET_PART_OF)) == Some(&parent.id)
+        }
+        (None, None) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Resource;
+    use std::sync::Arc;
+
+    fn known() -> Known {
+        let resource = |group: &str, kind: &str, plural: &str, namespaced: bool| {
+            let api_version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
+            let api = ApiResource {
+                group: group.into(),
+                version: "v1".into(),
+                api_version,
+                kind: kind.into(),
+                plural: plural.into(),
+            };
+            Arc::new(Resource { api, namespaced, verbs: Vec::new() })
+        };
+        Known {
+            resources: vec![
+                resource("", "ConfigMap", "configmaps", true),
+                resource("", "Namespace", "namespaces", false),
+                resource("apps", "Deployment", "deployments", true),
+            ],
+            failures: Vec::new(),
+        }
+    }
+
+    fn release(members: Value) -> Release {
+        serde_json::from_value(json!({"metadata": {"name": "shop", "namespace": "ns"}, "spec": {"members": members}}))
+            .expect("a release")
+    }
+
+    fn object(value: Value) -> DynamicObject {
+        serde_json::from_value(value).expect("an object")
+    }
+
+    fn plurals(wants: &[Want]) -> Vec<String> {
+        wants.iter().map(|want| format!("{}/{}?{}", want.namespace, want.resource.plural, want.labels)).collect()
+    }
+
+    #[test]
+    fn an_apply_set_is_watched_by_its_label_wherever_its_members_are() {
+        let labels = BTreeMap::from([(annotations::APPLY_SET_ID.to_owned(), "applyset-x-v1".to_owned())]);
+        let notes = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let parent = Parent::of(
+            Some(&labels),
+            Some(&notes(annotations::APPLY_SET_KINDS, "ConfigMap,Deployment.apps,Gone.example.com")),
+        );
+        let parent = parent.expect("a parent");
+        let found = wants(&release(json!({})), Some(&parent), &known()).expect("known");
+        let expected = ["/configmaps?applyset.kubernetes.io/part-of", "/deployments?applyset.kubernetes.io/part-of"];
+        assert_eq!(plurals(&found), expected);
+        let old =
+            Parent::of(Some(&labels), Some(&notes(annotations::APPLY_SET_RESOURCES, "configmaps,deployments.apps")))
+                .expect("a parent");
+        assert_eq!(plurals(&wants(&release(json!({})), Some(&old), &known()).expect("known")), expected);
+        assert_eq!(Parent::of(None, None), None);
+
+        let resource = &known().resources[0].api;
+        let of = |id: &str| object(json!({"metadata": {"name": "c", "labels": {annotations::APPLY_SET_PART_OF: id}}}));
+        assert!(is_member(&release(json!({})), Some(&parent), resource, &of("applyset-x-v1")));
+        assert!(!is_member(&release(json!({})), Some(&parent), resource, &of("applyset-y-v1")));
+        let why = wants(&release(json!({"applySet": {"kind": "ConfigMap", "name": "p"}})), None, &known())
+            .expect_err("no parent");
+        assert_eq!(why.to_string(), "configmap/p is not the parent of an ApplySet");
+    }
+
+    #[test]
+    fn a_set_that_grows_keeps_what_its_tool_wrote() {
+        let meta: ObjectMeta = serde_json::from_value(json!({
+            "name": "shop", "namespace": "ns",
+            "labels": {annotations::APPLY_SET_ID: "x", "other": "1"},
+            "annotations": {annotations::APPLY_SET_KINDS: "ConfigMap", "applyset.kubernetes.io/tooling": "kubectl/v1.33", "note": "n"},
+        }))
+        .expect("metadata");
+        let known = known();
+        let grown = Parent::grown(&meta, &[&known.resources[2].api], &["ns", "elsewhere", ""]);
+        assert_eq!(
+            grown,
+            json!({"labels": {annotations::APPLY_SET_ID: "x"}, "annotations": {
+                annotations::APPLY_SET_NAMESPACES: "elsewhere",
+                annotations::APPLY_SET_KINDS: "ConfigMap,Deployment.apps",
+                "applyset.kubernetes.io/tooling": "kubectl/v1.33",
+            }})
+        );
+    }
+
+    #[test]
+    fn selected_objects_are_of_the_releases_namespace_and_nobodys_children() {
+        let selecting = release(json!({"selector": {"matchLabels": {"app": "web"}}}));
+        let found = wants(&selecting, None, &known()).expect("known");
+        assert_eq!(plurals(&found), ["ns/configmaps?app=web", "ns/deployments?app=web"]);
+        let resource = &known().resources[0].api;
+        assert!(is_member(&selecting, None, resource, &object(json!({"metadata": {"name": "c"}}))));
+        let child = json!({"metadata": {"name": "c", "ownerReferences": [{"apiVersion": "v1", "kind": "X", "name": "x", "uid": "u", "controller": true}]}});
+        assert!(!is_member(&selecting, None, resource, &object(child)));
+        assert!(!is_member(
+            &selecting,
+            None,
+            resource,
+            &object(json!({"metadata": {"name": "c", "labels": {annotations::RELEASE: "u"}}}))
+        ));
+        let unknown = release(json!({"selector": {}, "kinds": [{"group": "x.dev", "kind": "Y"}]}));
+        assert_eq!(wants(&unknown, None, &known()), Err(Unknown::NoKind("Y.x.dev".into())));
+    }
+
+    #[test]
+    fn listed_objects_must_live_in_the_releases_namespace() {
+        let listing = release(json!({"objects": [
+            {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}, {"apiVersion": "apps/v1", "kind": "Deployment", "name": "db"},
+        ]}));
+        assert_eq!(plurals(&wants(&listing, None, &known()).expect("known")), ["ns/deployments?"]);
+        let resource = &known().resources[2].api;
+        assert!(is_member(&listing, None, resource, &object(json!({"metadata": {"name": "web"}}))));
+        assert!(!is_member(&listing, None, resource, &object(json!({"metadata": {"name": "other"}}))));
+        let cluster = release(json!({"objects": [{"apiVersion": "v1", "kind": "Namespace", "name": "x"}]}));
+        assert_eq!(wants(&cluster, None, &known()), Err(Unknown::NoKind("namespaced Namespace".into())));
+    }
+}

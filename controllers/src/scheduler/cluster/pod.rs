@@ -1,0 +1,182 @@
+//! What the scheduler knows of a pod: read from its object once. Pure.
+
+use super::{
+    affinity::Labels,
+    resources::{Requests, requests},
+    terms::{Constraint, Term},
+};
+use crate::Key;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PodSpec, Toleration, WeightedPodAffinityTerm};
+use proa_crds::Pod;
+use std::sync::Arc;
+
+/// A port of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct HostPort {
+    protocol: String,
+    ip: String,
+    port: i32,
+}
+
+impl HostPort {
+    const ANY: &str = "0.0.0.0";
+
+    /// Two pods cannot both have it.
+    pub(crate) fn collides(&self, other: &HostPort) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || self.ip == Self::ANY || other.ip == Self::ANY)
+    }
+}
+
+/// What a pod takes of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) requests: Requests,
+    pub(crate) ports: Vec<HostPort>,
+}
+
+impl Claim {
+    pub(crate) fn of(spec: &PodSpec) -> Claim {
+        let host_network = spec.host_network == Some(true);
+        let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+        let ports = ports.filter_map(|port| {
+            // On the host's network a container port is a host port, said or not.
+            let number = port.host_port.filter(|n| *n > 0).or(host_network.then_some(port.container_port))?;
+            let text = |text: &Option<String>, default: &str| {
+                text.as_deref().filter(|t| !t.is_empty()).unwrap_or(default).to_owned()
+            };
+            Some(HostPort {
+                protocol: text(&port.protocol, "TCP"),
+                ip: text(&port.host_ip, HostPort::ANY),
+                port: number,
+            })
+        });
+        Claim { requests: requests(spec), ports: ports.collect() }
+    }
+}
+
+/// What a pod wants of other pods.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Company {
+    /// Required affinity.
+    pub(crate) near: Vec<Arc<Term>>,
+    /// Required anti-affinity.
+    pub(crate) apart: Vec<Arc<Term>>,
+    /// Preferred affinity (weights above zero) and anti-affinity (below).
+    pub(crate) preferred: Vec<(i64, Arc<Term>)>,
+    pub(crate) spread: Vec<Constraint>,
+}
+
+impl Company {
+    fn of(spec: &PodSpec, namespace: &str, labels: &Labels) -> Company {
+        let mut company = Company::default();
+        let term = |term| Arc::new(Term::of(term, namespace, labels));
+        let weighted = |sign: i64| {
+            move |preferred: &WeightedPodAffinityTerm| {
+                let weight = sign * i64::from(preferred.weight);
+                (weight, Arc::new(Term::of(&preferred.pod_affinity_term, namespace, labels)))
+            }
+        };
+        if let Some(affinity) = spec.affinity.as_ref().and_then(|affinity| affinity.pod_affinity.as_ref()) {
+            let required = affinity.required_during_scheduling_ignored_during_execution.iter().flatten();
+            company.near.extend(required.map(term));
+            let preferred = affinity.preferred_during_scheduling_ignored_during_execution.iter().flatten();
+            company.preferred.extend(preferred.map(weighted(1)));
+        }
+        if let Some(affinity) = spec.affinity.as_ref().and_then(|affinity| affinity.pod_anti_affinity.as_ref()) {
+            let required = affinity.required_during_scheduling_ignored_during_execution.iter().flatten();
+            company.apart.extend(required.map(term));
+            let preferred = affinity.preferred_during_scheduling_ignored_during_execution.iter().flatten();
+            company.preferred.extend(preferred.map(weighted(-1)));
+        }
+        let constraints = spec.topology_spread_constraints.iter().flatten();
+        company.spread = constraints.map(|constraint| Constraint::of(constraint, labels)).collect();
+        company
+    }
+}
+
+/// A pod, with what matters read once.
+#[derive(Clone, Debug)]
+pub(crate) struct PodInfo {
+    /// The pod as last seen.
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) key: Key,
+    pub(crate) priority: i32,
+    pub(crate) labels: Arc<Labels>,
+    pub(crate) claim: Claim,
+    pub(crate) company: Company,
+    /// Keys of the claims its volumes name, with the volume they come from if the pod brings the claim along
+    /// (generic ephemeral volumes, KEP-1698).
+    pub(crate) claims: Vec<VolumeClaim>,
+    /// It is on its way out.
+    pub(crate) leaving: bool,
+}
+
+/// A persistent volume claim of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VolumeClaim {
+    pub(crate) key: Key,
+    /// Made for this pod alone, and owned by it.
+    pub(crate) ephemeral: bool,
+}
+
+impl PodInfo {
+    /// Reads what matters once.
+    pub(crate) fn of(pod: Arc<Pod>) -> PodInfo {
+        let (key, labels) = (Key::of(pod.as_ref()), pod.metadata.labels.clone().unwrap_or_default());
+        let claims = pod.spec.volumes.iter().flatten().filter_map(|volume| {
+            if let Some(source) = &volume.persistent_volume_claim {
+                return Some(VolumeClaim { key: Key::new(&key.namespace, &source.claim_name), ephemeral: false });
+            }
+            let name = format!("{}-{}", key.name, volume.name);
+            volume.ephemeral.as_ref().map(|_| VolumeClaim { key: Key::new(&key.namespace, &name), ephemeral: true })
+        });
+        PodInfo {
+            claims: claims.collect(),
+            priority: pod.spec.priority.unwrap_or(0),
+            claim: Claim::of(&pod.spec),
+            company: Company::of(&pod.spec, &key.namespace, &labels),
+            leaving: pod.metadata.deletion_timestamp.is_some(),
+            labels: Arc::new(labels),
+            key,
+            pod,
+        }
+    }
+
+    pub(crate) fn tolerations(&self) -> &[Toleration] {
+        self.pod.spec.tolerations.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn uid(&self) -> Option<&String> {
+        self.pod.metadata.uid.as_ref()
+    }
+
+    pub(crate) fn is(&self, other: &PodInfo) -> bool {
+        self.key == other.key && self.uid() == other.uid()
+    }
+
+    /// When its node took it in; a pod that nobody has yet counts as the youngest.
+    pub(crate) fn started(&self) -> Timestamp {
+        let start = self.pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+        start.map_or(Timestamp::MAX, |time| time.0)
+    }
+
+    /// Whether the other counts in the same way for every other pod.
+    pub(crate) fn counts_as(&self, other: &PodInfo) -> bool {
+        self.uid() == other.uid()
+            && self.labels == other.labels
+            && self.leaving == other.leaving
+            && self.priority == other.priority
+            && (self.pod.metadata.generation.is_some() && self.pod.metadata.generation == other.pod.metadata.generation
+                || self.claim == other.claim && self.company == other.company)
+    }
+
+    /// The node preemption has made room on for it.
+    pub(crate) fn nominated(&self) -> Option<&str> {
+        let status = self.pod.status.as_ref()?;
+        status.nominated_node_name.as_deref().filter(|name| !name.is_empty())
+    }
+}

@@ -1,0 +1,8 @@
+//! Stories and laws of placing pods, without a server.
+
+mod company;
+mod laws;
+mod preemption;
+mod storage;
+mod stories;
+mod world;

@@ -1,0 +1,5 @@
+mod claims;
+mod laws;
+mod scaling;
+mod updating;
+mod world;
