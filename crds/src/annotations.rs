@@ -44,6 +44,9 @@ pub const CONFIGURATION: &str = "proa.dev/configuration";
 /// On a ReplicaSet that was gone back to: the digest of the live configuration it was gone back from.
 pub const CONFIGURATION_LEFT: &str = "proa.dev/configuration-left";
 
+/// On a ControllerRevision: the number under which it became the current one last.
+pub const CURRENT_AS: &str = "proa.dev/current-as";
+
 /// The annotations that belong on ReplicaSets alone: never copied from a Deployment, removed from it after an undo.
 pub const REPLICA_SET_ONLY: [&str; 9] = [
     REVISION_OF,

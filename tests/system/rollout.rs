@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::harness::{Cluster, eventually, get, text};
 
-const ROLLING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/rolling-update.yaml");
+pub(crate) const ROLLING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/rolling-update.yaml");
 
 fn image(cluster: &Cluster) -> String {
     cluster.kubectl(&["get", "deployment", "rolling", "-o", "jsonpath={.spec.template.spec.containers[0].image}"])
@@ -87,7 +87,7 @@ fn history_undo_pause_resume_and_restart_are_what_kubectl_users_know() {
 }
 
 /// Runs `story` while four clients ask the Service `rolling` over new connections; every one must be answered.
-fn under_load(cluster: &Cluster, story: impl FnOnce()) {
+pub(crate) fn under_load(cluster: &Cluster, story: impl FnOnce()) {
     let ip = cluster.kubectl(&["get", "service", "rolling", "-o", "jsonpath={.spec.clusterIP}"]);
     let address: SocketAddr = format!("{ip}:80").parse().expect("a cluster IP");
     let stop = AtomicBool::new(false);
@@ -130,7 +130,7 @@ fn rolling(cluster: &Cluster, unavailable: &str) {
     rolled_out(cluster);
 }
 
-fn rolled_out(cluster: &Cluster) {
+pub(crate) fn rolled_out(cluster: &Cluster) {
     cluster.kubectl(&["rollout", "status", "deployment/rolling", "--timeout=90s"]);
 }
 

@@ -12,6 +12,7 @@ use crate::{
     Plan,
     amount::{Round, resolve},
     backoff::left,
+    guard,
     history::{self, History, Keeper, Parent},
     pods, selector,
 };
@@ -114,8 +115,7 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     if leaving {
         return plan;
     }
-    let hash = history::hash_of(current).unwrap_or_default();
-    daemons.act(hash, &mut plan);
+    daemons.act(current, &mut plan);
     let in_use = |held: &ControllerRevision| {
         seen.pods.iter().any(|pod| {
             let of_pod = history.of_pod(Keeper::DaemonSet, &pod.metadata);
@@ -263,13 +263,16 @@ impl<'a> Daemons<'a> {
         strategy.and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete")
     }
 
-    fn act(&self, hash: &str, plan: &mut Plan<Action>) {
+    fn act(&self, current: &ControllerRevision, plan: &mut Plan<Action>) {
+        let hash = history::hash_of(current).unwrap_or_default();
         let mut deeds = Deeds::default();
+        // What is known to fail replaces nothing.
+        let rolls = self.is_rolling() && !guard::is_held(&self.seen.set.metadata, current);
         let surges = self.is_rolling() && self.fence().1 > 0;
         for (name, on_node) in &self.nodes {
             self.keep(name, on_node, surges, &mut deeds, plan);
         }
-        match (self.is_rolling(), surges) {
+        match (rolls, surges) {
             (false, _) => {}
             (true, false) => self.roll(&mut deeds),
             (true, true) => self.surge(&mut deeds),
@@ -290,7 +293,10 @@ impl<'a> Daemons<'a> {
         // Last: where pods are refused, what must go still goes.
         if !bare.is_empty() {
             let (set_kind, pod_kind) = &self.seen.resources;
-            let pod = |node: &String| nodes::pod_of(&self.seen.set, &self.spec, node, hash, set_kind, pod_kind);
+            let pod = |node: &String| {
+                let pod = nodes::pod_of(&self.seen.set, &self.spec, node, hash, set_kind, pod_kind);
+                guard::configured(pod, current)
+            };
             plan.actions.push(Action::Create(bare.iter().map(pod).collect()));
         }
     }

@@ -84,12 +84,6 @@ impl Cluster {
         self.nodes.iter().flatten().filter(|node| !node.absent)
     }
 
-    /// Every pod on a node, there or absent.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = (Slot, &PodInfo)> {
-        let nodes = self.nodes.iter().flatten();
-        nodes.flat_map(|node| node.pods.iter().map(move |pod| (node.slot, pod.as_ref())))
-    }
-
     pub(crate) fn census(&self) -> &Census {
         &self.census
     }
@@ -290,6 +284,12 @@ fn remove_image(images: &mut HashMap<String, BTreeMap<Slot, i64>>, image: &str, 
 
 #[cfg(test)]
 impl Cluster {
+    /// Every pod on a node, there or absent.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = (Slot, &PodInfo)> {
+        let nodes = self.nodes.iter().flatten();
+        nodes.flat_map(|node| node.pods.iter().map(move |pod| (node.slot, pod.as_ref())))
+    }
+
     /// What nodes are said to hold is what their pods take.
     pub(crate) fn check(&self) {
         for node in self.nodes.iter().flatten() {
