@@ -19,9 +19,10 @@ const FIELD_PATHS: [&str; 10] = [
     "spec.host",
 ];
 
-/// All containers of a pod spec.
-pub(super) fn all(spec: &At<'_>, errors: &mut FieldErrors) {
-    let volumes: Vec<&str> = spec.child("volumes").items().map(|v| v.child("name").str()).collect();
+/// All containers of a pod spec; `claimed` are volumes they may mount beside the spec's own.
+pub(super) fn all(spec: &At<'_>, claimed: &[&str], errors: &mut FieldErrors) {
+    let own = spec.child("volumes").items().map(|v| v.child("name").str());
+    let volumes: Vec<&str> = own.chain(claimed.iter().copied()).collect();
     let mut seen = Vec::new();
     let host_network = spec.child("hostNetwork").bool();
     let containers = spec.child("containers");
