@@ -151,7 +151,9 @@ pub(in super::super) const CSI_STORAGE_CAPACITY: Rules = Rules {
 
 fn size(size: &At<'_>, errors: &mut FieldErrors) {
     match size.value.map(Quantity::from_value) {
-        Some(Ok(bytes)) if bytes.sign() < 0 => size.invalid(errors, "must be greater than or equal to 0"),
+        Some(Ok(bytes)) if bytes.sign() < 0 => {
+            errors.push(FieldError::invalid(&size.path, bytes.to_string(), "must be greater than or equal to 0"));
+        }
         Some(Err(error)) => size.invalid(errors, error.to_string()),
         _ => {}
     }
