@@ -103,7 +103,7 @@ kind: KubeSchedulerConfiguration
 profiles:
 - schedulerName: default-scheduler
 - schedulerName: packer
-  plugins: {score: {disabled: [{name: NodeResourcesBalancedAllocation}]}}
+  plugins: {score: {disabled: [{name: '*'}], enabled: [{name: NodeResourcesFit}]}}
   pluginConfig:
   - name: NodeResourcesFit
     args: {scoringStrategy: {type: MostAllocated, resources: [{name: cpu, weight: 1}]}}
@@ -138,11 +138,14 @@ spec:
         deployment("spread", 6, "      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: spread}}}]\n"),
         deployment("apart", 4, &format!("      affinity: {{podAntiAffinity: {{{required}: {}}}}}\n", term("apart"))),
         deployment("together", 4, &format!("      affinity: {{podAffinity: {{{required}: {}}}}}\n", term("together"))),
-        deployment("packed", 4, "      schedulerName: packer\n"),
     ].concat());
-    for name in ["spread", "together", "packed"] {
+    let rolled_out = |name: &str| {
         cluster.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=60s"]);
-    }
+    };
+    ["spread", "together"].into_iter().for_each(rolled_out);
+    // Once the others are there one node is the fullest, and stays so.
+    cluster.apply(&deployment("packed", 4, "      schedulerName: packer\n"));
+    rolled_out("packed");
     let nodes = |app: &str| {
         let nodes =
             cluster.kubectl(&["get", "pods", "-l", &format!("app={app}"), "-o", "jsonpath={.items[*].spec.nodeName}"]);
