@@ -112,7 +112,10 @@ impl Case<'_> {
         for (name, standing) in self.checks {
             let known = self.policy.checks.iter().find(|check| check.name == *name);
             if known.is_some_and(|check| standing.failures >= check.failure_threshold) {
+                let asked = mine.iter().find(|pod| standing.pod.is_some() && pod.metadata.name == standing.pod);
                 return self.unless_all_suffer(Failure {
+                    // Which container answered is not known; the first is the one a pod is made for.
+                    container: asked.and_then(|pod| Some(pod.spec.containers.first()?.name.clone())),
                     reason: reasons::CHECK_FAILED.to_owned(),
                     message: format!("check {name:?} failed {} times in a row: {}", standing.failures, standing.said),
                     pod: standing.pod.clone(),
