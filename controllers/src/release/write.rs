@@ -89,7 +89,7 @@ impl Releases {
     }
 
     /// Says once that going back needs help.
-    async fn stall(&self, key: &Key, id: &Id, why: &str, writes: &Writes) {
+    pub(super) async fn stall(&self, key: &Key, id: &Id, why: &str, writes: &Writes) {
         let Some(held) = self.releases.get(key) else { return };
         let status = held.status.clone().unwrap_or_default();
         let mut conditions = status.conditions.clone();
