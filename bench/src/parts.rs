@@ -87,6 +87,11 @@ impl Parts {
         self.controllers.take().iter_mut().for_each(end);
     }
 
+    /// The nodes stay, and stay ready until somebody misses their signs of life (50 s).
+    pub(crate) fn stop_hollow(&mut self) {
+        self.hollow.take().iter_mut().for_each(end);
+    }
+
     /// The most memory the controllers have had, in MiB.
     pub(crate) fn controllers_memory(&self) -> Option<f64> {
         let pid = self.controllers.as_ref()?.id();
@@ -122,7 +127,7 @@ impl Parts {
 impl Drop for Parts {
     fn drop(&mut self) {
         self.stop_controllers();
-        self.hollow.iter_mut().for_each(end);
+        self.stop_hollow();
     }
 }
 

@@ -51,7 +51,7 @@ impl Records {
                 Op::Put { key, .. } => {
                     let Some(entry) = entries.next() else { continue };
                     self.broken.extend(self.storage.put(key, &entry.bytes));
-                    if [PODS, SETS, DEPLOYMENTS, JOBS, BUDGETS].iter().any(|prefix| key.starts_with(prefix)) {
+                    if [PODS, SETS, DEPLOYMENTS, BUDGETS, JOBS].iter().any(|prefix| key.starts_with(prefix)) {
                         let object = serde_json::from_slice(&entry.bytes).expect("objects are stored as JSON");
                         self.put(key, object, committed.revision.0);
                     }
@@ -63,8 +63,8 @@ impl Records {
                     self.broken.extend(self.storage.delete(key));
                     self.sets.remove(&**key);
                     self.deployments.remove(&**key);
-                    self.jobs.deleted(key);
                     self.budgets.remove(&**key);
+                    self.jobs.deleted(key);
                 }
             }
         }
@@ -73,10 +73,10 @@ impl Records {
     fn put(&mut self, key: &str, object: Value, revision: u64) {
         if key.starts_with(SETS) {
             self.sets.insert(key.to_owned(), object);
-        } else if key.starts_with(JOBS) {
-            self.broken.extend(self.jobs.job(key, object));
         } else if key.starts_with(BUDGETS) {
             self.budgets.insert(key.to_owned(), object);
+        } else if key.starts_with(JOBS) {
+            self.broken.extend(self.jobs.job(key, object));
         } else if key.starts_with(DEPLOYMENTS) {
             let held = self.sizes.get(uid(&object)).copied();
             let now = Size::of(&object);

@@ -265,7 +265,7 @@ impl Play {
         if by_policy {
             let step =
                 json!({"percent": self.chance.random_range(1..=60), "waitSeconds": self.chance.random_range(0..8)});
-            let spec = json!({"selector": {"matchLabels": {"app": name}}, "steps": [step], "soakSeconds": self.chance.random_range(0..120)});
+            let spec = json!({"kinds": ["Deployment"], "selector": {"matchLabels": {"app": name}}, "steps": [step], "soakSeconds": self.chance.random_range(0..120)});
             self.tell(format!("a policy for {name}: {spec}"));
             let policy =
                 json!({"apiVersion": "proa.dev/v1", "kind": "RolloutPolicy", "metadata": {"name": name}, "spec": spec});

@@ -154,3 +154,101 @@ fn a_change_of_configuration_rolls_out_and_a_secret_that_is_deleted_comes_back_f
     });
     cluster.assert_nothing_was_forbidden();
 }
+
+/// A StatefulSet `db` or a DaemonSet `log` of echo servers that read a ConfigMap.
+fn set(kind: &str, name: &str, image: &str) -> String {
+    let more = if kind == "StatefulSet" { "replicas: 2\n  serviceName: db\n  " } else { "" };
+    format!(
+        "
+apiVersion: apps/v1
+kind: {kind}
+metadata: {{name: {name}, annotations: {{proa.dev/rollback: on-failure}}}}
+spec:
+  {more}selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: echo
+        image: {image}
+        envFrom: [{{configMapRef: {{name: settings}}}}]
+        readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
+"
+    )
+}
+
+#[test]
+fn stateful_sets_and_daemon_sets_go_back_refuse_and_bring_their_configuration_back() {
+    let cluster = Cluster::up();
+    let config = |value: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{GREETING: {value}}}\n")
+    };
+    cluster.apply(&config("hello"));
+    for (kind, name) in [("StatefulSet", "db"), ("DaemonSet", "log")] {
+        let object = format!("{}/{name}", kind.to_lowercase());
+        let field = |path: &str| cluster.kubectl(&["get", &object, "-o", &format!("jsonpath={{{path}}}")]);
+        let rolled_out = || cluster.kubectl(&["rollout", "status", &object, "--timeout=90s"]);
+        let images = || {
+            let path = "jsonpath={range .items[*]}{.spec.containers[0].image}{\"\\n\"}{end}";
+            let list = cluster.kubectl(&["get", "pods", "-l", &format!("app={name}"), "-o", path]);
+            let mut images: Vec<String> = list.lines().map(str::to_owned).collect();
+            images.dedup();
+            images
+        };
+        let greeting = || {
+            let path = "jsonpath={range .items[*]}{.status.podIP} {.metadata.deletionTimestamp}{\"\\n\"}{end}";
+            let list = cluster.kubectl(&["get", "pods", "-l", &format!("app={name}"), "-o", path]);
+            let ip = list.lines().find_map(|line| line.strip_suffix(' '))?.to_owned();
+            Some(cluster.get(format!("{ip}:8080").parse().ok()?, "/env/GREETING").ok()?.1.trim().to_owned())
+        };
+        cluster.apply(&config("hello"));
+        cluster.apply(&set(kind, name, "example/echo:v1"));
+        rolled_out();
+        eventually("the revision has proven itself", || {
+            let path = "jsonpath={.items[*].metadata.annotations}";
+            let revisions = cluster.kubectl(&["get", "controllerrevisions", "-l", &format!("app={name}"), "-o", path]);
+            (revisions.contains("proa.dev/healthy") && revisions.contains("proa.dev/config-copy")).then_some(())
+        });
+
+        cluster.apply(&set(kind, name, "example/echo:broken"));
+        cluster.kubectl(&["wait", &object, "--for=condition=RolledBack", "--timeout=60s"]);
+        eventually("the template is back", || {
+            (field(".spec.template.spec.containers[0].image") == "example/echo:v1").then_some(())
+        });
+        rolled_out();
+        let why = field(".status.conditions[?(@.type==\"RolledBack\")].message");
+        assert!(why.contains("revision 2 failed") && why.contains("broken on purpose"), "{why}");
+        eventually("only v1 runs", || (images() == ["example/echo:v1"]).then_some(()));
+        eventually("the object tells which templates failed", || {
+            field(".metadata.annotations.proa\\.dev/failed-revisions").contains("CrashLoop").then_some(())
+        });
+
+        // Applied again it is warned of, refused, and reaches no pod.
+        let again = text(&cluster.try_kubectl_stdin(&["apply", "-f", "-"], &set(kind, name, "example/echo:broken")));
+        assert!(again.contains("which is known to fail"), "{again}");
+        cluster.kubectl(&["wait", &object, "--for=condition=RolloutRefused", "--timeout=60s"]);
+        assert_eq!(images(), ["example/echo:v1"]);
+
+        // What it ran with comes back with an undo of stock kubectl, and the record of the last apply follows.
+        eventually("the template is back again", || {
+            (field(".spec.template.spec.containers[0].image") == "example/echo:v1").then_some(())
+        });
+        cluster.apply(&config("goodbye"));
+        cluster.apply(&set(kind, name, "example/echo:v2"));
+        rolled_out();
+        eventually("live configuration", || (greeting()? == "goodbye").then_some(()));
+        eventually("it is recorded", || {
+            let path = "jsonpath={.items[*].metadata.annotations.proa\\.dev/applied-configuration}";
+            let records = cluster.kubectl(&["get", "controllerrevisions", "-l", &format!("app={name}"), "-o", path]);
+            records.contains("example/echo:v2").then_some(())
+        });
+        cluster.kubectl(&["rollout", "undo", &object]);
+        rolled_out();
+        eventually("what it ran with", || (greeting()? == "hello").then_some(()));
+        assert_eq!(field(".status.conditions[?(@.type==\"ConfigRevision\")].status"), "True");
+        let record = field(".metadata.annotations.kubectl\\.kubernetes\\.io/last-applied-configuration");
+        assert!(record.contains("example/echo:v1") && !record.contains("example/echo:v2"), "{record}");
+    }
+    cluster.assert_nothing_was_forbidden();
+}

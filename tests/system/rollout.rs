@@ -130,6 +130,14 @@ fn rolling(cluster: &Cluster, unavailable: &str) {
     rolled_out(cluster);
 }
 
+/// Waits until a rollout has two pods of the new revision.
+fn under_way(cluster: &Cluster) {
+    eventually("the rollout is under way", || {
+        let updated = cluster.kubectl(&["get", "deployment", "rolling", "-o", "jsonpath={.status.updatedReplicas}"]);
+        (updated.parse::<u32>().unwrap_or(0) >= 2).then_some(())
+    });
+}
+
 pub(crate) fn rolled_out(cluster: &Cluster) {
     cluster.kubectl(&["rollout", "status", "deployment/rolling", "--timeout=90s"]);
 }
@@ -155,11 +163,7 @@ fn turning_back_in_the_middle_with_fewer_pods_than_wanted_loses_not_one_request(
     rolling(&cluster, "25%");
     under_load(&cluster, || {
         cluster.kubectl(&["set", "image", "deployment/rolling", "echo=example/echo:v2"]);
-        eventually("the rollout is under way", || {
-            let updated =
-                cluster.kubectl(&["get", "deployment", "rolling", "-o", "jsonpath={.status.updatedReplicas}"]);
-            (updated.parse::<u32>().unwrap_or(0) >= 2).then_some(())
-        });
+        under_way(&cluster);
         cluster.kubectl(&["rollout", "undo", "deployment/rolling"]);
         rolled_out(&cluster);
         assert_eq!(image(&cluster), "example/echo:v1");
@@ -186,6 +190,11 @@ fn pods_that_ignore_sigterm_lose_not_one_request() {
     rolled_out(&cluster);
     under_load(&cluster, || {
         cluster.apply(&deaf("v2"));
+        rolled_out(&cluster);
+        // Also when it turns back in the middle, with pods of both revisions that do not hear.
+        cluster.apply(&deaf("v3"));
+        under_way(&cluster);
+        cluster.kubectl(&["rollout", "undo", "deployment/rolling"]);
         rolled_out(&cluster);
     });
 }

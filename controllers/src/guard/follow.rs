@@ -10,9 +10,9 @@ use proa_crds::annotations;
 use serde_json::{Map, Value, json};
 
 impl Guard<'_> {
-    /// Takes down that the current revision has arrived, and under which number. If nobody applied anything since the revision
-    /// before was current, an undo brought it.
-    pub(super) fn follow(&mut self) {
+    /// Takes down that the current revision has arrived, and under which number. It was gone back to when this loop did so, or
+    /// when nobody applied anything since the revision before was current: then an undo brought it.
+    pub(super) fn follow(&mut self, by_us: bool) {
         let (object, current) = (&self.seen.ward.meta, of(self.current));
         let before = self.others().max_by_key(|other| other.number);
         // What was never current before cannot be gone back to.
@@ -22,8 +22,14 @@ impl Guard<'_> {
         let recorded = |key| before.and_then(|before| marks::note(before.meta, key));
         let nobody_applied = recorded(annotations::APPLIED_CONFIGURATION) == last_applied
             && recorded(annotations::APPLIED_FIELDS) == owned.as_deref();
-        let undone = was_current && nobody_applied;
+        let undone = was_current && (by_us || nobody_applied);
         let mut changes = Map::from_iter([(annotations::CURRENT_AS.to_owned(), json!(current.number.to_string()))]);
+        // A rollout begins with the first step.
+        for key in [annotations::STEP, annotations::ROLLOUT_LIMIT] {
+            if marks::note(current.meta, key).is_some() {
+                changes.insert(key.to_owned(), Value::Null);
+            }
+        }
         let spec = template_of(self.current).and_then(|template| template.spec);
         let failed = marks::failure_of(current.meta).is_some();
         let pin = config::pin(current.meta, spec.as_ref(), &self.seen.live)

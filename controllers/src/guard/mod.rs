@@ -28,7 +28,7 @@ use ward::{Guarded, Ward};
 
 /// Whether that revision of an object must not be rolled out (any further): it is known to fail, or it has just become the
 /// current one again and what its pods are to read is not decided yet.
-pub(crate) fn is_held(object: &kube::core::ObjectMeta, revision: &ControllerRevision) -> bool {
+fn is_held(object: &kube::core::ObjectMeta, revision: &ControllerRevision) -> bool {
     let arrived = marks::note(&revision.metadata, annotations::CURRENT_AS);
     if arrived.is_some_and(|number| *number != revision.revision.to_string()) {
         return true;
@@ -36,6 +36,21 @@ pub(crate) fn is_held(object: &kube::core::ObjectMeta, revision: &ControllerRevi
     let told = marks::note(object, annotations::FAILED_REVISIONS).is_some();
     let failure = marks::failure_of(&revision.metadata).filter(|_| told);
     failure.is_some_and(|failure| !marks::is_retried(object, &failure))
+}
+
+/// How many pods a rollout may give that revision of the object; `None`: as many as it wants.
+pub(crate) fn reach(object: &kube::core::ObjectMeta, revision: &ControllerRevision) -> Option<usize> {
+    if is_held(object, revision) {
+        return Some(0);
+    }
+    // What has proven itself comes back at once.
+    if marks::note(object, annotations::GRADUAL).is_none() || marks::is_healthy(&revision.metadata) {
+        return None;
+    }
+    match marks::note(&revision.metadata, annotations::ROLLOUT_LIMIT) {
+        Some(annotations::ROLLOUT_UNLIMITED) => None,
+        limit => Some(limit.and_then(|limit| limit.parse().ok()).unwrap_or(0)),
+    }
 }
 
 /// The pod as that revision wants it: reading the copy of its configuration, where it was gone back to.
@@ -217,6 +232,7 @@ impl<K: Guarded> Loop for Guards<K> {
             }
             Action::KeepConfig(secret) => self.sight.keep_config(key, &secret, writes).await,
             Action::DropConfig { secret, owner } => self.sight.drop_config(key, &secret, &owner, writes).await,
+            Action::Read(unknown) => self.sight.read(key, &unknown).await,
             Action::Ask(question) => {
                 let now = self.context.clock.now();
                 checks::ask(client, &key.namespace, &question, &self.sight.answers, now).await;

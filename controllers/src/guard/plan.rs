@@ -15,6 +15,7 @@ use crate::{
         Live, Revision, Surroundings,
         checks::{self, Question, Standing},
         config, marks, policy,
+        steps::{self, Pace},
         surroundings::LOOK_AGAIN,
         verdict::{Case, Verdict, is_of_previous_run},
     },
@@ -69,6 +70,8 @@ pub(crate) enum Action {
     KeepConfig(Box<Secret>),
     /// Take the revision of that uid out of the owners of a kept configuration.
     DropConfig { secret: Box<Secret>, owner: String },
+    /// Read configuration that is there and was never needed before.
+    Read(std::collections::BTreeSet<config::Reference>),
     /// Ask the pods of a revision what the policy wants to know.
     Ask(Box<Question>),
     /// Write an event about the object.
@@ -82,11 +85,15 @@ pub(crate) fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     if seen.ward.meta.deletion_timestamp.is_some() {
         return Plan::nothing();
     }
+    if !seen.live.unknown.is_empty() {
+        return Plan::act(vec![Action::Read(seen.live.unknown.clone())]);
+    }
     let template = template_of(current).unwrap_or_default();
     let mut guard = Guard { seen, current, template, now, plan: Plan::nothing() };
     let busy = guard.arrive() || guard.respond() || guard.judge();
     if !busy {
         guard.record_appliers();
+        guard.pace();
         guard.mark_healthy();
         guard.keep_config();
         guard.tell_failed_templates();
@@ -203,6 +210,7 @@ impl<'a> Guard<'a> {
             return self.tell_config();
         }
         let back = marks::last_failed(self.others()).is_some_and(|(_, failure)| failure.to == of(self.current).name());
+        let went = [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED].iter().any(|type_| self.is_true(type_));
         let mut said = vec![conditions::ROLLOUT_FAILED, conditions::ROLLOUT_PAUSED, conditions::JUDGING_PAUSED];
         if !back {
             said.extend([conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED]);
@@ -213,7 +221,7 @@ impl<'a> Guard<'a> {
         for (name, changes) in marks::spent_wishes(&self.seen.ward.meta, self.others()) {
             self.mark(name, changes);
         }
-        self.follow();
+        self.follow(back && went);
         true
     }
 
@@ -428,6 +436,36 @@ impl<'a> Guard<'a> {
         let (questions, next) = checks::due(&policy.checks, standing, uid, names, self.now);
         questions.into_iter().for_each(|question| self.act(Action::Ask(Box::new(question))));
         next.into_iter().for_each(|next| self.plan.look_again(next));
+    }
+
+    /// Lets the loop of the kind know how far the policy lets the rollout go now.
+    fn pace(&mut self) {
+        let steps = self.seen.policy.as_ref().map_or(&[][..], |policy| policy.steps.as_slice());
+        let gradual = Some("true").filter(|_| !steps.is_empty());
+        if marks::note(&self.seen.ward.meta, annotations::GRADUAL) != gradual {
+            self.act(Action::Patch(json!({"metadata": {"annotations": {annotations::GRADUAL: gradual}}})));
+        }
+        let (meta, name) = (&self.current.metadata, of(self.current).name());
+        if steps.is_empty() || marks::is_healthy(meta) || marks::failure_of(meta).is_some() {
+            return;
+        }
+        let ready = self.pods_of(of(self.current)).into_iter().filter(|pod| pods::is_ready(pod)).count();
+        let replaces = self.seen.pods.iter().any(|(revision, pods)| revision != name && !pods.is_empty());
+        let recorded = marks::note(meta, annotations::STEP);
+        let ready = i32::try_from(ready).unwrap_or(i32::MAX);
+        let limit = match steps::pace(steps, recorded, self.seen.ward.wanted, ready, self.now) {
+            _ if !replaces => annotations::ROLLOUT_UNLIMITED.to_owned(),
+            Pace::Free => annotations::ROLLOUT_UNLIMITED.to_owned(),
+            Pace::UpTo(limit) => limit.to_string(),
+            Pace::Waiting(limit, left) => {
+                self.plan.look_again(left);
+                limit.to_string()
+            }
+            Pace::Record(position) => return self.mark(name, json!({annotations::STEP: position})),
+        };
+        if marks::note(meta, annotations::ROLLOUT_LIMIT) != Some(&limit) {
+            self.mark(name, json!({annotations::ROLLOUT_LIMIT: limit}));
+        }
     }
 
     // ---- remembering ------------------------------------------------------------------------------------------------

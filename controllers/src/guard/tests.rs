@@ -3,6 +3,7 @@
 use super::{
     is_held,
     plan::{Action, Seen, plan},
+    reach,
     ward::Ward,
 };
 use crate::{
@@ -174,6 +175,48 @@ fn the_loop_of_the_kind_holds_still_while_the_object_tells_that_its_revision_fai
     let mut retried = told;
     merge(&mut retried, &json!({annotations::RETRY: "1"}));
     assert!(!is_held(&object(retried), &bad));
+}
+
+#[test]
+fn a_gradual_rollout_reaches_as_many_pods_as_its_step_says_and_no_pod_before_it_has_one() {
+    let object = |notes: Value| serde_json::from_value(json!({"annotations": notes})).expect("metadata");
+    let gradual = || object(json!({annotations::GRADUAL: "true"}));
+    let limited = |limit: &str| revision(2, "v2", json!({annotations::ROLLOUT_LIMIT: limit}));
+    assert_eq!(reach(&gradual(), &revision(2, "v2", json!({}))), Some(0));
+    assert_eq!(reach(&gradual(), &limited("3")), Some(3));
+    assert_eq!(reach(&gradual(), &limited("all")), None);
+    assert_eq!(reach(&gradual(), &revision(2, "v2", healthy())), None, "what has proven itself comes back at once");
+    assert_eq!(reach(&object(json!({})), &revision(2, "v2", json!({}))), None);
+
+    let of = |status: Value, notes: Value| {
+        let mut seen = seen(
+            &[revision(1, "v1", healthy()), revision(2, "v2", notes)],
+            status,
+            json!({annotations::GRADUAL: "true"}),
+        );
+        seen.policy =
+            Some(serde_json::from_value(json!({"steps": [{"percent": 25, "waitSeconds": 60}]})).expect("a policy"));
+        seen.ward.wanted = 4;
+        seen.pods.insert("db-v1".into(), vec![pod("db-0", ready())]);
+        seen
+    };
+    let marked = |seen: &Seen, key: &str| {
+        actions(seen).iter().find_map(|action| match action {
+            Action::Mark { changes, .. } => changes.get(key).and_then(Value::as_str).map(str::to_owned),
+            _ => None,
+        })
+    };
+    let starting = json!({"conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": Time(now())}]});
+    assert_eq!(marked(&of(starting, json!({})), annotations::ROLLOUT_LIMIT).as_deref(), Some("1"));
+    let reached =
+        marked(&of(ready(), json!({annotations::ROLLOUT_LIMIT: "1"})), annotations::STEP).expect("the step is reached");
+    let waiting = of(ready(), json!({annotations::ROLLOUT_LIMIT: "1", annotations::STEP: reached}));
+    assert_eq!(plan(&waiting, now()).again, Some(Duration::from_secs(60)));
+    let past = json!({annotations::ROLLOUT_LIMIT: "1", annotations::STEP: json!({"step": 1}).to_string()});
+    assert_eq!(marked(&of(ready(), past), annotations::ROLLOUT_LIMIT).as_deref(), Some("all"));
+    let mut alone = of(ready(), json!({}));
+    alone.pods.remove("db-v1");
+    assert_eq!(marked(&alone, annotations::ROLLOUT_LIMIT).as_deref(), Some("all"), "it replaces nothing");
 }
 
 #[test]

@@ -127,13 +127,22 @@ impl Loop for PodGc {
     }
 
     async fn act(&self, _key: &Key, Action(pod, why): Action, writes: &Writes) -> Result<(), ActError> {
-        // Our view of nodes may be old; the server's is not.
-        if why == Why::Orphaned
-            && self.nodes.cluster_api().get_opt(pods::node(&pod).unwrap_or_default()).await?.is_some()
-        {
-            return Err(ActError::Conflict("the node is there after all".to_owned()));
+        if why == Why::Orphaned {
+            // Our view of nodes may be old; the server's is not.
+            if self.nodes.cluster_api().get_opt(pods::node(&pod).unwrap_or_default()).await?.is_some() {
+                return Err(ActError::Conflict("the node is there after all".to_owned()));
+            }
         }
-        self.give_up(&pod, why).await?;
+        // What is held by finalizers stays for a while: whoever counts on it must see that it has failed (KEP-3329).
+        match why {
+            Why::Orphaned => self.give_up(&pod, true, writes).await?,
+            Why::NeverPlaced | Why::OutOfService
+                if pod.metadata.finalizers.as_ref().is_some_and(|held| !held.is_empty()) =>
+            {
+                self.give_up(&pod, false, writes).await?;
+            }
+            Why::NeverPlaced | Why::OutOfService | Why::Ended => {}
+        }
         let (key, uid) = (Key::of(pod.as_ref()), pod.metadata.uid.clone());
         let deletion = DeleteParams {
             grace_period_seconds: Some(0),
@@ -150,28 +159,32 @@ impl Loop for PodGc {
 }
 
 impl PodGc {
-    /// A pod that nobody will finish has failed: whoever counts on it must see that, finalizers or not (KEP-3329). That
-    /// it was taken away is said where nobody had asked for its deletion.
-    async fn give_up(&self, pod: &Pod, why: Why) -> Result<(), ActError> {
+    /// A pod that nobody will ever finish has failed; one whose node is gone was disrupted.
+    async fn give_up(&self, pod: &Pod, disrupted: bool, writes: &Writes) -> Result<(), ActError> {
         if pods::is_over(pod) {
             return Ok(());
         }
-        let mut pod = pod.clone();
-        if why == Why::Orphaned {
-            let message = "PodGC: node no longer exists".to_owned();
-            let wanted = Wanted { type_: "DisruptionTarget", status: "True", reason: "DeletionByPodGC", message };
-            let said = set_condition(&self.pods, &pod, &wanted, self.context.clock.now()).await;
-            pod = match said.map_err(ActError::from) {
-                Ok(pod) => pod,
+        if disrupted {
+            match self.say_disrupted(pod).await {
+                Ok(()) => {}
                 Err(ActError::Gone(_)) => return Ok(()),
                 Err(error) => return Err(error),
-            };
+            }
         }
         let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"phase": "Failed"}});
         let api = self.pods.api(&pod.namespace().unwrap_or_default());
         match api.patch_status(&pod.name_any(), &params(), &Patch::Merge(&patch)).await.map_err(ActError::from) {
-            Ok(_) | Err(ActError::Gone(_)) => Ok(()),
-            Err(error) => Err(error),
+            Ok(pod) => writes.wrote(&self.pods, &pod),
+            Err(ActError::Gone(_)) => {}
+            Err(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    async fn say_disrupted(&self, pod: &Pod) -> Result<(), ActError> {
+        let message = "PodGC: node no longer exists".to_owned();
+        let wanted = Wanted { type_: "DisruptionTarget", status: "True", reason: "DeletionByPodGC", message };
+        set_condition(&self.pods, pod, &wanted, self.context.clock.now()).await?;
+        Ok(())
     }
 }

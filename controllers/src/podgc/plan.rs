@@ -47,13 +47,16 @@ pub enum Why {
 #[derive(Debug)]
 pub struct Action(pub Arc<Pod>, pub Why);
 
+/// Whether the pod has ended, is deleted, and waits for nothing but its finalizers: whose they are has the word.
+fn only_held(pod: &Pod) -> bool {
+    let held = pod.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
+    held && pod.metadata.deletion_timestamp.is_some() && pods::is_over(pod)
+}
+
 /// Decides about one pod, or about all that have ended.
 pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     match seen {
-        // All is done here; what is left is for those whose finalizers hold it.
-        Seen::Pod(pod, _) if pods::is_over(pod) && pod.metadata.deletion_grace_period_seconds == Some(0) => {
-            Plan::nothing()
-        }
+        Seen::Pod(pod, _) if only_held(pod) => Plan::nothing(),
         Seen::Pod(pod, _) if pods::node(pod).is_none() => {
             let deleted = pod.metadata.deletion_timestamp.is_some();
             Plan::act(deleted.then(|| Action(pod.clone(), Why::NeverPlaced)).into_iter().collect())
@@ -137,7 +140,6 @@ mod tests {
             let waiting = pod(held.clone(), node);
             assert_eq!(plan(&Seen::Pod(waiting.clone(), home), at(999)).actions.len(), 1);
             let mut ended = (*waiting).clone();
-            ended.metadata.deletion_grace_period_seconds = Some(0);
             ended.status.get_or_insert_default().phase = Some("Failed".into());
             assert!(plan(&Seen::Pod(Arc::new(ended), home), at(999)).actions.is_empty());
         }

@@ -235,9 +235,10 @@ impl<'a> Replicas<'a> {
         let missing = rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).unwrap_or(&one);
         let max_unavailable = usize::try_from(resolve(missing, total, Round::Down)).unwrap_or(0).max(1);
         let partition = rolling.and_then(|rolling| rolling.partition).unwrap_or(0);
-        // What is known to fail reaches no pod.
-        let held = guard::is_held(&set.metadata, update);
-        let partition = if held { usize::MAX } else { usize::try_from(partition).unwrap_or(0) };
+        // What is known to fail reaches no pod, and a step of a gradual rollout only the highest ordinals.
+        let reach = guard::reach(&set.metadata, update);
+        let beyond = reach.map_or(0, |reach| wanted.len().saturating_sub(reach));
+        let partition = usize::try_from(partition).unwrap_or(0).max(beyond);
         let mut replicas =
             Replicas { seen, update, current, wanted, condemned, max_unavailable, partition, held_back: false, now };
         replicas.held_back = replicas.is_held_back();
