@@ -291,8 +291,8 @@ impl Planner<'_> {
             ..Revision::default()
         };
         // What failed before the members came to rest failed with them.
-        let failure = rolled_back.is_none().then(|| self.failure(since, false)).flatten();
-        if let Some((reason, message)) = failure.filter(|_| since.is_some()) {
+        let failure = before.filter(|_| rolled_back.is_none()).and_then(|before| self.failure_after(before));
+        if let Some((reason, message)) = failure {
             let failed = Outcome::Failed;
             let retry = self.retry().to_owned();
             revision = Revision { result: failed, decided_at: self.stamp(), reason, message, retry, ..revision };
@@ -332,6 +332,14 @@ impl Planner<'_> {
         })
     }
 
+    /// The first member that has failed since that revision was there, or was last found well. One that was gone back to
+    /// does not answer for what its members said in the second they came back: times on the wire are whole seconds.
+    fn failure_after(&self, revision: &Revision) -> Option<(String, String)> {
+        let times = [&revision.recorded_at, &revision.decided_at];
+        let since = times.into_iter().flatten().map(|at| at.0).max();
+        self.failure(since, revision.rolled_back_to.is_some())
+    }
+
     /// Whether the current revision is well. Its members are what it says.
     fn judge(&mut self) {
         let Some(current) = self.status.revisions.last().cloned() else { return };
@@ -349,8 +357,10 @@ impl Planner<'_> {
             };
         }
         // What failed before its members came to rest has failed it: that stands until no member says so any longer.
-        let since = held.recorded_at.as_ref().map(|at| at.0).filter(|_| held.result != Outcome::Failed);
-        let failure = self.failure(since, held.rolled_back_to.is_some());
+        let failure = match held.result {
+            Outcome::Failed => self.failure(None, false),
+            _ => self.failure_after(&held),
+        };
         let ailing = self.seen.members.iter().find_map(|member| match &member.health {
             Health::InProgress(why) => Some(format!("{}: {why}", member.live.content.id)),
             _ => None,
@@ -594,6 +604,11 @@ impl Planner<'_> {
             self.note(reasons::ROLLED_BACK, message);
         }
         if self.contents_are(self.status.revisions.last()) {
+            // What its members say of the refusal, in this very second too, is not held against it.
+            let next_second = Timestamp::from_second(self.now.as_second() + 1).unwrap_or(self.now);
+            if let Some(last) = self.status.revisions.last_mut().filter(|last| last.result == Outcome::Healthy) {
+                last.decided_at = Some(MicroTime(next_second));
+            }
             self.judge();
             self.settle();
         } else {
