@@ -14,6 +14,7 @@ mod faults;
 mod hollow;
 mod laws;
 mod scenario;
+mod sets;
 mod storage;
 mod world;
 

@@ -18,4 +18,5 @@ mod release;
 mod rollback;
 mod rollout;
 mod samples;
+mod sets;
 mod volumes;
