@@ -149,7 +149,7 @@ fn controller_options(
 }
 
 fn scheduler_configuration(file: &Path) -> anyhow::Result<proa_controllers::scheduler::Configuration> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let documents =
         proa_apimachinery::yaml::from_yaml(&text).with_context(|| format!("{} is no YAML", file.display()))?;
     let [document] = documents.as_slice() else { anyhow::bail!("{} must hold one document", file.display()) };

@@ -11,8 +11,10 @@
 //! [`pod_resources`], what objects use, which server and controllers must count alike.
 
 pub mod at;
+pub mod cron;
 pub mod duration;
 pub mod field;
+pub mod indexes;
 pub mod json;
 pub mod jsonpath;
 pub mod managed_fields;

@@ -56,6 +56,27 @@ fn version(object: &Value) -> String {
 }
 
 #[tokio::test]
+async fn the_writer_of_a_template_is_noted_and_nobody_else_can_write_that_note() {
+    let world = world().await;
+    let anna = || User::new("anna", &["system:masters"]);
+    let note = |object: &Value| -> Value {
+        let text = object["metadata"]["annotations"]["proa.dev/changed-by"].as_str().expect("a note");
+        serde_json::from_str(text).expect("JSON")
+    };
+    let web = format!("{DEPLOYMENTS}/web");
+    let merge = [("content-type", "application/merge-patch+json")];
+    let made = world.ok("POST", DEPLOYMENTS, &deployment(json!({}))).await;
+    let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "j"}]}}}});
+    let uri = format!("{web}?fieldManager=sewing");
+    let (_, changed) = world.call_as(anna(), "PATCH", &uri, &merge, image.to_string().into_bytes()).await;
+    assert_eq!((&note(&changed)["user"], &note(&changed)["manager"]), (&json!("anna"), &json!("sewing")));
+    assert_ne!(note(&made)["user"], "anna");
+    let forged = json!({"metadata": {"annotations": {"proa.dev/changed-by": "{}"}}, "spec": {"replicas": 3}});
+    let (_, kept) = world.call_as(admin(), "PATCH", &web, &merge, forged.to_string().into_bytes()).await;
+    assert_eq!((note(&kept), &kept["spec"]["replicas"]), (note(&changed), &json!(3)), "the template is anna's still");
+}
+
+#[tokio::test]
 async fn what_no_client_could_decode_is_not_stored() {
     let world = world().await;
     let surge = json!({"rollingUpdate": {"maxSurge": 4_294_967_296_i64}});

@@ -5,14 +5,17 @@
 
 mod api;
 mod coldstart;
+mod deployments;
 mod gate;
 mod idle;
+mod parts;
 mod platform;
 mod podstart;
 mod process;
 mod raw;
 mod report;
 mod rollout;
+mod schedule;
 
 use std::path::PathBuf;
 
@@ -72,6 +75,31 @@ enum Bench {
         #[arg(long, default_value_t = 50)]
         replicas: i32,
     },
+    /// Pods bound per second on hollow nodes. Without a kubeconfig the pods are there before the scheduler starts; with
+    /// one they are created at full speed, and the cluster must have the nodes
+    Schedule {
+        /// Hollow nodes to start (without a kubeconfig)
+        #[arg(long, default_value_t = 5_000)]
+        nodes: u32,
+        /// Pods to place
+        #[arg(long, default_value_t = 10_000)]
+        pods: usize,
+        /// What the pods ask for besides room
+        #[arg(long, value_enum)]
+        with: Option<schedule::With>,
+    },
+    /// Many Deployments on hollow nodes: all available, then all rolled to a new revision
+    Deployments {
+        /// Hollow nodes to start (without a kubeconfig)
+        #[arg(long, default_value_t = 1_000)]
+        nodes: u32,
+        /// Deployments
+        #[arg(long, default_value_t = 1_000)]
+        count: usize,
+        /// Replicas of each
+        #[arg(long, default_value_t = 10)]
+        pods: i32,
+    },
     /// Durable creates per second over TLS
     Writes {
         /// Clients, each on a connection of its own
@@ -108,6 +136,8 @@ async fn main() -> anyhow::Result<()> {
         Bench::Idle { pods, seconds } => idle::measure(&target, pods, seconds).await?,
         Bench::Podstart { pods } => podstart::measure(&target, pods).await?,
         Bench::Rollout { replicas } => rollout::measure(&target, replicas).await?,
+        Bench::Schedule { nodes, pods, with } => schedule::measure(&target, nodes, pods, with).await?,
+        Bench::Deployments { nodes, count, pods } => deployments::measure(&target, nodes, count, pods).await?,
         Bench::Writes { clients, seconds } => api::writes(&target, &clients, seconds).await?,
         Bench::Lists { objects } => api::lists(&target, objects).await?,
         Bench::Watchers { watchers, events } => api::watchers(&target, &watchers, events).await?,

@@ -29,7 +29,7 @@ impl Platform {
     /// Starts Proa, or takes what the kubeconfig names.
     pub(crate) async fn get(target: &Target) -> anyhow::Result<Platform> {
         let platform = match &target.kubeconfig {
-            Some(file) => Platform { kubeconfig: file.clone(), begun: Instant::now(), started: None },
+            Some(file) => Platform::reached_by(file.clone()),
             None => Platform::start(target)?,
         };
         platform.api_ready().await?;
@@ -52,6 +52,11 @@ impl Platform {
             .with_context(|| format!("cannot start {}", target.proa.display()))?;
         let kubeconfig = data.path().join("admin.kubeconfig");
         Ok(Platform { kubeconfig, begun, started: Some(Started { child, proa: target.proa.clone(), data }) })
+    }
+
+    /// One that is started, and stopped, elsewhere.
+    pub(crate) fn reached_by(kubeconfig: PathBuf) -> Platform {
+        Platform { kubeconfig, begun: Instant::now(), started: None }
     }
 
     /// Since the start until `/readyz` says yes.

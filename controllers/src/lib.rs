@@ -11,6 +11,7 @@ mod backoff;
 pub mod catalogue;
 pub mod clock;
 pub mod context;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 pub mod disruption;
@@ -18,10 +19,12 @@ mod election;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+mod guard;
 mod hash;
 pub mod history;
 pub mod informer;
 pub mod inspect;
+pub mod job;
 pub mod key;
 pub mod namespace;
 pub mod node;
@@ -127,9 +130,10 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 /// Adding a loop is one line here.
 fn start_loops(context: &Context, options: &Options) {
     context.start(deployment::Deployments::new(context));
-    context.start(replicaset::ReplicaSets::new(context));
+    context.start(replicaset::ReplicaSets::<proa_crds::ReplicaSet>::new(context));
     context.start(statefulset::StatefulSets::new(context));
     context.start(daemonset::DaemonSets::new(context));
+    guard::start(context);
     scheduler::start(context, &options.scheduler);
     context.start(endpoints::EndpointSlices::new(context));
     context.start(node::NodeLifecycle::new(context));
@@ -148,6 +152,9 @@ fn start_loops(context: &Context, options: &Options) {
     context.start(garbage::GarbageCollector::new(&catalogue));
     context.start(release::Releases::new(context, &catalogue));
     if context.family == Family::Standard {
+        context.start(replicaset::ReplicaSets::<replicaset::ReplicationController>::new(context));
+        context.start(job::Jobs::new(context));
+        context.start(cronjob::CronJobs::new(context));
         context.start(aggregation::Aggregation::new(context));
         context.start(autoscaling::Autoscalers::new(context, &catalogue));
         context.start(disruption::Disruptions::new(context, &catalogue));

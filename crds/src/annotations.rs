@@ -44,6 +44,15 @@ pub const CONFIGURATION: &str = "proa.dev/configuration";
 /// On a ReplicaSet that was gone back to: the digest of the live configuration it was gone back from.
 pub const CONFIGURATION_LEFT: &str = "proa.dev/configuration-left";
 
+/// On a StatefulSet or DaemonSet: its policy has steps, so that a revision reaches no pod before it has a [`ROLLOUT_LIMIT`].
+pub const GRADUAL: &str = "proa.dev/gradual";
+/// On a ControllerRevision of a gradual rollout: how many pods it may reach now; [`ROLLOUT_UNLIMITED`] once it is free.
+pub const ROLLOUT_LIMIT: &str = "proa.dev/rollout-limit";
+/// The value of [`ROLLOUT_LIMIT`] that sets none.
+pub const ROLLOUT_UNLIMITED: &str = "all";
+/// On a ControllerRevision: the number under which it became the current one last.
+pub const CURRENT_AS: &str = "proa.dev/current-as";
+
 /// The annotations that belong on ReplicaSets alone: never copied from a Deployment, removed from it after an undo.
 pub const REPLICA_SET_ONLY: [&str; 9] = [
     REVISION_OF,

@@ -152,7 +152,7 @@ fn rollout_policies() -> Value {
         }),
     );
     step["required"] = json!(["percent"]);
-    let spec = object(
+    let mut spec = object(
         "When a revision has failed, and what is done then. An empty spec is what the annotation proa.dev/rollback=on-failure asks for.",
         json!({
             "kinds": {"type": "array", "maxItems": 3, "x-kubernetes-list-type": "set",
@@ -170,6 +170,10 @@ fn rollout_policies() -> Value {
                 "x-kubernetes-validations": [{"rule": "self.map(step, step.percent).isSorted()", "message": "steps must rise"}]},
         }),
     );
+    spec["x-kubernetes-validations"] = json!([
+        {"rule": "!has(self.configuration) || self.configuration == 'Live' || (has(self.kinds) && self.kinds == ['Deployment'])",
+            "message": "configuration: Rollout is for Deployments: kinds must be [Deployment]"},
+    ]);
     let schema = json!({
         "type": "object",
         "description": "RolloutPolicy says when a revision of a workload has failed, how sure one must be, and what is done then.",
@@ -251,7 +255,7 @@ mod tests {
     #[test]
     fn what_the_types_write_is_in_the_schema() {
         let full = json!({
-            "kinds": ["Deployment", "DaemonSet"],
+            "kinds": ["Deployment"],
             "selector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "k", "operator": "Exists"}]},
             "action": "Pause", "configuration": "Rollout", "soakSeconds": 10,
             "failure": {
@@ -293,7 +297,11 @@ mod tests {
         };
         refused(json!({"checks": [{"name": "a"}]}), "exactly one of http and metric");
         refused(json!({"checks": [{"name": "a", "metric": {"port": 1, "metric": "m"}}]}), "min, max or both");
-        refused(json!({"steps": [{"percent": 50}, {"percent": 10}]}), "steps must rise");
+        refused(json!({"kinds": ["Deployment"], "steps": [{"percent": 50}, {"percent": 10}]}), "steps must rise");
+        refused(
+            json!({"kinds": ["Deployment", "DaemonSet"], "configuration": "Rollout"}),
+            "kinds must be [Deployment]",
+        );
         refused(json!({"steps": [{"percent": 0}]}), "spec.steps[0].percent");
         refused(json!({"action": "Explode"}), "Rollback");
     }

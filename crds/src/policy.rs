@@ -74,7 +74,8 @@ pub struct RolloutPolicySpec {
     /// What else the new pods must answer, from the moment the first is ready to the end of the soak.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
-    /// Gradual steps; empty: as fast as the object's own strategy allows.
+    /// Gradual steps; empty: as fast as the object's own strategy allows. Parts of a
+    /// StatefulSet are its highest ordinals, of a DaemonSet nodes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Step>,
 }

@@ -1,7 +1,8 @@
 //! A hollow node: it does everything an agent does towards the API, and runs nothing.
 //!
 //! Owns: its Node and Lease, and the statuses of pods bound to it. Images called `broken…` crash, images called
-//! `missing…` cannot be pulled; all others answer after a seeded while.
+//! `missing…` cannot be pulled, images called `done…` end well and `flaky…` mostly do; all others answer after a seeded
+//! while.
 
 use crate::world::Machines;
 use futures::StreamExt;
@@ -48,6 +49,8 @@ enum Stage {
     Answering,
     CannotPull,
     Crashing,
+    /// Ended by itself, with this exit code.
+    Ended(i32),
     Stopping,
     Stopped,
 }
@@ -169,6 +172,17 @@ impl Hollow {
         let leaving = pod.metadata.deletion_timestamp.is_some();
         let mut soon = |most: u64| Some(now + Duration::from_millis(chance.random_range(50..most)));
         let Some(worker) = workers.get_mut(&uid) else {
+            if is_over(&pod) {
+                // It ended in an earlier life of this node, and runs no more.
+                if leaving {
+                    let (stage, address) = (Stage::Stopping, String::new());
+                    workers.insert(
+                        uid,
+                        Worker { pod, stage, due: soon(500), restarts: 0, address, dirty: true, failures: 0 },
+                    );
+                }
+                return;
+            }
             let address = self.machines.lock().start(&uid, &self.name);
             let stage = if leaving { Stage::Stopping } else { Stage::Starting };
             workers
@@ -195,6 +209,11 @@ impl Hollow {
             worker.stage = match worker.stage {
                 Stage::Starting if image.starts_with("missing") => Stage::CannotPull,
                 Stage::Starting if image.starts_with("broken") => Stage::Crashing,
+                Stage::Starting if image.starts_with("done") || image.starts_with("flaky") => {
+                    machines.containers.remove(uid);
+                    let fails = image.starts_with("flaky") && uid.bytes().map(u32::from).sum::<u32>() % 4 == 0;
+                    Stage::Ended(i32::from(fails))
+                }
                 Stage::Starting => {
                     if let Some(container) = machines.containers.get_mut(uid) {
                         container.ready = Some(now);
@@ -234,7 +253,10 @@ impl Hollow {
         let image =
             worker.pod.spec.as_ref().and_then(|spec| spec.containers.first()?.image.clone()).unwrap_or_default();
         let waiting = |reason: &str| json!({"waiting": {"reason": reason, "message": format!("{image}: not found")}});
+        let ended = |code: i32| json!({"terminated": {"exitCode": code, "reason": if code == 0 { "Completed" } else { "Error" }, "finishedAt": now}});
         let (phase, state) = match worker.stage {
+            Stage::Ended(0) => ("Succeeded", ended(0)),
+            Stage::Ended(code) => ("Failed", ended(code)),
             Stage::Answering => ("Running", json!({"running": {"startedAt": now}})),
             Stage::CannotPull => ("Pending", waiting("ErrImagePull")),
             _ => ("Running", waiting("CrashLoopBackOff")),
@@ -268,9 +290,12 @@ impl Hollow {
         pods.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
     }
 
-    /// The container has stopped: the pod may go.
+    /// The container has stopped: the pod may go. Whoever holds it is told how it ended.
     async fn end(&self, worker: &Worker) -> Result<(), kube::Error> {
         let meta = &worker.pod.metadata;
+        if meta.finalizers.as_ref().is_some_and(|held| !held.is_empty()) && !is_over(&worker.pod) {
+            self.write(worker, &json!({"metadata": {"uid": meta.uid}, "status": {"phase": "Failed"}})).await?;
+        }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), meta.namespace.as_deref().unwrap_or_default());
         let only_this = Preconditions { uid: meta.uid.clone(), resource_version: None };
         let now = DeleteParams { grace_period_seconds: Some(0), preconditions: Some(only_this), ..Default::default() };
@@ -280,6 +305,11 @@ impl Hollow {
 
 fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn says_ready(pod: &Pod) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Owns: the record of commits that laws are judged on as they happen, and the judgement of a world at rest.
 
+use crate::jobs::{JOBS, JobRecords};
 use crate::sets::{Asked, Roster};
 use crate::storage::Ledger;
 use crate::world::{Machines, Observed};
@@ -13,6 +14,7 @@ use std::time::Duration;
 const PODS: &str = "/registry/pods/";
 const SETS: &str = "/registry/replicasets.apps/";
 const DEPLOYMENTS: &str = "/registry/deployments.apps/";
+const BUDGETS: &str = "/registry/poddisruptionbudgets.policy/";
 
 /// What was committed, as far as laws need it.
 #[derive(Default)]
@@ -20,11 +22,13 @@ pub(crate) struct Records {
     pods: BTreeMap<String, Value>,
     sets: BTreeMap<String, Value>,
     deployments: BTreeMap<String, Value>,
+    budgets: BTreeMap<String, Value>,
     sizes: BTreeMap<String, Size>,
     /// Claims and volumes.
     pub(crate) storage: Ledger,
     /// Stateful sets and daemon sets.
     roster: Roster,
+    jobs: JobRecords,
     /// Every change of a pod: what a watcher must see, no more and no less.
     pub(crate) pod_events: Vec<(u64, String, &'static str)>,
     /// Something other than the rollout takes pods away or hides them: bounds on availability do not hold.
@@ -51,7 +55,7 @@ impl Records {
                     let Some(entry) = entries.next() else { continue };
                     self.broken.extend(self.storage.put(key, &entry.bytes));
                     self.roster.put(key, &entry.bytes);
-                    if [PODS, SETS, DEPLOYMENTS].iter().any(|prefix| key.starts_with(prefix)) {
+                    if [PODS, SETS, DEPLOYMENTS, BUDGETS, JOBS].iter().any(|prefix| key.starts_with(prefix)) {
                         let object = serde_json::from_slice(&entry.bytes).expect("objects are stored as JSON");
                         self.put(key, object, committed.revision.0);
                     }
@@ -64,6 +68,8 @@ impl Records {
                     self.roster.delete(key);
                     self.sets.remove(&**key);
                     self.deployments.remove(&**key);
+                    self.budgets.remove(&**key);
+                    self.jobs.deleted(key);
                 }
             }
         }
@@ -72,6 +78,10 @@ impl Records {
     fn put(&mut self, key: &str, object: Value, revision: u64) {
         if key.starts_with(SETS) {
             self.sets.insert(key.to_owned(), object);
+        } else if key.starts_with(BUDGETS) {
+            self.budgets.insert(key.to_owned(), object);
+        } else if key.starts_with(JOBS) {
+            self.broken.extend(self.jobs.job(key, object));
         } else if key.starts_with(DEPLOYMENTS) {
             let held = self.sizes.get(uid(&object)).copied();
             let now = Size::of(&object);
@@ -86,6 +96,7 @@ impl Records {
         } else {
             let before = self.pods.insert(key.to_owned(), object);
             let after = &self.pods[key];
+            self.jobs.pod(after);
             self.pod_events.push((revision, key.to_owned(), if before.is_some() { "MODIFIED" } else { "ADDED" }));
             let node = |pod: &Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
             if let Some(before) = &before
@@ -157,6 +168,33 @@ impl Records {
             let (least, may) = (size.least, size.unavailable);
             self.broken
                 .push(format!("deleting {path} leaves {left} available of {least}, of which {may} may be missing"));
+        }
+    }
+
+    /// Whether a pod's container really answers, whatever its status says.
+    pub(crate) fn answers(&self, pod: &Value, machines: &Machines) -> bool {
+        is_alive(pod) && machines.containers.get(uid(pod)).is_some_and(|container| container.ready.is_some())
+    }
+
+    /// An eviction has just been granted where nothing else disturbs: the budget must still hold.
+    pub(crate) fn judge_eviction(&mut self, app: &str, machines: &Machines) {
+        let named = |object: &&Value| object["metadata"]["name"] == *app;
+        let deployment = self.deployments.values().find(named);
+        let (Some(deployment), Some(budget)) = (deployment, self.budgets.values().find(named)) else { return };
+        let replicas = deployment["spec"]["replicas"].as_i64().unwrap_or(1);
+        let of = |value: &Value| match value.as_str().and_then(|text| text.strip_suffix('%')) {
+            None => value.as_i64().unwrap_or(0),
+            Some(percent) => (replicas * percent.parse::<i64>().unwrap_or(0) + 99) / 100,
+        };
+        let spec = &budget["spec"];
+        let least = match &spec["maxUnavailable"] {
+            Value::Null => of(&spec["minAvailable"]),
+            most => replicas - of(most),
+        };
+        let mine = |pod: &&Value| pod["metadata"]["labels"]["app"] == *app;
+        let left = self.pods.values().filter(mine).filter(|pod| self.answers(pod, machines)).count() as i64;
+        if left < least {
+            self.broken.push(format!("an eviction leaves {left} of {app} where its budget asks for {least}: {budget}"));
         }
     }
 
@@ -250,11 +288,21 @@ pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted], 
             .map_err(|why| format!("{name}: {why}"))?;
         let (slices, legacy) = (of("/registry/endpointslices.discovery.k8s.io/"), of("/registry/endpoints/"));
         endpoints_at_rest(wanted, &slices, &legacy, &pods).map_err(|why| format!("{name}: {why}"))?;
+        let budgets = of(BUDGETS);
+        let budget = budgets.iter().find(|object| is_named(object, &wanted.namespace, &wanted.name));
+        if let Some(status) = budget.map(|budget| &budget["status"]) {
+            let selected = |pod: &&&Value| pod["metadata"]["labels"]["app"] == *wanted.name;
+            let ready = pods.iter().filter(selected).filter(|pod| is_ready(pod) && !is_leaving(pod)).count();
+            if status["currentHealthy"].as_u64() != Some(ready as u64) {
+                return Err(format!("{name}: its budget counts {}, {ready} are ready", status["currentHealthy"]));
+            }
+        }
     }
     store.records.lock().storage.at_rest()?;
     for set in asked {
         set.at_rest(&objects, machines)?;
     }
+    store.records.lock().jobs.at_rest(&objects, store.now())?;
     let running: BTreeSet<&str> = pods.iter().map(|pod| uid(pod)).collect();
     match machines.containers.iter().find(|(uid, _)| !running.contains(uid.as_str())) {
         Some((uid, container)) => Err(format!("{} still runs a container of {uid}, which is gone", container.node)),

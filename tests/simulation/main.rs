@@ -12,6 +12,7 @@ mod apart;
 mod auditor;
 mod faults;
 mod hollow;
+mod jobs;
 mod laws;
 mod scenario;
 mod sets;

@@ -5,6 +5,7 @@
 use crate::auditor::Auditor;
 use crate::faults::{Rates, Weather};
 use crate::hollow::Hollow;
+use crate::jobs::{a_cron_job, a_job};
 use crate::laws::{Wanted, at_rest};
 use crate::sets::{Asked, Kind};
 use crate::storage;
@@ -72,7 +73,12 @@ pub(crate) fn virtual_time<T>(what: impl Future<Output = T>) -> T {
 
 async fn open(log: &Arc<Observed>, keys: &Path, seed: u64) -> Server {
     let now = now_from(Instant::now());
-    let config = Config { clock: proa_apiserver::Clock::new(now), entropy: Entropy::seeded(seed), ..Config::new(keys) };
+    let config = Config {
+        clock: proa_apiserver::Clock::new(now),
+        entropy: Entropy::seeded(seed),
+        definitions: proa_crds::extension_definitions(),
+        ..Config::new(keys)
+    };
     Server::open(config, log.clone() as Arc<dyn Log>).await.expect("the server opens")
 }
 
@@ -87,6 +93,8 @@ pub(crate) fn play(prepared: &Prepared, seed: u64) -> Story {
 
 struct Play {
     chance: StdRng,
+    /// Chance of its own, so that what evictions draw changes nothing else of a story.
+    evictor: StdRng,
     seed: u64,
     store: Arc<Observed>,
     server: Server,
@@ -102,6 +110,7 @@ struct Play {
     origin: Instant,
     clock: proa_controllers::Clock,
     incarnations: u64,
+    jobs: u32,
 }
 
 impl Play {
@@ -121,6 +130,7 @@ impl Play {
         let auditor = Auditor::start(server.local(User::new("auditor", &["system:masters"])), store.revision().0, seed);
         let mut play = Play {
             chance: StdRng::seed_from_u64(seed),
+            evictor: StdRng::seed_from_u64(seed ^ 0xE71C7),
             seed,
             controllers: Weather::new(seed ^ 0xC0, Some(witness)),
             nodes: Weather::new(seed ^ 0x90DE, None),
@@ -133,6 +143,7 @@ impl Play {
             origin,
             clock: proa_controllers::Clock::simulated(crate::world::START.parse().expect("a time")),
             incarnations: 0,
+            jobs: 0,
             store,
             server,
             machines,
@@ -219,12 +230,29 @@ impl Play {
                 self.sets.push(asked);
             }
         }
+        if self.chance.random_bool(0.5) {
+            self.start_job().await?;
+        }
+        if self.chance.random_bool(0.2) {
+            let cron = a_cron_job("tick", &mut self.chance);
+            self.tell(format!("a CronJob: {}", cron["spec"]));
+            self.must("POST", "/apis/batch/v1/namespaces/shop/cronjobs", JSON, &cron).await?;
+        }
         self.rest("the start").await?;
+        self.evict().await?;
         for act in 1..=self.chance.random_range(1..=2) {
             self.storm(act).await?;
             self.rest(&format!("act {act}")).await?;
         }
+        self.evict().await?;
         self.leave().await
+    }
+
+    async fn start_job(&mut self) -> Result<(), String> {
+        self.jobs += 1;
+        let job = a_job(&format!("job-{}", self.jobs), &mut self.chance);
+        self.tell(format!("job {}: {}", self.jobs, job["spec"]));
+        self.must("POST", "/apis/batch/v1/namespaces/shop/jobs", JSON, &job).await.map(drop)
     }
 
     async fn deploy(&mut self, name: &str) -> Result<(), String> {
@@ -242,11 +270,22 @@ impl Play {
         } else {
             json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}})
         };
-        let notes = if guarded { json!({"proa.dev/rollback": "on-failure"}) } else { json!({}) };
+        // Half of them by the annotation, half by a policy with steps of its own.
+        let by_policy = guarded && self.chance.random_bool(0.5);
+        let notes = if guarded && !by_policy { json!({"proa.dev/rollback": "on-failure"}) } else { json!({}) };
+        if by_policy {
+            let step =
+                json!({"percent": self.chance.random_range(1..=60), "waitSeconds": self.chance.random_range(0..8)});
+            let spec = json!({"kinds": ["Deployment"], "selector": {"matchLabels": {"app": name}}, "steps": [step], "soakSeconds": self.chance.random_range(0..120)});
+            self.tell(format!("a policy for {name}: {spec}"));
+            let policy =
+                json!({"apiVersion": "proa.dev/v1", "kind": "RolloutPolicy", "metadata": {"name": name}, "spec": spec});
+            self.must("POST", "/apis/proa.dev/v1/namespaces/shop/rolloutpolicies", JSON, &policy).await?;
+        }
         let ready = if self.chance.random_bool(0.3) { 3 } else { 0 };
         let labels = json!({"app": name});
         let deployment = json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "annotations": notes},
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "labels": labels, "annotations": notes},
             "spec": {"replicas": replicas, "minReadySeconds": ready, "selector": {"matchLabels": labels}, "strategy": strategy,
                 "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": "v1"}]}}},
         });
@@ -259,7 +298,50 @@ impl Play {
         let wanted =
             Wanted { namespace: "shop".into(), name: name.into(), replicas, image: "v1".into(), good, guarded };
         self.wanted.push(wanted);
+        let (field, value) = match self.evictor.random_range(0..4) {
+            0 => ("minAvailable", json!(self.evictor.random_range(0..=3))),
+            1 => ("minAvailable", json!(format!("{}%", self.evictor.random_range(0..=100)))),
+            2 => ("maxUnavailable", json!(format!("{}%", self.evictor.random_range(0..=100)))),
+            _ => ("maxUnavailable", json!(self.evictor.random_range(0..=2))),
+        };
+        self.tell(format!("a budget for {name}: {field} {value}"));
+        let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name},
+            "spec": {field: value, "selector": {"matchLabels": labels}}});
+        self.must("POST", "/apis/policy/v1/namespaces/shop/poddisruptionbudgets", JSON, &budget).await?;
         Ok(())
+    }
+
+    /// Somebody evicts whatever the budgets let go, as fast as they do, in bad weather for those who count.
+    async fn evict(&mut self) -> Result<(), String> {
+        // A rollout that hangs disturbs the same pods.
+        if self.wanted.iter().any(Wanted::is_bad) {
+            return Ok(());
+        }
+        let mut rate = |most: f64| self.evictor.random_range(0.0..most);
+        let rates = Rates { before: rate(0.1), after: rate(0.1), late: rate(0.3), cut: rate(0.5), silent: 0.0 };
+        self.tell(format!("evictions: {rates:?}"));
+        self.controllers.set(rates);
+        self.store.records.lock().disrupted = true;
+        for _ in 0..self.evictor.random_range(1..=3) {
+            for pod in self.store.entries("/registry/pods/shop/") {
+                let pod: Value = serde_json::from_slice(&pod.bytes).expect("JSON");
+                let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+                let app = pod["metadata"]["labels"]["app"].as_str().unwrap_or_default().to_owned();
+                let answered = self.store.records.lock().answers(&pod, &self.machines.lock());
+                let path = format!("/api/v1/namespaces/shop/pods/{name}/eviction");
+                let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
+                let (code, answer) = self.call("POST", &path, JSON, &eviction).await;
+                self.tell(format!("{name} is evicted: {code}"));
+                match code {
+                    201 if answered => self.store.records.lock().judge_eviction(&app, &self.machines.lock()),
+                    201 | 404 | 429 => {}
+                    _ => return Err(format!("{path}: {code} {}", answer["message"])),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(self.evictor.random_range(0..5_000))).await;
+        }
+        self.controllers.set(Rates::default());
+        self.rest("evictions").await
     }
 
     /// Bad weather, and a few things that happen in it.
@@ -325,7 +407,8 @@ impl Play {
         }
         let at = self.chance.random_range(0..self.wanted.len());
         let name = self.wanted[at].name.clone();
-        match self.chance.random_range(0..20) {
+        match self.chance.random_range(0..23) {
+            20..=22 => self.start_job().await,
             0..=6 => {
                 let images = ["v1", "v2", "v3", "v4", "broken1", "missing1"];
                 let image = images[self.chance.random_range(0..images.len())];

@@ -67,6 +67,11 @@ impl Observed {
         Observed { memory, records: Mutex::default(), trace: Mutex::new(trace) }
     }
 
+    /// The simulated time of day.
+    pub(crate) fn now(&self) -> Timestamp {
+        now_from(self.trace.lock().origin)()
+    }
+
     /// A log that begins where this one is.
     pub(crate) fn fork(&self) -> Memory {
         self.memory.fork(usize::MAX)

@@ -200,7 +200,12 @@ impl Cluster {
 
     /// A kubectl command, not yet started.
     pub(crate) fn kubectl_command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.namespace.command(&self.kubectl);
+        self.command_of(&self.kubectl, arguments)
+    }
+
+    /// A command of another kubectl, not yet started.
+    pub(crate) fn command_of(&self, kubectl: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.namespace.command(kubectl);
         command
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())

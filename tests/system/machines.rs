@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use proa_network::{NetConfig, PodNetRequest, PodNetwork};
 
-use crate::harness::{Cluster, Namespace, PROA, Part, eventually, text};
+use crate::harness::{Cluster, Namespace, PROA, Part, eventually, kubectls, text};
+use crate::rollout::{ROLLING, rolled_out, under_load};
 
 /// The addresses of the platform's machine and of the other one.
 const FIRST: &str = "192.168.7.1";
@@ -59,6 +60,16 @@ impl Drop for Machine<'_> {
     }
 }
 
+/// The second machine's agent, as `node-2` of a platform that runs, once it is ready.
+fn joined(cluster: &Cluster, machine: &Machine<'_>) -> Part {
+    let agent = machine.agent("node-2", &cluster.kubeconfig());
+    eventually("the second machine registers", || {
+        cluster.try_kubectl(&["get", "node", "node-2"]).status.success().then_some(())
+    });
+    cluster.kubectl(&["wait", "node/node-2", "--for=condition=Ready", "--timeout=30s"]);
+    agent
+}
+
 /// `second` starts once it reaches `first`, and `third`, on the first machine again, once it reaches `second`: by name, the
 /// one under its own address, the other through a service address.
 const PODS: &str = "
@@ -106,11 +117,7 @@ fn pods_of_two_machines_reach_each_other_and_the_api_server() {
     let network = cluster.namespace.clone();
     let machine = Machine::beside(&network, &scratch);
     cluster.start(&["--listen", &format!("{FIRST}:6443")]);
-    let _agent = machine.agent("node-2", &cluster.kubeconfig());
-    eventually("the second machine registers", || {
-        cluster.try_kubectl(&["get", "node", "node-2"]).status.success().then_some(())
-    });
-    cluster.kubectl(&["wait", "node/node-2", "--for=condition=Ready", "--timeout=30s"]);
+    let _agent = joined(&cluster, &machine);
     let blocks = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
     assert_eq!(blocks, "10.244.0.0/24 10.244.1.0/24");
 
@@ -120,4 +127,76 @@ fn pods_of_two_machines_reach_each_other_and_the_api_server() {
     // and may do nothing.
     let said = cluster.kubectl_fails(&["exec", "second", "--", "/proa", "rollback", "deployment/none"]);
     assert!(said.contains("system:serviceaccount:default:default") && said.contains("forbidden"), "{said}");
+}
+
+const BUDGET: &str = "
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: rolling}
+spec: {minAvailable: 100%, selector: {matchLabels: {app: rolling}}}
+";
+
+#[test]
+fn draining_one_machine_after_the_other_loses_not_one_request_and_keeps_the_budget() {
+    let mut cluster = Cluster::prepared();
+    let scratch = cluster.scratch().to_owned();
+    let network = cluster.namespace.clone();
+    let machine = Machine::beside(&network, &scratch);
+    cluster.start(&["--listen", &format!("{FIRST}:6443")]);
+    let _agent = joined(&cluster, &machine);
+    cluster.apply(BUDGET);
+    cluster.apply(&std::fs::read_to_string(ROLLING).unwrap());
+    rolled_out(&cluster);
+    let on = |node: &str| {
+        let field = format!("--field-selector=spec.nodeName={node},status.phase=Running");
+        cluster.kubectl(&["get", "pods", "-l", "app=rolling", &field, "-o", "name"]).lines().count()
+    };
+    assert!(on("node-1") > 0 && on("node-2") > 0, "{} and {} pods", on("node-1"), on("node-2"));
+    let budget =
+        |field: &str| cluster.kubectl(&["get", "pdb", "rolling", "-o", &format!("jsonpath={{.status.{field}}}")]);
+    eventually("the budget has been counted", || (budget("currentHealthy") == "5").then_some(()));
+    assert_eq!([budget("desiredHealthy"), budget("expectedPods"), budget("disruptionsAllowed")], ["5", "5", "0"]);
+    // Figures come from both machines.
+    eventually("both machines say what they use", || {
+        let top = cluster.try_kubectl(&["top", "nodes", "--no-headers"]);
+        (String::from_utf8_lossy(&top.stdout).lines().filter(|line| !line.contains("<unknown>")).count() == 2)
+            .then_some(())
+    });
+
+    let kubectls = kubectls();
+    let (oldest, newest) = (kubectls.first().expect("a kubectl"), kubectls.last().expect("a kubectl"));
+    let drain = |kubectl: &Path, node: &str, timeout: &str| {
+        let arguments = ["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", timeout];
+        cluster.command_of(kubectl, &arguments).output().expect("kubectl runs")
+    };
+    let refused = text(&drain(oldest, "node-2", "--timeout=2s"));
+    assert!(refused.contains("Cannot evict pod as it would violate the pod's disruption budget."), "{refused}");
+    assert_eq!(budget("currentHealthy"), "5");
+    cluster.kubectl(&["patch", "pdb", "rolling", "--type=merge", "-p", r#"{"spec":{"minAvailable":3}}"#]);
+    eventually("the budget allows two", || (budget("disruptionsAllowed") == "2").then_some(()));
+
+    let mut watch = cluster.kubectl_command(&[
+        "get",
+        "deployment",
+        "rolling",
+        "-w",
+        "--no-headers",
+        "-o",
+        "jsonpath={.status.availableReplicas}{\"\\n\"}",
+    ]);
+    let mut watch = watch.spawn().expect("kubectl runs");
+    under_load(&cluster, || {
+        for (kubectl, node) in [(oldest, "node-2"), (newest, "node-1")] {
+            let drained = drain(kubectl, node, "--timeout=90s");
+            assert!(drained.status.success(), "{}", text(&drained));
+            assert_eq!(on(node), 0);
+            rolled_out(&cluster);
+            let uncordoned = cluster.command_of(kubectl, &["uncordon", node]).output().expect("kubectl runs");
+            assert!(uncordoned.status.success(), "{}", text(&uncordoned));
+        }
+    });
+    watch.kill().expect("kubectl watches");
+    let seen = String::from_utf8_lossy(&watch.wait_with_output().expect("its output").stdout).into_owned();
+    let available: Vec<u32> = seen.lines().map(|line| line.parse().unwrap_or(0)).collect();
+    assert!(available.len() > 4 && available.iter().all(|available| *available >= 3), "the budget was broken: {seen}");
 }

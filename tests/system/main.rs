@@ -1,6 +1,7 @@
 //! The whole system, as a user meets it: the real binary, the real kubectl, real containers and real packets, each test
 //! on a platform of its own in a network namespace of its own. Needs root and kubectl.
 
+mod autoscaling;
 mod bounds;
 mod cgroup_v2;
 mod command_line;
@@ -9,14 +10,17 @@ mod faults;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod harness;
+mod jobs;
 mod kubectl;
 mod machines;
 mod network;
 mod parts;
 mod pods;
+mod policy;
 mod release;
 mod rollback;
 mod rollout;
 mod samples;
+mod scheduling;
 mod sets;
 mod volumes;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::harness::{Cluster, eventually, get, text};
 
-const ROLLING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/rolling-update.yaml");
+pub(crate) const ROLLING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/rolling-update.yaml");
 
 fn image(cluster: &Cluster) -> String {
     cluster.kubectl(&["get", "deployment", "rolling", "-o", "jsonpath={.spec.template.spec.containers[0].image}"])
@@ -87,7 +87,7 @@ fn history_undo_pause_resume_and_restart_are_what_kubectl_users_know() {
 }
 
 /// Runs `story` while four clients ask the Service `rolling` over new connections; every one must be answered.
-fn under_load(cluster: &Cluster, story: impl FnOnce()) {
+pub(crate) fn under_load(cluster: &Cluster, story: impl FnOnce()) {
     let ip = cluster.kubectl(&["get", "service", "rolling", "-o", "jsonpath={.spec.clusterIP}"]);
     let address: SocketAddr = format!("{ip}:80").parse().expect("a cluster IP");
     let stop = AtomicBool::new(false);
@@ -130,7 +130,15 @@ fn rolling(cluster: &Cluster, unavailable: &str) {
     rolled_out(cluster);
 }
 
-fn rolled_out(cluster: &Cluster) {
+/// Waits until a rollout has two pods of the new revision.
+fn under_way(cluster: &Cluster) {
+    eventually("the rollout is under way", || {
+        let updated = cluster.kubectl(&["get", "deployment", "rolling", "-o", "jsonpath={.status.updatedReplicas}"]);
+        (updated.parse::<u32>().unwrap_or(0) >= 2).then_some(())
+    });
+}
+
+pub(crate) fn rolled_out(cluster: &Cluster) {
     cluster.kubectl(&["rollout", "status", "deployment/rolling", "--timeout=90s"]);
 }
 
@@ -155,11 +163,7 @@ fn turning_back_in_the_middle_with_fewer_pods_than_wanted_loses_not_one_request(
     rolling(&cluster, "25%");
     under_load(&cluster, || {
         cluster.kubectl(&["set", "image", "deployment/rolling", "echo=example/echo:v2"]);
-        eventually("the rollout is under way", || {
-            let updated =
-                cluster.kubectl(&["get", "deployment", "rolling", "-o", "jsonpath={.status.updatedReplicas}"]);
-            (updated.parse::<u32>().unwrap_or(0) >= 2).then_some(())
-        });
+        under_way(&cluster);
         cluster.kubectl(&["rollout", "undo", "deployment/rolling"]);
         rolled_out(&cluster);
         assert_eq!(image(&cluster), "example/echo:v1");
@@ -186,6 +190,11 @@ fn pods_that_ignore_sigterm_lose_not_one_request() {
     rolled_out(&cluster);
     under_load(&cluster, || {
         cluster.apply(&deaf("v2"));
+        rolled_out(&cluster);
+        // Also when it turns back in the middle, with pods of both revisions that do not hear.
+        cluster.apply(&deaf("v3"));
+        under_way(&cluster);
+        cluster.kubectl(&["rollout", "undo", "deployment/rolling"]);
         rolled_out(&cluster);
     });
 }

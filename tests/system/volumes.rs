@@ -24,7 +24,7 @@ const DIARY: &str = "
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {name: diary}
-spec: {storageClassName: now, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -59,15 +59,15 @@ fn lines(cluster: &Cluster) -> usize {
 fn data_outlives_its_pods_and_the_platform_and_goes_with_its_claim() {
     let mut cluster = Cluster::up();
     cluster.load_busybox();
-    cluster.apply(CLASSES);
     cluster.apply(DIARY);
     assert_eq!(lines(&cluster), 1);
     let volume = cluster.kubectl(&["get", "pvc", "diary", "-o", "jsonpath={.spec.volumeName}"]);
     let shown = cluster.kubectl(&["get", "pv", &volume, "--no-headers"]);
-    for said in ["1Gi", "RWO", "Delete", "Bound", "default/diary", "now"] {
+    for said in ["1Gi", "RWO", "Delete", "Bound", "default/diary", "local"] {
         assert!(shown.contains(said), "{shown}");
     }
-    assert!(cluster.kubectl(&["describe", "pvc", "diary"]).contains("ProvisioningSucceeded"));
+    let described = cluster.kubectl(&["describe", "pvc", "diary"]);
+    assert!(described.contains("WaitForFirstConsumer") && described.contains("ProvisioningSucceeded"), "{described}");
 
     // Another pod, another platform, another Deployment of the name: the data stays.
     cluster.kubectl(&["delete", "pod", "-l", "app=writer"]);

@@ -50,7 +50,7 @@ pub(super) const DEPLOYMENT: Rules = Rules {
         }
         fixed_selector(new, old, errors);
     },
-    warnings: |object| [template::warnings(object), settings::warnings(object)].concat(),
+    warnings: guarded_warnings,
     ..WORKLOAD
 };
 
@@ -69,6 +69,7 @@ pub(super) const REPLICA_SET: Rules = Rules {
 };
 
 pub(super) const STATEFUL_SET: Rules = Rules {
+    warnings: guarded_warnings,
     // A pod's host name is the set's name and a number.
     name: names::is_dns1123_label,
     default: |object| {
@@ -140,6 +141,7 @@ pub(super) const STATEFUL_SET: Rules = Rules {
 };
 
 pub(super) const DAEMON_SET: Rules = Rules {
+    warnings: guarded_warnings,
     default: |object| {
         let spec = spec_mut(object);
         template::defaults_in(spec);
@@ -226,6 +228,11 @@ pub(super) const CONTROLLER_REVISION: Rules = Rules {
     },
     ..Rules::GENERIC
 };
+
+/// Of the template, and of the settings of those who go back by themselves.
+fn guarded_warnings(object: &Object) -> Vec<String> {
+    [template::warnings(object), settings::warnings(object)].concat()
+}
 
 fn numbers(spec: &At<'_>, fields: &[&str], errors: &mut FieldErrors) {
     for field in fields {

@@ -204,8 +204,7 @@ const ROWS: &[Row] = &[
         .subs(&["status", "scale"])
         .columns(c::REPLICA_SET)
         .fields(&[("status.replicas", "0")])
-        .rules(apps::REPLICATION_CONTROLLER)
-        .inert(),
+        .rules(apps::REPLICATION_CONTROLLER),
     core!("Service", "services")
         .short(&["svc"])
         .all()
@@ -306,15 +305,13 @@ const ROWS: &[Row] = &[
         .subs(&["status"])
         .columns(c::JOB)
         .fields(&[("status.successful", "0")])
-        .rules(batch::JOB)
-        .inert(),
+        .rules(batch::JOB),
     row!("batch", "batch", "CronJob", "cronjobs")
         .short(&["cj"])
         .all()
         .subs(&["status"])
         .columns(c::CRON_JOB)
-        .rules(batch::CRON_JOB)
-        .inert(),
+        .rules(batch::CRON_JOB),
     // autoscaling: one stored kind in two versions
     Row::new(
         "io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler",

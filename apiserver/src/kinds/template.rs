@@ -38,11 +38,16 @@ pub(super) fn defaults(template: &mut Map<String, Value>) {
 
 /// Metadata and spec of a template.
 pub(super) fn content(template: &At<'_>, restart: &[&str], errors: &mut FieldErrors) {
+    content_with(template, &[], restart, errors);
+}
+
+/// The same, where pods get volumes from claims that are made with them.
+fn content_with(template: &At<'_>, claimed: &[&str], restart: &[&str], errors: &mut FieldErrors) {
     let metadata = template.child("metadata");
     meta::labels(metadata.child("labels").value, &metadata.child("labels").path, errors);
     meta::annotations(metadata.child("annotations").value, &metadata.child("annotations").path, errors);
     let spec = template.child("spec");
-    pod::validate_spec(&spec, errors);
+    pod::validate_spec(&spec, claimed, errors);
     let policy = spec.child("restartPolicy");
     if matches!(policy.str(), "Always" | "OnFailure" | "Never") && !restart.contains(&policy.str()) {
         policy.not_supported(errors, restart);
@@ -75,7 +80,9 @@ pub(super) fn selected(new: &Object, workload: &str, errors: &mut FieldErrors) {
         let detail = "`selector` does not match template `labels`";
         errors.push(FieldError::invalid(&labels.path, shown, detail));
     }
-    content(&template, &["Always"], errors);
+    let claims = spec.child("volumeClaimTemplates").items();
+    let claimed: Vec<&str> = claims.map(|claim| claim.child("metadata").child("name").str()).collect();
+    content_with(&template, &claimed, &["Always"], errors);
     let deadline = template.child("spec").child("activeDeadlineSeconds");
     if deadline.present() {
         deadline.forbidden(errors, format!("activeDeadlineSeconds in {workload} is not Supported"));

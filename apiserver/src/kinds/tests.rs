@@ -10,6 +10,7 @@ use super::{Kind, Op, builtin};
 
 mod bounds;
 mod columns;
+mod jobs;
 mod others;
 mod pods;
 mod services;

@@ -12,6 +12,7 @@ use crate::{
     Plan,
     amount::{Round, resolve},
     backoff::left,
+    guard,
     history::{self, History, Keeper, Parent},
     pods, selector,
 };
@@ -114,8 +115,7 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     if leaving {
         return plan;
     }
-    let hash = history::hash_of(current).unwrap_or_default();
-    daemons.act(hash, &mut plan);
+    daemons.act(current, &mut plan);
     let in_use = |held: &ControllerRevision| {
         seen.pods.iter().any(|pod| {
             let of_pod = history.of_pod(Keeper::DaemonSet, &pod.metadata);
@@ -263,16 +263,22 @@ impl<'a> Daemons<'a> {
         strategy.and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete")
     }
 
-    fn act(&self, hash: &str, plan: &mut Plan<Action>) {
+    fn act(&self, current: &ControllerRevision, plan: &mut Plan<Action>) {
+        let hash = history::hash_of(current).unwrap_or_default();
         let mut deeds = Deeds::default();
+        // What is known to fail replaces nothing, and a step of a gradual rollout only so many.
+        let reach = guard::reach(&self.seen.set.metadata, current);
+        // Where no old pod stays there is a new one, or is about to be.
+        let reached = self.updatable().filter(|(_, _, old, new)| old.is_none() || new.is_some()).count();
+        let room = reach.map_or(usize::MAX, |reach| reach.saturating_sub(reached));
         let surges = self.is_rolling() && self.fence().1 > 0;
         for (name, on_node) in &self.nodes {
             self.keep(name, on_node, surges, &mut deeds, plan);
         }
         match (self.is_rolling(), surges) {
             (false, _) => {}
-            (true, false) => self.roll(&mut deeds),
-            (true, true) => self.surge(&mut deeds),
+            (true, false) => self.roll(room, &mut deeds),
+            (true, true) => self.surge(room, &mut deeds),
         }
         let Deeds { mut unwanted, mut ended, mut outdated, mut bare } = deeds;
         unwanted.truncate(BURST);
@@ -290,7 +296,10 @@ impl<'a> Daemons<'a> {
         // Last: where pods are refused, what must go still goes.
         if !bare.is_empty() {
             let (set_kind, pod_kind) = &self.seen.resources;
-            let pod = |node: &String| nodes::pod_of(&self.seen.set, &self.spec, node, hash, set_kind, pod_kind);
+            let pod = |node: &String| {
+                let pod = nodes::pod_of(&self.seen.set, &self.spec, node, hash, set_kind, pod_kind);
+                guard::configured(pod, current)
+            };
             plan.actions.push(Action::Create(bare.iter().map(pod).collect()));
         }
     }
@@ -343,8 +352,8 @@ impl<'a> Daemons<'a> {
         })
     }
 
-    /// Takes old pods away: the unavailable at once, of the available as many as may be missing.
-    fn roll(&self, deeds: &mut Deeds) {
+    /// Takes old pods away, at most so many: the unavailable at once, of the available as many as may be missing.
+    fn roll(&self, mut room: usize, deeds: &mut Deeds) {
         let (max_unavailable, _) = self.fence();
         let wanted = self.nodes.values().filter(|on_node| on_node.place.wanted);
         let unavailable = wanted.filter(|on_node| !on_node.is_available()).count();
@@ -352,18 +361,22 @@ impl<'a> Daemons<'a> {
         for (_, on_node, old, new) in self.updatable() {
             // Where there are both, one of them goes already.
             let (Some(old), None) = (old, new) else { continue };
+            if room == 0 {
+                break;
+            }
             if on_node.is_available() {
                 if may_go == 0 {
                     continue;
                 }
                 may_go -= 1;
             }
+            room -= 1;
             deeds.outdated.push(old.pod.clone());
         }
     }
 
-    /// Makes new pods beside old ones, and takes the old ones away once the new ones are available.
-    fn surge(&self, deeds: &mut Deeds) {
+    /// Makes new pods beside old ones, on at most so many nodes, and takes the old ones away once the new ones are available.
+    fn surge(&self, mut room: usize, deeds: &mut Deeds) {
         let (_, max_surge) = self.fence();
         let both = self.updatable().filter(|(_, _, old, new)| old.is_some() && new.is_some());
         let surging = both.filter(|(_, _, _, new)| new.is_some_and(|new| !new.is_available())).count();
@@ -372,10 +385,13 @@ impl<'a> Daemons<'a> {
             match (old, new) {
                 (Some(old), Some(new)) if new.is_available() || !old.is_ready() => deeds.outdated.push(old.pod.clone()),
                 // Another pod there is about to go, or is left as it ended for a while.
-                (Some(_), None) if on_node.daemons.len() > 1 => {}
-                (Some(old), None) if !old.is_ready() => deeds.bare.push(name.clone()),
+                (Some(_), None) if on_node.daemons.len() > 1 || room == 0 => {}
+                (Some(old), None) if !old.is_ready() => {
+                    room -= 1;
+                    deeds.bare.push(name.clone());
+                }
                 (Some(_), None) if may_come > 0 => {
-                    may_come -= 1;
+                    (may_come, room) = (may_come - 1, room - 1);
                     deeds.bare.push(name.clone());
                 }
                 _ => {}

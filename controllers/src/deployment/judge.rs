@@ -10,7 +10,8 @@ use crate::{
     pods,
     rollback::{
         checks, config, marks, policy,
-        verdict::{Case, Verdict},
+        surroundings::LOOK_AGAIN,
+        verdict::{Case, Verdict, is_of_previous_run},
     },
 };
 use proa_crds::{Failure, Family, ReplicaSet, annotations, conditions, policy::FailureAction, reasons};
@@ -53,8 +54,11 @@ impl Planner<'_> {
         }
         .judge();
         match verdict {
-            Verdict::Unwell { reason, message } => return self.pause_judging(reason, message),
-            _ if self.end_pause() => return true,
+            Verdict::Unwell { reason, message } => {
+                self.plan.look_again(LOOK_AGAIN);
+                self.say(conditions::JUDGING_PAUSED, reason, reason, message)
+            }
+            _ if self.end_pause() => true,
             Verdict::Fine => false,
             Verdict::Wait(delay) => {
                 self.plan.look_again(delay);
@@ -64,7 +68,7 @@ impl Planner<'_> {
                 let back = self.action() == Some(FailureAction::Rollback);
                 let failure =
                     marks::found(&self.deployment.metadata, *failure, to.filter(|_| back).map(revision), self.now);
-                let previous = is_of_previous(&failure, &mine);
+                let previous = is_of_previous_run(&failure, &mine);
                 self.act(Action::MarkFailed { name: name(new).to_owned(), failure: Box::new(failure), previous });
                 true
             }
@@ -90,11 +94,6 @@ impl Planner<'_> {
             Some(left) => Err(left),
             None => Ok(Some(said)),
         }
-    }
-
-    /// Says that the cluster is to blame, once. Whether there was something to say.
-    fn pause_judging(&mut self, reason: &'static str, message: String) -> bool {
-        self.say(conditions::JUDGING_PAUSED, reason, reason, message)
     }
 
     /// Says that the cluster is no longer to blame.
@@ -161,15 +160,4 @@ impl Planner<'_> {
             self.plan.look_again(next);
         }
     }
-}
-
-/// Whether the log that tells of a failure is that of the container's last run.
-fn is_of_previous(failure: &Failure, pods: &[&proa_crds::Pod]) -> bool {
-    pods.iter().filter(|pod| pod.metadata.name == failure.pod).any(|pod| {
-        pods::container_statuses(pod).any(|container| {
-            Some(&container.name) == failure.container.as_ref()
-                && container.restart_count > 0
-                && container.state.as_ref().is_none_or(|state| state.terminated.is_none())
-        })
-    })
 }

@@ -314,6 +314,7 @@ impl Loop for Deployments {
             Action::PatchStatus(change) => self.patch_status(key, &change, writes).await,
             Action::KeepConfig(secret) => self.sight.keep_config(key, &secret, writes).await,
             Action::DropConfig { secret, owner } => self.sight.drop_config(key, &secret, &owner, writes).await,
+            Action::Read(unknown) => self.sight.read(key, &unknown).await,
             Action::Ask(question) => {
                 let now = self.context.clock.now();
                 checks::ask(&self.context.client, &key.namespace, &question, &self.sight.answers, now).await;

@@ -88,6 +88,8 @@ pub enum Action {
         /// The revision's uid.
         owner: String,
     },
+    /// Read configuration that is there and was never needed before.
+    Read(std::collections::BTreeSet<config::Reference>),
     /// Ask the pods of a revision what the policy wants to know.
     Ask(Box<Question>),
     /// Mark a replica set as failed, with the last log lines of the pod that showed it.
@@ -118,6 +120,9 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
         if !claims.is_empty() {
             return Plan::act(claims);
         }
+    }
+    if !seen.live.unknown.is_empty() {
+        return Plan::act(vec![Action::Read(seen.live.unknown.clone())]);
     }
     let configuration = configuration(seen);
     let revisions = Revisions::of(deployment, &seen.replica_sets, configuration.as_deref());

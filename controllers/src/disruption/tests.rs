@@ -175,7 +175,7 @@ proptest! {
             // The grant: one less, the pod named; whether it is marked before the next count is left open.
             held.disruptions_allowed = held.disruptions_allowed.map(|allowed| allowed - 1);
             let name = format!("p{evicted}");
-            if evicted % 2 == 0 {
+            if evicted.is_multiple_of(2) {
                 seen.pods[evicted].0 = pod(&name, true, json!({"metadata": {"deletionTimestamp": NOW}}));
             } else {
                 held.disrupted_pods.get_or_insert_default().insert(name, k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(NOW)));

@@ -16,7 +16,12 @@ mod write;
 pub use record::{data_of, hash_of, template_of, undo};
 pub use write::{Outcome, Recorder};
 
-use crate::{deployment::same_template, owners, selector};
+use crate::{
+    deployment::same_template,
+    owners,
+    rollback::{Revision, marks},
+    selector,
+};
 use k8s_openapi::{
     api::core::v1::PodTemplateSpec,
     apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference},
@@ -176,14 +181,23 @@ impl History {
     }
 
     /// Deletes the oldest of those that are too many. Revisions that `is_live` are kept and not counted, nor is the one
-    /// the parent's template is.
+    /// the parent's template is, nor the one automatic rollback would go back to, nor the failed one it must know again.
     pub fn surplus(&self, parent: &Parent<'_>, is_live: impl Fn(&ControllerRevision) -> bool) -> Vec<Write> {
         let current = self.is_current.iter().rposition(|current| *current);
+        let others = || {
+            let other = self.revisions.iter().enumerate().filter(|(at, _)| Some(*at) != current);
+            other.map(|(_, held)| Revision { meta: &held.metadata, number: held.revision })
+        };
+        let known = [marks::last_healthy(others()), marks::last_failed(others()).map(|(failed, _)| failed)];
+        // Health is marked by who may go back to it; where nobody does, there is no mark.
+        let known: Vec<&str> = known.iter().flatten().map(Revision::name).collect();
+        let is_known =
+            |held: &ControllerRevision| held.metadata.name.as_deref().is_some_and(|name| known.contains(&name));
         let spare: Vec<_> = self
             .revisions
             .iter()
             .enumerate()
-            .filter(|(at, held)| Some(*at) != current && !is_live(held))
+            .filter(|(at, held)| Some(*at) != current && !is_live(held) && !is_known(held))
             .map(|(_, held)| held.clone())
             .collect();
         let surplus = spare.len().saturating_sub(parent.limit);

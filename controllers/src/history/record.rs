@@ -13,8 +13,13 @@ const PREFIX: usize = 223;
 
 /// Annotations of a parent that are not recorded: what the last apply said belongs to the object alone, and a retry is a
 /// wish of one moment.
-const NOT_RECORDED: [&str; 3] =
-    [annotations::LAST_APPLIED, annotations::RETRY, annotations::DEPRECATED_TEMPLATE_GENERATION];
+const NOT_RECORDED: [&str; 5] = [
+    annotations::LAST_APPLIED,
+    annotations::RETRY,
+    annotations::DEPRECATED_TEMPLATE_GENERATION,
+    annotations::FAILED_REVISIONS,
+    annotations::GRADUAL,
+];
 
 /// What is recorded of a template: the strategic merge patch that puts it back, in the place of whatever there is.
 pub fn data_of(template: &PodTemplateSpec) -> Value {

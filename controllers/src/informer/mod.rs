@@ -10,12 +10,16 @@ pub use store::Change;
 
 use crate::Key;
 use futures::future::BoxFuture;
-use kube::{Api, Client, Resource, core::ApiResource, runtime::watcher};
+use kube::{
+    Api, Client, Resource,
+    core::{ApiResource, ObjectMeta},
+    runtime::watcher,
+};
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use std::{
     any::{Any, TypeId},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt::Debug,
     hash::Hash,
     sync::{
@@ -60,14 +64,36 @@ struct Inner<K: Resource> {
     routes: RwLock<Vec<Route<K>>>,
     keep_managed_fields: AtomicBool,
     may_be_unknown: AtomicBool,
+    content: Option<OnDemand<K>>,
     synced: watch::Sender<bool>,
     /// Bumped after every change of the store.
     moved: watch::Sender<u64>,
 }
 
+/// Content that is kept only of what was asked for, and of what `always` says.
+struct OnDemand<K> {
+    strip: fn(&mut K),
+    always: fn(&K) -> bool,
+    wanted: RwLock<HashSet<Key>>,
+}
+
+/// In memory alone, in a field no server writes since Kubernetes 1.20: the content was left out.
+const STRIPPED: &str = "stripped";
+
+/// Whether only the metadata of the object is here (see [`Informers::on_demand`]).
+pub(crate) fn is_stripped(meta: &ObjectMeta) -> bool {
+    meta.self_link.as_deref() == Some(STRIPPED)
+}
+
 impl<K: Watched> Informer<K> {
-    fn new(client: Client, dynamic_type: K::DynamicType, selection: watcher::Config) -> Self {
+    fn new(
+        client: Client,
+        dynamic_type: K::DynamicType,
+        selection: watcher::Config,
+        content: Option<OnDemand<K>>,
+    ) -> Self {
         Informer(Arc::new(Inner {
+            content,
             api: Api::all_with(client.clone(), &dynamic_type),
             client,
             dynamic_type,
@@ -84,7 +110,7 @@ impl<K: Watched> Informer<K> {
     /// An informer of its own, shared with nobody: of the objects a selector selects, until `shutdown`. It keeps
     /// `metadata.managedFields`, and fills once it is [started](Informer::start).
     pub fn selected(client: Client, dynamic_type: K::DynamicType, selection: watcher::Config) -> Self {
-        let informer = Informer::new(client, dynamic_type, selection);
+        let informer = Informer::new(client, dynamic_type, selection, None);
         informer.keep_managed_fields();
         informer
     }
@@ -209,6 +235,22 @@ impl<K: Watched> Informer<K> {
     fn trim(&self, object: &mut K) {
         if !self.0.keep_managed_fields.load(Ordering::Relaxed) {
             object.meta_mut().managed_fields = None;
+        }
+        if let Some(OnDemand { strip, always, wanted }) = &self.0.content
+            && !always(object)
+            && !wanted.read().contains(&Key::of(object))
+        {
+            strip(object);
+            object.meta_mut().self_link = Some(STRIPPED.to_owned());
+        }
+    }
+
+    /// From now on the content of that object is kept too. What is held of it may still be stripped: read it anew then.
+    pub(crate) fn want(&self, key: &Key) {
+        if let Some(content) = &self.0.content
+            && !content.wanted.read().contains(key)
+        {
+            content.wanted.write().insert(key.clone());
         }
     }
 }
@@ -335,7 +377,7 @@ pub struct Informers(Arc<Registry>);
 struct Registry {
     client: Client,
     shutdown: CancellationToken,
-    held: Mutex<HashMap<(TypeId, ApiResource), Box<dyn Any + Send + Sync>>>,
+    held: Mutex<HashMap<(TypeId, ApiResource, &'static str), Box<dyn Any + Send + Sync>>>,
     started: Mutex<Option<Vec<Start>>>,
 }
 
@@ -362,12 +404,41 @@ impl Informers {
 
     /// The informer of a kind whose group and version are a value (see `proa_crds::Family`).
     pub fn of_resource<K: Watched>(&self, dynamic_type: K::DynamicType) -> Informer<K> {
-        let id = (TypeId::of::<K>(), ApiResource::erase::<K>(&dynamic_type));
+        self.seen_as("", dynamic_type, watcher::Config::default(), None)
+    }
+
+    /// Of a kind with many and large objects the metadata, and the content of those asked for with [`Informer::want`] or
+    /// that `always` names. `strip` takes the content out.
+    pub(crate) fn on_demand<K: Watched>(&self, strip: fn(&mut K), always: fn(&K) -> bool) -> Informer<K>
+    where
+        K::DynamicType: Default,
+    {
+        let content = OnDemand { strip, always, wanted: RwLock::default() };
+        self.seen_as("on demand", K::DynamicType::default(), watcher::Config::default(), Some(content))
+    }
+
+    /// The objects of that name in every namespace.
+    pub(crate) fn named<K: Watched>(&self, name: &'static str) -> Informer<K>
+    where
+        K::DynamicType: Default,
+    {
+        let selection = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        self.seen_as(name, K::DynamicType::default(), selection, None)
+    }
+
+    fn seen_as<K: Watched>(
+        &self,
+        how: &'static str,
+        dynamic_type: K::DynamicType,
+        selection: watcher::Config,
+        content: Option<OnDemand<K>>,
+    ) -> Informer<K> {
+        let id = (TypeId::of::<K>(), ApiResource::erase::<K>(&dynamic_type), how);
         let mut held = self.0.held.lock();
         if let Some(informer) = held.get(&id).and_then(|held| held.downcast_ref::<Informer<K>>()) {
             return informer.clone();
         }
-        let informer = Informer::<K>::new(self.0.client.clone(), dynamic_type, watcher::Config::default());
+        let informer = Informer::<K>::new(self.0.client.clone(), dynamic_type, selection, content);
         held.insert(id, Box::new(informer.clone()));
         let task = reflect::run(informer.clone(), self.0.shutdown.clone());
         let start: Start = Box::new(move || {

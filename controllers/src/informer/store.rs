@@ -1,6 +1,6 @@
 //! The objects of one kind, with indices. Pure: no IO, no tasks.
 
-use super::revision_of;
+use super::{is_stripped, revision_of};
 use crate::Key;
 use kube::Resource;
 use std::{
@@ -74,6 +74,7 @@ impl<K: Resource> Store<K> {
         let held = self.objects.get(&Key::of(&object));
         let same = held.is_some_and(|held| {
             held.meta().uid == object.meta().uid
+                && !is_stripped(held.meta())
                 && revision_of(&object).is_some_and(|at| revision_of(&**held) == Some(at))
         });
         if same { None } else { self.take_in(object) }
@@ -248,6 +249,17 @@ mod tests {
         assert_eq!(changes.len(), 3);
         assert!(changes.iter().any(|c| &*c.key.name == "a" && c.new.is_none()));
         assert_eq!(names(&store.list()), ["b", "c"]);
+    }
+
+    #[test]
+    fn what_was_stripped_is_replaced_by_the_whole_of_the_same_revision() {
+        let mut store = store();
+        let mut stub = object("a", 5, "x");
+        stub.metadata.self_link = Some("stripped".into());
+        store.put(stub);
+        let whole = store.put(object("a", 5, "x")).expect("a change");
+        assert!(!is_stripped(&whole.new.expect("it").metadata));
+        assert!(store.put(object("a", 5, "x")).is_none());
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Pod garbage collection: pods that no node and no owner will ever finish.
 //!
-//! Owns: the removal of pods whose node is gone, of pods deleted before they got a node, and of the oldest ended pods
-//! above a threshold. Never removes a pod that a node still answers for.
+//! Owns: the removal of pods whose node is gone, of deleted pods that have no node or one out of service, and of the
+//! oldest ended pods above a threshold. Never removes a pod that a node still answers for.
 
 mod plan;
 
-pub use plan::{Action, KEPT_AFTER_THEIR_END, QUARANTINE, Seen, Why, plan};
+pub use plan::{Action, Home, KEPT_AFTER_THEIR_END, QUARANTINE, Seen, Why, plan};
 
 use crate::{
     ActError, Context, Informer, Key, Loop, Plan, Queue, Writes,
@@ -49,6 +49,13 @@ impl PodGc {
     }
 }
 
+/// Whether somebody has said that the node will not come back as it was, and it has not.
+fn is_out_of_service(node: &Node) -> bool {
+    let told = node.spec.taints.iter().flatten().any(|taint| taint.key == "node.kubernetes.io/out-of-service");
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    told && !conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 /// The key that stands for all ended pods: no pod is without a namespace.
 fn ended() -> Key {
     Key::new("", "ended")
@@ -70,9 +77,13 @@ impl Loop for PodGc {
             if pods::is_over(pod) && !change.old.as_ref().is_some_and(|old| pods::is_over(old)) {
                 to.add_after(ended(), COUNT_EVERY);
             }
+            let deleted = pod.metadata.deletion_timestamp.is_some();
             let lost = match pods::node(pod) {
-                None => pod.metadata.deletion_timestamp.is_some(),
-                Some(node) => nodes.get(&Key::new("", node)).is_none(),
+                None => deleted,
+                Some(node) => match nodes.get(&Key::new("", node)) {
+                    None => true,
+                    Some(node) => deleted && is_out_of_service(&node),
+                },
             };
             if lost {
                 to.add(change.key.clone());
@@ -80,7 +91,7 @@ impl Loop for PodGc {
         });
         let (to, pods) = (queue.clone(), self.pods.clone());
         self.nodes.on_change(move |change| {
-            if change.new.is_none() {
+            if change.new.as_ref().is_none_or(|node| is_out_of_service(node)) {
                 pods.by_index(BY_NODE, &change.key.name).iter().for_each(|pod| to.add(Key::of(pod.as_ref())));
             }
         });
@@ -99,15 +110,16 @@ impl Loop for PodGc {
             return Some(Seen::Ended(pods));
         }
         let pod = self.pods.get(key)?;
-        let missing_since = pods::node(&pod).and_then(|node| {
+        let home = pods::node(&pod).map_or(Home::There, |name| {
             let mut missing = self.missing.lock();
-            if self.nodes.get(&Key::new("", node)).is_some() {
-                missing.remove(node);
-                return None;
-            }
-            Some(*missing.entry(node.to_owned()).or_insert_with(|| self.context.clock.now()))
+            let Some(node) = self.nodes.get(&Key::new("", name)) else {
+                let since = missing.entry(name.to_owned()).or_insert_with(|| self.context.clock.now());
+                return Home::Missing(*since);
+            };
+            missing.remove(name);
+            if is_out_of_service(&node) { Home::OutOfService } else { Home::There }
         });
-        Some(Seen::Pod(pod, missing_since))
+        Some(Seen::Pod(pod, home))
     }
 
     fn plan(&self, seen: &Seen, now: Timestamp) -> Plan<Action> {
@@ -120,7 +132,16 @@ impl Loop for PodGc {
             if self.nodes.cluster_api().get_opt(pods::node(&pod).unwrap_or_default()).await?.is_some() {
                 return Err(ActError::Conflict("the node is there after all".to_owned()));
             }
-            self.give_up(&pod).await?;
+        }
+        // What is held by finalizers stays for a while: whoever counts on it must see that it has failed (KEP-3329).
+        match why {
+            Why::Orphaned => self.give_up(&pod, true, writes).await?,
+            Why::NeverPlaced | Why::OutOfService
+                if pod.metadata.finalizers.as_ref().is_some_and(|held| !held.is_empty()) =>
+            {
+                self.give_up(&pod, false, writes).await?;
+            }
+            Why::NeverPlaced | Why::OutOfService | Why::Ended => {}
         }
         let (key, uid) = (Key::of(pod.as_ref()), pod.metadata.uid.clone());
         let deletion = DeleteParams {
@@ -138,24 +159,32 @@ impl Loop for PodGc {
 }
 
 impl PodGc {
-    /// A pod whose node is gone has failed: whoever counts on it must see that, finalizers or not (KEP-3329).
-    async fn give_up(&self, pod: &Pod) -> Result<(), ActError> {
+    /// A pod that nobody will ever finish has failed; one whose node is gone was disrupted.
+    async fn give_up(&self, pod: &Pod, disrupted: bool, writes: &Writes) -> Result<(), ActError> {
         if pods::is_over(pod) {
             return Ok(());
         }
-        let message = "PodGC: node no longer exists".to_owned();
-        let wanted = Wanted { type_: "DisruptionTarget", status: "True", reason: "DeletionByPodGC", message };
-        let pod = match set_condition(&self.pods, pod, &wanted, self.context.clock.now()).await.map_err(ActError::from)
-        {
-            Ok(pod) => pod,
-            Err(ActError::Gone(_)) => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        if disrupted {
+            match self.say_disrupted(pod).await {
+                Ok(()) => {}
+                Err(ActError::Gone(_)) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
         let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"phase": "Failed"}});
         let api = self.pods.api(&pod.namespace().unwrap_or_default());
         match api.patch_status(&pod.name_any(), &params(), &Patch::Merge(&patch)).await.map_err(ActError::from) {
-            Ok(_) | Err(ActError::Gone(_)) => Ok(()),
-            Err(error) => Err(error),
+            Ok(pod) => writes.wrote(&self.pods, &pod),
+            Err(ActError::Gone(_)) => {}
+            Err(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    async fn say_disrupted(&self, pod: &Pod) -> Result<(), ActError> {
+        let message = "PodGC: node no longer exists".to_owned();
+        let wanted = Wanted { type_: "DisruptionTarget", status: "True", reason: "DeletionByPodGC", message };
+        set_condition(&self.pods, pod, &wanted, self.context.clock.now()).await?;
+        Ok(())
     }
 }

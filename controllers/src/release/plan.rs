@@ -348,7 +348,8 @@ impl Planner<'_> {
                 ..held
             };
         }
-        let since = held.recorded_at.as_ref().map(|at| at.0);
+        // What failed before its members came to rest has failed it: that stands until no member says so any longer.
+        let since = held.recorded_at.as_ref().map(|at| at.0).filter(|_| held.result != Outcome::Failed);
         let failure = self.failure(since, held.rolled_back_to.is_some());
         let ailing = self.seen.members.iter().find_map(|member| match &member.health {
             Health::InProgress(why) => Some(format!("{}: {why}", member.live.content.id)),
@@ -383,7 +384,10 @@ impl Planner<'_> {
             *last = held.clone();
         }
         match (&ailing, failed) {
-            (_, true) => self.say(conditions::READY, "False", "Failed", &format!("revision {number} failed ({why})")),
+            (_, true) => {
+                let why = why.lines().next().unwrap_or_default();
+                self.say(conditions::READY, "False", "Failed", &format!("revision {number} failed ({why})"));
+            }
             (Some(why), false) => self.say(conditions::READY, "False", "Progressing", why),
             (None, false) if held.result == Outcome::Healthy => {
                 self.say(conditions::READY, "True", "Healthy", &format!("revision {number} is healthy"))

@@ -412,6 +412,30 @@ fn a_member_that_fails_takes_the_release_back_and_the_bad_revision_stays_known()
 }
 
 #[test]
+fn a_member_that_went_back_by_itself_before_the_rest_came_to_rest_takes_the_release_back() {
+    let mut world = two_revisions();
+    world.automatic = true;
+    // The Deployment's own rollback was faster than the two seconds: what is seen is a mixture, and a condition.
+    let mixed: Vec<(&str, &str, &str)> = SECOND
+        .iter()
+        .map(|(kind, name, value)| (*kind, *name, if *kind == "ConfigMap" { "c" } else { *value }))
+        .collect();
+    world.apply(&mixed);
+    let at = world.now;
+    world.failing.insert(id("Deployment", "web"), at);
+    for _ in 0..5 {
+        world.settle();
+        world.failing.insert(id("Deployment", "web"), at);
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.revisions()[2..], [(3, Outcome::Failed), (4, Outcome::Healthy)]);
+    assert!(world.condition(conditions::ROLLED_BACK).is_some_and(|said| said.contains("went back to revision 2")));
+    let settings =
+        world.contents().into_iter().find(|content| content.id == id("ConfigMap", "settings")).expect("it is there");
+    assert_eq!(settings.object["spec"]["value"], "b");
+}
+
+#[test]
 fn without_the_policy_a_failure_is_only_said() {
     let mut world = two_revisions();
     world.failing.insert(id("Deployment", "web"), world.now);

@@ -1,167 +1,98 @@
-//! ReplicaSets: as many pods as asked for.
+//! ReplicaSets and ReplicationControllers: as many pods as asked for.
 //!
 //! Owns: the pods a replica set controls (create, delete, adopt, release) and its status. Never touches a pod's
 //! spec or a pod of someone else.
 
+pub(crate) mod control;
+mod controller;
 mod order;
 mod plan;
 #[cfg(test)]
 mod tests;
 
+pub use controller::ReplicationController;
+pub(crate) use order::to_delete;
 pub use plan::{Action, Seen, failed, plan};
 
 use crate::{
     ActError, Context, Informer, Key, Loop, Plan, Queue, Writes,
-    events::{Kind, Note},
+    events::Kind,
+    informer::Watched,
     owners,
     patch::{json, merge_diff, params},
     pods, selector,
 };
-use futures::{
-    StreamExt,
-    future::{BoxFuture, join_all},
-    stream::FuturesUnordered,
-};
+use control::{Owner, PodControl};
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::ReplicaSetStatus, api::core::v1::PodTemplateSpec};
 use kube::{
-    ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PostParams, Preconditions},
-    core::{ObjectMeta, TypeMeta},
+    Resource, ResourceExt,
+    api::Patch,
+    core::{ApiResource, DynamicResourceScope, ObjectMeta, TypeMeta},
 };
-use proa_crds::{Pod, ReplicaSet, annotations, reasons};
-use serde_json::{Value, json};
+use proa_crds::{Family, Pod, ReplicaSet, annotations, reasons};
+use serde_json::json;
 use std::sync::Arc;
 
-const COMPONENT: &str = "replicaset-controller";
+/// What the loop drives: ReplicaSets, or what reads as one.
+pub trait Replicates: Watched + Resource<DynamicType = ApiResource, Scope = DynamicResourceScope> {
+    /// For logs and metrics.
+    const NAME: &'static str;
+    /// Who speaks in its events.
+    const COMPONENT: &'static str;
 
-/// The replica set loop.
-pub struct ReplicaSets {
-    context: Context,
-    sets: Informer<ReplicaSet>,
-    pods: Informer<Pod>,
+    /// Where it is served.
+    fn resource(family: Family) -> ApiResource;
+
+    /// It as a ReplicaSet.
+    fn as_set(object: Arc<Self>) -> Arc<ReplicaSet>;
 }
 
-impl ReplicaSets {
+impl Replicates for ReplicaSet {
+    const NAME: &'static str = "replicaset";
+    const COMPONENT: &'static str = "replicaset-controller";
+
+    fn resource(family: Family) -> ApiResource {
+        family.replica_set()
+    }
+
+    fn as_set(object: Arc<Self>) -> Arc<ReplicaSet> {
+        object
+    }
+}
+
+/// The replica set loop.
+pub struct ReplicaSets<S: Replicates = ReplicaSet> {
+    context: Context,
+    sets: Informer<S>,
+    pods: Informer<Pod>,
+    control: PodControl,
+}
+
+impl<S: Replicates> ReplicaSets<S> {
     /// The loop of that context's family.
     pub fn new(context: &Context) -> Self {
+        let pods = context.informers.of_resource(context.family.pod());
         ReplicaSets {
-            sets: context.informers.of_resource(context.family.replica_set()),
-            pods: context.informers.of_resource(context.family.pod()),
+            sets: context.informers.of_resource(S::resource(context.family)),
+            control: PodControl::new(context, &pods, S::COMPONENT),
+            pods,
             context: context.clone(),
         }
     }
 
     fn set(&self, key: &Key) -> Result<Arc<ReplicaSet>, ActError> {
-        self.sets.get(key).ok_or_else(|| ActError::Gone(key.to_string()))
+        self.sets.get(key).map(S::as_set).ok_or_else(|| ActError::Gone(key.to_string()))
     }
 
-    fn note(&self, set: &ReplicaSet, kind: Kind, reason: &'static str, message: String) {
-        self.context.recorder.note(COMPONENT, self.sets.dynamic_type(), set, Note { kind, reason, message });
+    fn owner(&self, set: &ReplicaSet) -> Owner {
+        Owner::new(&set.metadata, self.sets.dynamic_type(), &set.spec.selector)
     }
 
-    /// Creates pods in batches of 1, 2, 4, 8 …: a server that refuses is asked few times.
     async fn create(&self, set: &ReplicaSet, count: usize, writes: &Writes) -> Result<(), ActError> {
         let pod = pod_of(set, self.sets.dynamic_type(), self.pods.dynamic_type());
-        let api = self.pods.api(&set.namespace().unwrap_or_default());
-        let (mut left, mut batch) = (count, 1);
-        while left > 0 {
-            let now = batch.min(left);
-            let post = PostParams::default();
-            let results = join_all((0..now).map(|_| api.create(&post, &pod))).await;
-            let mut failure = None;
-            for result in results {
-                match result {
-                    Ok(pod) => {
-                        writes.wrote(&self.pods, &pod);
-                        self.note(
-                            set,
-                            Kind::Normal,
-                            reasons::SUCCESSFUL_CREATE,
-                            format!("Created pod: {}", pod.name_any()),
-                        );
-                    }
-                    Err(error) => failure = Some(ActError::from(error)),
-                }
-            }
-            if let Some(error) = failure {
-                if matches!(error, ActError::Failed(_)) {
-                    self.find_out(set, writes).await;
-                }
-                if !matches!(error, ActError::Gone(_)) {
-                    self.note(set, Kind::Warning, reasons::FAILED_CREATE, format!("Error creating: {error}"));
-                }
-                return Err(error);
-            }
-            left -= now;
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    /// An answer that got lost may have been a yes: what the server really holds must be in view before the next
-    /// count, or the same pods are made twice.
-    async fn find_out(&self, set: &ReplicaSet, writes: &Writes) {
-        let api = self.pods.api(&set.namespace().unwrap_or_default());
-        let Ok(selected) = kube::core::Selector::try_from(set.spec.selector.clone()) else { return };
-        if let Ok(pods) = api.list(&ListParams::default().labels_from(&selected)).await {
-            let uid = set.metadata.uid.as_deref().unwrap_or_default();
-            let mine = pods.items.iter().filter(|pod| owners::is_controlled_by(&pod.metadata, uid));
-            mine.for_each(|pod| writes.wrote(&self.pods, pod));
-        }
-    }
-
-    async fn delete(&self, set: &ReplicaSet, victims: Vec<Arc<Pod>>, writes: &Writes) -> Result<(), ActError> {
-        let api = self.pods.api(&set.namespace().unwrap_or_default());
-        let mut deletions: FuturesUnordered<_> = victims
-            .iter()
-            .map(|pod| {
-                let api = &api;
-                async move {
-                    let uid = pod.metadata.uid.clone().unwrap_or_default();
-                    let only_this = Preconditions { uid: Some(uid.clone()), resource_version: None };
-                    let deletion = DeleteParams { preconditions: Some(only_this), ..Default::default() };
-                    let result = api.delete(&pod.name_any(), &deletion).await;
-                    (pod, uid, result)
-                }
-            })
-            .collect();
-        let mut failure = None;
-        while let Some((pod, uid, result)) = deletions.next().await {
-            match result.map_err(ActError::from) {
-                Ok(_) => {
-                    writes.deleted(&self.pods, &Key::of(pod.as_ref()), &uid);
-                    self.note(
-                        set,
-                        Kind::Normal,
-                        reasons::SUCCESSFUL_DELETE,
-                        format!("Deleted pod: {}", pod.name_any()),
-                    );
-                }
-                Err(ActError::Gone(_)) => {}
-                Err(error) => {
-                    self.note(set, Kind::Warning, reasons::FAILED_DELETE, format!("Error deleting: {error}"));
-                    failure = Some(error);
-                }
-            }
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
-    async fn patch_pods(&self, pods: &[Arc<Pod>], patch: &Value, writes: &Writes) -> Result<(), ActError> {
-        let patches = pods.iter().map(|pod| {
-            let api = self.pods.api(&pod.namespace().unwrap_or_default());
-            async move { api.patch(&pod.name_any(), &params(), &Patch::Merge(patch)).await }
-        });
-        let mut outcome = Ok(());
-        for result in join_all(patches).await {
-            match result.map_err(ActError::from) {
-                Ok(pod) => writes.wrote(&self.pods, &pod),
-                Err(ActError::Gone(_)) => {}
-                Err(error) => outcome = Err(error),
-            }
-        }
-        outcome
+        self.control.create(&self.owner(set), vec![pod; count], writes).await
     }
 
     async fn write_status(&self, set: &ReplicaSet, status: &ReplicaSetStatus, writes: &Writes) -> Result<(), ActError> {
@@ -177,12 +108,12 @@ impl ReplicaSets {
     async fn adopt(&self, set: &ReplicaSet, pod: &Arc<Pod>, writes: &Writes) -> Result<(), ActError> {
         // Our view may be old: a set that is being deleted must not adopt (its pods would be deleted with it).
         let live = self.sets.api(&set.namespace().unwrap_or_default()).get(&set.name_any()).await?;
-        if live.metadata.uid != set.metadata.uid || live.metadata.deletion_timestamp.is_some() {
+        if live.meta().uid != set.metadata.uid || live.meta().deletion_timestamp.is_some() {
             return Err(ActError::Gone(set.name_any()));
         }
         let mut owners = owners::owners_without(&pod.metadata, "");
         owners.push(owners::controller_reference(set, self.sets.dynamic_type()));
-        self.patch_pods(std::slice::from_ref(pod), &owners::patch(&pod.metadata, &owners), writes).await
+        self.control.patch(std::slice::from_ref(pod), |pod| owners::patch(&pod.metadata, &owners), writes).await
     }
 }
 
@@ -210,12 +141,12 @@ pub fn pod_of(set: &ReplicaSet, set_resource: &kube::core::ApiResource, pod_reso
     }
 }
 
-impl Loop for ReplicaSets {
+impl<S: Replicates> Loop for ReplicaSets<S> {
     type Seen = Seen;
     type Action = Action;
 
     fn name(&self) -> &'static str {
-        "replicaset"
+        S::NAME
     }
 
     fn wire(&self, queue: &Queue) {
@@ -233,7 +164,7 @@ impl Loop for ReplicaSets {
                     }
                     Some(_) => {}
                     None if change.new.is_some() => {
-                        for set in sets.in_namespace(namespace) {
+                        for set in sets.in_namespace(namespace).into_iter().map(S::as_set) {
                             if selector::matches(&set.spec.selector, pod.metadata.labels.as_ref()) {
                                 to.add(Key::of(set.as_ref()));
                             }
@@ -253,7 +184,7 @@ impl Loop for ReplicaSets {
     }
 
     fn see(&self, key: &Key) -> Option<Seen> {
-        let replica_set = self.sets.get(key)?;
+        let replica_set = S::as_set(self.sets.get(key)?);
         let pods = self.pods.controlled_by(replica_set.metadata.uid.as_deref()?);
         let mut orphans = self.pods.orphans(&key.namespace);
         orphans.retain(|pod| selector::matches(&replica_set.spec.selector, pod.metadata.labels.as_ref()));
@@ -264,7 +195,7 @@ impl Loop for ReplicaSets {
                 .sets
                 .controlled_by(&owner.uid)
                 .iter()
-                .filter_map(|sibling| sibling.metadata.uid.as_deref())
+                .filter_map(|sibling| sibling.meta().uid.as_deref())
                 .flat_map(|uid| self.pods.controlled_by(uid))
                 .collect(),
             _ => pods.clone(),
@@ -282,17 +213,16 @@ impl Loop for ReplicaSets {
             Action::Adopt(pod) => return self.adopt(&set, &pod, writes).await,
             Action::Release(pod) => {
                 let owners = owners::owners_without(&pod.metadata, set.metadata.uid.as_deref().unwrap_or_default());
-                return self
-                    .patch_pods(std::slice::from_ref(&pod), &owners::patch(&pod.metadata, &owners), writes)
-                    .await;
+                return self.control.patch(&[pod], |pod| owners::patch(&pod.metadata, &owners), writes).await;
             }
             Action::PointToConfig(pods, pointer) => {
                 let patch = json!({"metadata": {"annotations": {annotations::CONFIG_REVISION: pointer}}});
-                return self.patch_pods(&pods, &patch, writes).await;
+                return self.control.patch(&pods, |_| patch.clone(), writes).await;
             }
             Action::Status(status) => return self.write_status(&set, &status, writes).await,
             Action::Refuse(status) => {
-                self.note(&set, Kind::Warning, reasons::SELECTOR_MISMATCH, selector::MISMATCH.to_owned());
+                let message = selector::MISMATCH.to_owned();
+                self.control.note(&self.owner(&set), Kind::Warning, reasons::SELECTOR_MISMATCH, message);
                 return self.write_status(&set, &status, writes).await;
             }
             Action::Create(count, status) => {
@@ -300,7 +230,9 @@ impl Loop for ReplicaSets {
                 self.sets.confirm(key).await?;
                 (self.create(&set, count, writes).await, status, reasons::FAILED_CREATE)
             }
-            Action::Delete(pods, status) => (self.delete(&set, pods, writes).await, status, reasons::FAILED_DELETE),
+            Action::Delete(pods, status) => {
+                (self.control.delete(&self.owner(&set), &pods, writes).await, status, reasons::FAILED_DELETE)
+            }
         };
         if let Err(error @ (ActError::Refused(_) | ActError::Failed(_))) = &outcome {
             let status = failed(*status, reason, error.to_string(), self.context.clock.now());

@@ -13,7 +13,7 @@ use std::{
 ///
 /// `related` are the active pods of every replica set with the same owner; how many of them share a node says how
 /// crowded it is.
-pub(super) fn to_delete(
+pub(crate) fn to_delete(
     mut active: Vec<Arc<Pod>>,
     related: &[Arc<Pod>],
     count: usize,

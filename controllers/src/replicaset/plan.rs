@@ -1,6 +1,6 @@
 //! What to do about one replica set. Pure.
 
-use super::order;
+use super::{controller::tells_terminating, order};
 use crate::{Plan, pods, selector};
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -68,7 +68,8 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     let terminating =
         kept.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_over(pod)).count();
     let wanted = usize::try_from(set.spec.replicas.unwrap_or(1)).unwrap_or(0);
-    let (status, next_available) = status(set, &active, terminating, wanted, now);
+    let (mut status, next_available) = status(set, &active, terminating, wanted, now);
+    status.terminating_replicas = status.terminating_replicas.filter(|_| tells_terminating(set));
 
     let mut plan = Plan::nothing();
     if !leaving {

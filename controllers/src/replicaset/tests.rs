@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::sim::merge;
+use serde_json::Value;
 
 fn now() -> Timestamp {
     "2026-11-21T10:00:00Z".parse().expect("a time")

@@ -94,6 +94,24 @@ pub(crate) fn follow(
     record: &str,
     held: &BTreeMap<String, String>,
 ) -> Option<Vec<ManagedFieldsEntry>> {
+    follow_from(managed, record, held, went_back)
+}
+
+/// As [`follow`] where an undo leaves no mark: whoever wrote without applying may have gone back.
+pub(crate) fn follow_unmarked(
+    managed: &[ManagedFieldsEntry],
+    record: &str,
+    held: &BTreeMap<String, String>,
+) -> Option<Vec<ManagedFieldsEntry>> {
+    follow_from(managed, record, held, |entry| !is_apply(entry))
+}
+
+fn follow_from(
+    managed: &[ManagedFieldsEntry],
+    record: &str,
+    held: &BTreeMap<String, String>,
+    went_back: impl Fn(&ManagedFieldsEntry) -> bool,
+) -> Option<Vec<ManagedFieldsEntry>> {
     let mut owned: Vec<Owned> = serde_json::from_str(record).ok()?;
     // The marks of the replica set are about to go.
     let marks: Map<String, Value> =

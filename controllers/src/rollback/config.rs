@@ -58,6 +58,8 @@ pub struct Live {
     pub secrets: BTreeMap<String, Arc<Secret>>,
     /// When the content last changed, for those that were seen to.
     pub changed: BTreeMap<Reference, Timestamp>,
+    /// Those that are there, and whose content has to be read first.
+    pub unknown: BTreeSet<Reference>,
     /// Since when changes are seen at all: what differs and was not seen to change may have changed right before.
     pub since: Timestamp,
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     ActError, Change, Clock, Context, Informer, Key, Queue, Writes,
-    informer::Watched,
+    informer::{Observes, Watched, is_stripped},
     owners,
     patch::{MANAGER, params},
     pods,
@@ -62,8 +62,14 @@ impl Sight {
             kind,
             policies,
             namespaces: context.informers.of(),
-            config_maps: context.informers.of(),
-            secrets: context.informers.of(),
+            // A cluster has many that no template refers to.
+            config_maps: context
+                .informers
+                .on_demand(|map: &mut ConfigMap| (map.data, map.binary_data) = (None, None), |_: &ConfigMap| false),
+            secrets: context.informers.on_demand(
+                |secret: &mut Secret| secret.data = None,
+                |secret: &Secret| secret.type_.as_deref() == Some(annotations::CONFIG_REVISION_SECRET_TYPE),
+            ),
             nodes: context.informers.of_resource(context.family.node()),
             pods: context.informers.of_resource(context.family.pod()),
             clock: context.clock.clone(),
@@ -125,7 +131,7 @@ impl Sight {
             (queue.clone(), workloads.clone(), self.changed.clone(), self.clock.clone(), self.since);
         informer.on_change(move |change: &Change<C>| {
             if let (Some(old), Some(new)) = (&change.old, &change.new)
-                && same(old, new)
+                && (old.meta().resource_version == new.meta().resource_version || same(old, new))
             {
                 return;
             }
@@ -174,13 +180,24 @@ impl Sight {
         for reference in wanted {
             let (Reference::ConfigMap(name) | Reference::Secret(name)) = &reference;
             let key = Key::new(namespace, name);
-            match &reference {
+            let stripped = match &reference {
                 Reference::ConfigMap(name) => {
-                    live.config_maps.extend(self.config_maps.get(&key).map(|map| (name.clone(), map)))
+                    self.config_maps.want(&key);
+                    let held = self.config_maps.get(&key);
+                    let stripped = held.as_ref().is_some_and(|map| is_stripped(&map.metadata));
+                    live.config_maps.extend(held.map(|map| (name.clone(), map)));
+                    stripped
                 }
                 Reference::Secret(name) => {
-                    live.secrets.extend(self.secrets.get(&key).map(|secret| (name.clone(), secret)))
+                    self.secrets.want(&key);
+                    let held = self.secrets.get(&key);
+                    let stripped = held.as_ref().is_some_and(|secret| is_stripped(&secret.metadata));
+                    live.secrets.extend(held.map(|secret| (name.clone(), secret)));
+                    stripped
                 }
+            };
+            if stripped {
+                live.unknown.insert(reference.clone());
             }
             if let Some(at) = changed.get(&(namespace.to_owned(), reference.clone())) {
                 live.changed.insert(reference, *at);
@@ -193,6 +210,19 @@ impl Sight {
             live.secrets.extend(named.into_iter().chain(owned).map(|secret| (secret.name_any(), secret)));
         }
         live
+    }
+
+    /// Reads what is there and was left out so far.
+    pub(crate) async fn read(&self, key: &Key, unknown: &BTreeSet<Reference>) -> Result<(), ActError> {
+        for reference in unknown {
+            let (Reference::ConfigMap(name) | Reference::Secret(name)) = reference;
+            let of = Key::new(&key.namespace, name);
+            match reference {
+                Reference::ConfigMap(_) => self.config_maps.refresh(&of).await?,
+                Reference::Secret(_) => self.secrets.refresh(&of).await?,
+            }
+        }
+        Ok(())
     }
 
     /// What is wrong with the cluster around these pods of one object.

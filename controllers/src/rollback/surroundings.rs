@@ -2,7 +2,13 @@
 
 use k8s_openapi::api::core::v1::ContainerStatus;
 use proa_crds::{Node, Pod};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// How long until a cluster that is unwell is looked at again, with or without an event.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What a loop saw around the pods of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

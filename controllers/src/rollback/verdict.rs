@@ -391,6 +391,17 @@ pub(crate) fn is_unreachable(said: &str) -> bool {
     says(said, &["cannot reach", "unreachable", "no route", "dns", "resolve", "refused"])
 }
 
+/// Whether the log that tells of a failure is that of the run before the container's last start.
+pub(crate) fn is_of_previous_run(failure: &Failure, pods: &[&Pod]) -> bool {
+    pods.iter().filter(|pod| pod.metadata.name == failure.pod).any(|pod| {
+        pods::container_statuses(pod).any(|container| {
+            Some(&container.name) == failure.container.as_ref()
+                && container.restart_count > 0
+                && container.state.as_ref().is_none_or(|state| state.terminated.is_none())
+        })
+    })
+}
+
 /// The message without the words that name the image or its registry: they may be called `dns-resolver:refused`.
 pub(super) fn without_image(message: &str, image: &str) -> String {
     let untagged = image.split_once('@').map_or(image, |(name, _)| name);

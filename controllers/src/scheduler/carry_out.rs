@@ -34,11 +34,12 @@ impl Scheduler {
             }
             Step::Preempt { pod, node, message, victims, outranked } => {
                 let Ok(_slot) = self.bindings.clone().acquire_owned().await else { return };
-                if let Err(error) = self.preempt(&pod, &node, &victims, &outranked).await {
+                let made = self.preempt(&pod, &node, &victims, &outranked).await;
+                if let Err(error) = &made {
                     debug!(pod = %Key::of(pod.as_ref()), %node, %error, "preemption failed, trying again");
-                    self.core.lock().preemption_failed(&pod, self.now());
-                    self.changed.notify_one();
                 }
+                self.core.lock().room_made(&pod, made.is_ok(), self.now());
+                self.changed.notify_one();
                 self.tell(&pod, message).await;
             }
         }

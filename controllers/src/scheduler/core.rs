@@ -4,12 +4,12 @@
 use super::{
     cluster::{
         Cluster,
-        node::{NodeChanges, Slot},
+        node::{NodeChanges, NodeInfo, Slot},
         pod::PodInfo,
         storage::VolumePlan,
     },
     config::Configuration,
-    decide::{Decision, Nowhere, decide},
+    decide::{Decision, Nowhere, Rejectors, decide},
     framework::{Cycle, News},
     preempt::{Preemption, preempt},
     profile::Profile,
@@ -95,6 +95,8 @@ pub(crate) struct Core {
     /// When bindings are no longer believed.
     doubts: BTreeSet<(Duration, Key)>,
     waiting: HashMap<Key, Arc<PodInfo>>,
+    /// Pods whose victims are being asked to leave, and whether news came for them meanwhile (KEP-4832).
+    making_room: HashMap<Key, bool>,
     queue: SchedulingQueue,
     turn: usize,
 }
@@ -107,6 +109,7 @@ impl Core {
             placed: HashMap::new(),
             doubts: BTreeSet::new(),
             waiting: HashMap::new(),
+            making_room: HashMap::new(),
             queue: SchedulingQueue::new(configuration.backoff),
             turn: 0,
         }
@@ -217,6 +220,12 @@ impl Core {
                 self.forget(&key);
                 continue;
             };
+            if let Some(news) = self.making_room.get_mut(&key) {
+                // Half of the victims gone is no reason to choose others.
+                *news = true;
+                self.queue.park(&key, (0, pod.signature()), now);
+                continue;
+            }
             profile.prepare(&mut self.cluster, &pod);
             let decision = decide(profile, &self.cluster, &pod, &mut self.turn);
             return Some(match decision {
@@ -251,7 +260,7 @@ impl Core {
         if let Some((profile, args)) = args {
             match preempt(profile, args, &self.cluster, pod, nowhere) {
                 Preemption::Node(slot, victims) => {
-                    self.queue.park(&pod.key, nowhere.rejectors, now);
+                    self.queue.park(&pod.key, (nowhere.rejectors, pod.signature()), now);
                     return self.make_room(pod, slot, victims, message);
                 }
                 Preemption::No(why) => {
@@ -262,7 +271,7 @@ impl Core {
                 Preemption::Wait(why) => message.push_str(&format!(" preemption: {why}")),
             }
         }
-        self.queue.park(&pod.key, nowhere.rejectors, now);
+        self.queue.park(&pod.key, (nowhere.rejectors, pod.signature()), now);
         Step::Tell { pod: pod.pod.clone(), message, gives_up_its_node }
     }
 
@@ -272,6 +281,7 @@ impl Core {
             self.cluster.nominees(slot).filter(|other| other.priority < pod.priority).cloned().collect();
         outranked.iter().for_each(|other| self.cluster.denominate(&other.key));
         self.cluster.nominate(pod, &node);
+        self.making_room.insert(pod.key.clone(), false);
         let objects = |pods: Vec<Arc<PodInfo>>| pods.into_iter().map(|pod| pod.pod.clone()).collect();
         let (victims, outranked) = (objects(victims), objects(outranked));
         Step::Preempt { pod: pod.pod.clone(), node, message, victims, outranked }
@@ -301,11 +311,16 @@ impl Core {
         }
     }
 
-    /// Room could not be made: the pod is tried again after a pause.
-    pub(crate) fn preemption_failed(&mut self, pod: &Pod, now: Duration) {
+    /// All victims have been asked to leave, or could not be: then the pod is tried again after a pause.
+    pub(crate) fn room_made(&mut self, pod: &Pod, made: bool, now: Duration) {
         let key = Key::of(pod);
-        self.cluster.denominate(&key);
-        self.queue.wake(&key, now);
+        let heard = self.making_room.remove(&key) == Some(true);
+        if !made {
+            self.cluster.denominate(&key);
+        }
+        if (!made || heard) && self.waiting.contains_key(&key) && !self.placed.contains_key(&key) {
+            self.queue.wake(&key, now);
+        }
     }
 
     /// When to look again although nothing happened.
@@ -326,6 +341,7 @@ impl Core {
 
     fn forget(&mut self, key: &Key) {
         self.waiting.remove(key);
+        self.making_room.remove(key);
         self.queue.remove(key);
         self.cluster.denominate(key);
     }
@@ -352,7 +368,7 @@ impl Core {
     /// Tries those again that the news may let in. Pods that a node was promised to count there for all others: what is
     /// made free for one pod must not wake everybody.
     fn hear(&mut self, heard: &Heard, now: Duration) {
-        if self.queue.parked().len() == 0 {
+        if self.queue.parked().is_empty() {
             return;
         }
         let (cluster, waiting, profiles) = (&self.cluster, &self.waiting, &self.profiles);
@@ -365,11 +381,9 @@ impl Core {
         if let Some(crowded) = &mut crowded {
             cluster.nominees(crowded.slot).for_each(|other| crowded.add(other.clone()));
         }
-        let helped = |(key, rejectors): (&Key, u32)| {
+        let helps = |key: &Key, rejectors: Rejectors, node: Option<&NodeInfo>| -> Option<bool> {
             let pod = waiting.get(key)?;
             let profile = profile_of(profiles, &pod.pod)?;
-            let promised = slot.is_some() && cluster.nomination(key) == slot;
-            let node = if promised { node } else { crowded.as_ref() };
             let news = match heard {
                 Heard::Node(_, changes) => News::Node(node?, *changes),
                 Heard::PodGone(_, pod) => News::PodGone(node?, pod),
@@ -379,9 +393,20 @@ impl Core {
             };
             // Kept out by nobody: there was no node.
             let first_node = rejectors == 0 && matches!(heard, Heard::Node(..));
-            (first_node || profile.helps(rejectors, Cycle { cluster, pod }, news)).then(|| key.clone())
+            Some(first_node || profile.helps(rejectors, Cycle { cluster, pod }, news))
         };
-        let keys: Vec<Key> = self.queue.parked().filter_map(helped).collect();
+        let mut keys: Vec<Key> = Vec::new();
+        for ((rejectors, _), alike) in self.queue.parked() {
+            if alike.first().and_then(|key| helps(key, *rejectors, crowded.as_ref())) == Some(true) {
+                keys.extend(alike.iter().cloned());
+            }
+        }
+        for promised in slot.into_iter().flat_map(|slot| cluster.nominees(slot)) {
+            let rejectors = self.queue.rejectors(&promised.key);
+            if rejectors.and_then(|rejectors| helps(&promised.key, rejectors, node)) == Some(true) {
+                keys.push(promised.key.clone());
+            }
+        }
         for key in keys {
             self.queue.wake(&key, now);
         }

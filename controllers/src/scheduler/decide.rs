@@ -83,6 +83,9 @@ impl<'a> Checks<'a> {
     /// if they were there, unless they are less important; and the pod must fit without them as well, for they may not come.
     pub(crate) fn check(&mut self, node: &NodeInfo, why: &mut Reasons, who: &mut Rejectors) -> Verdict {
         let Cycle { cluster, pod } = self.cycle;
+        if node.promised == 0 {
+            return self.ask(node, why, who);
+        }
         let mut expected = cluster.nominees(node.slot).filter(|other| other.priority >= pod.priority && !other.is(pod));
         if let Some(first) = expected.next() {
             let expected: Vec<_> = std::iter::once(first).chain(expected).cloned().collect();

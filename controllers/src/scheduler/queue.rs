@@ -17,6 +17,9 @@ const PARKED_AT_MOST: Duration = Duration::from_secs(300);
 /// Higher priority first, then the older.
 type Rank = (Reverse<i32>, u64);
 
+/// Who kept pods out, and what those pods are like ([`PodInfo::signature`](super::cluster::pod::PodInfo::signature)).
+pub(crate) type Kind = (Rejectors, u64);
+
 #[derive(Debug)]
 enum Place {
     /// To be tried now.
@@ -24,7 +27,7 @@ enum Place {
     /// To be tried at that time.
     Pausing(Duration),
     /// To be tried when something changes that matters, or at that time.
-    Parked(Duration),
+    Parked(Duration, Kind),
     /// Being tried.
     Out,
 }
@@ -45,8 +48,8 @@ struct Waiting {
 pub(crate) struct SchedulingQueue {
     backoff: (Duration, Duration),
     pods: HashMap<Key, Waiting>,
-    /// Those that are parked, by who kept them out.
-    parked: BTreeMap<Key, Rejectors>,
+    /// Those that are parked, by what they are alike in: news are held against one of them.
+    parked: BTreeMap<Kind, BTreeSet<Key>>,
     active: BTreeMap<Rank, Key>,
     /// Those that pause and those that are parked, by when they are tried at the latest.
     timed: BTreeSet<(Duration, Key)>,
@@ -79,7 +82,7 @@ impl SchedulingQueue {
             match waiting.place {
                 Place::Out => waiting.stale = true,
                 Place::Active(_) | Place::Pausing(_) => {}
-                Place::Parked(_) => self.wake(key, now),
+                Place::Parked(..) => self.wake(key, now),
             }
             return;
         }
@@ -103,7 +106,7 @@ impl SchedulingQueue {
             && *at <= now
             && let Some((_, key)) = self.timed.pop_first()
         {
-            self.parked.remove(&key);
+            self.unplace(&key);
             self.activate(&key);
         }
         let (_, key) = self.active.pop_first()?;
@@ -116,21 +119,29 @@ impl SchedulingQueue {
     }
 
     /// There is no node for a pod that was tried: it waits until something changes for those who kept it out.
-    pub(crate) fn park(&mut self, key: &Key, rejectors: Rejectors, now: Duration) {
+    pub(crate) fn park(&mut self, key: &Key, kind: Kind, now: Duration) {
         let Some(waiting) = self.pods.get_mut(key) else { return };
         let until = now + PARKED_AT_MOST;
-        waiting.place = Place::Parked(until);
+        waiting.place = Place::Parked(until, kind);
         let stale = waiting.stale;
         self.timed.insert((until, key.clone()));
-        self.parked.insert(key.clone(), rejectors);
+        self.parked.entry(kind).or_default().insert(key.clone());
         if stale {
             self.wake(key, now);
         }
     }
 
-    /// The pods that wait for something to change, and who kept each out.
-    pub(crate) fn parked(&self) -> impl ExactSizeIterator<Item = (&Key, Rejectors)> {
-        self.parked.iter().map(|(key, rejectors)| (key, *rejectors))
+    /// The pods that wait for something to change, by kind.
+    pub(crate) fn parked(&self) -> &BTreeMap<Kind, BTreeSet<Key>> {
+        &self.parked
+    }
+
+    /// Who kept the pod out, if it waits for something to change.
+    pub(crate) fn rejectors(&self, key: &Key) -> Option<Rejectors> {
+        match self.pods.get(key)?.place {
+            Place::Parked(_, (rejectors, _)) => Some(rejectors),
+            _ => None,
+        }
     }
 
     /// Trying failed for another reason: again after a pause.
@@ -172,9 +183,17 @@ impl SchedulingQueue {
             Place::Active(rank) => {
                 self.active.remove(&rank);
             }
-            Place::Pausing(until) | Place::Parked(until) => {
+            Place::Pausing(until) => {
                 self.timed.remove(&(until, key.clone()));
-                self.parked.remove(key);
+            }
+            Place::Parked(until, kind) => {
+                self.timed.remove(&(until, key.clone()));
+                if let Some(alike) = self.parked.get_mut(&kind) {
+                    alike.remove(key);
+                    if alike.is_empty() {
+                        self.parked.remove(&kind);
+                    }
+                }
             }
             Place::Out => {}
         }
@@ -197,7 +216,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    const SOMEBODY: Rejectors = 1;
+    const SOMEBODY: Kind = (1, 0);
 
     #[test]
     fn the_more_important_goes_first_then_the_older() {

@@ -41,7 +41,8 @@ impl ServiceAccounts {
         ServiceAccounts {
             namespaces: context.informers.of(),
             accounts: context.informers.of(),
-            maps: context.informers.of(),
+            // One map of each namespace, of however many there are.
+            maps: context.informers.named(ROOT_CA),
             certificate: certificate.map(Arc::from),
         }
     }

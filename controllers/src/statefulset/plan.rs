@@ -10,6 +10,7 @@ use crate::{
     Plan,
     amount::{Round, resolve},
     backoff::left,
+    guard,
     history::{self, History, Keeper, Parent},
     pods, selector,
 };
@@ -234,7 +235,10 @@ impl<'a> Replicas<'a> {
         let missing = rolling.and_then(|rolling| rolling.max_unavailable.as_ref()).unwrap_or(&one);
         let max_unavailable = usize::try_from(resolve(missing, total, Round::Down)).unwrap_or(0).max(1);
         let partition = rolling.and_then(|rolling| rolling.partition).unwrap_or(0);
-        let partition = usize::try_from(partition).unwrap_or(0);
+        // What is known to fail reaches no pod, and a step of a gradual rollout only the highest ordinals.
+        let reach = guard::reach(&set.metadata, update);
+        let beyond = reach.map_or(0, |reach| wanted.len().saturating_sub(reach));
+        let partition = usize::try_from(partition).unwrap_or(0).max(beyond);
         let mut replicas =
             Replicas { seen, update, current, wanted, condemned, max_unavailable, partition, held_back: false, now };
         replicas.held_back = replicas.is_held_back();
@@ -314,7 +318,9 @@ impl<'a> Replicas<'a> {
         }
         let claim = |claim| Action::CreateClaim(Box::new(claim), replica.name.clone());
         plan.actions.extend(missing.into_iter().map(claim));
-        new.push(identity::pod_of(set, replica.ordinal, self.revision_for(place), set_kind, pod_kind));
+        let revision = self.revision_for(place);
+        let pod = identity::pod_of(set, replica.ordinal, revision, set_kind, pod_kind);
+        new.push(guard::configured(pod, revision));
     }
 
     /// A pod that ended is taken away, so that the next one can have its name.

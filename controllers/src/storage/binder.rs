@@ -2,10 +2,10 @@
 //! are in no namespace, have theirs.
 
 use super::{
-    Action, Said, claim,
+    Action, SELECTED_NODE, Said, claim,
     facts::{
         annotation, claims_of, class_of_claim, class_of_volume, is_bound, is_default, is_deleting, volume_name,
-        volume_spec,
+        volume_spec, waits_for_consumer,
     },
     volume,
 };
@@ -87,12 +87,8 @@ impl PersistentVolumes {
         if !is_bound(&claim) && volume_name(&claim).is_empty() && !is_deleting(claim.as_ref()) {
             candidates = self.volumes.by_index(BY_CLAIM, &key.to_string());
             candidates.extend(self.volumes.by_index(BY_CLASS, class_name.unwrap_or_default()));
-            if class.as_ref().is_some_and(|class| class.provisioner == LOCAL_PROVISIONER) {
-                let laden = |node: Arc<Node>| {
-                    let count = self.volumes.by_index(BY_HOST, host_of(&node)).len();
-                    (node, count)
-                };
-                nodes = self.nodes.list().into_iter().map(laden).collect();
+            if let Some(class) = class.as_ref().filter(|class| class.provisioner == LOCAL_PROVISIONER) {
+                nodes = self.see_nodes(&claim, class);
             }
         }
         Some(claim::Seen {
@@ -105,6 +101,19 @@ impl PersistentVolumes {
             candidates,
             nodes,
         })
+    }
+
+    /// The node that was chosen for the claim; where nobody is to choose, all of them.
+    fn see_nodes(&self, claim: &PersistentVolumeClaim, class: &StorageClass) -> Vec<(Arc<Node>, usize)> {
+        let laden = |node: Arc<Node>| {
+            let count = self.volumes.by_index(BY_HOST, host_of(&node)).len();
+            (node, count)
+        };
+        match annotation(claim, SELECTED_NODE) {
+            Some(name) => self.nodes.get(&Key::new("", name)).map(laden).into_iter().collect(),
+            None if waits_for_consumer(class) => Vec::new(),
+            None => self.nodes.list().into_iter().map(laden).collect(),
+        }
     }
 
     fn see_volume(&self, key: &Key) -> Option<volume::Seen> {

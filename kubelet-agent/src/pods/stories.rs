@@ -1,5 +1,6 @@
 //! Stories of whole pods: a real worker between a pretended API, runtime, image store and network.
 
+mod claims;
 mod endings;
 mod returns;
 

@@ -45,20 +45,28 @@ pub(crate) struct LocalVolumes {
 }
 
 impl LocalVolumes {
-    /// Makes the folder of all volumes, and ends what an earlier agent had begun.
+    /// Makes the folder of all volumes, and forgets what an earlier agent had begun to make there.
     pub(crate) fn open(data_dir: &Path) -> io::Result<Self> {
         let root = data_dir.join("volumes");
         std::fs::create_dir_all(&root)?;
         for entry in std::fs::read_dir(&root)?.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if (name.starts_with(MAKING) || name.starts_with(REMOVING))
+            // Nothing is in it before it has its name.
+            if entry.file_name().to_string_lossy().starts_with(MAKING) {
+                std::fs::remove_dir(entry.path())?;
+            }
+        }
+        Ok(Self { root, gate: Mutex::default(), freed: Notify::new() })
+    }
+
+    /// Ends the removals an earlier agent had begun. Blocking, and long where much is left.
+    fn sweep(&self) {
+        for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(REMOVING)
                 && let Err(error) = remove_tree(&entry.path())
             {
                 tracing::warn!(error, "what is left of a volume stays behind");
             }
         }
-        Ok(Self { root, gate: Mutex::default(), freed: Notify::new() })
     }
 
     /// The folder of all volumes.
@@ -123,8 +131,11 @@ fn is_leaving(volume: &PersistentVolume) -> bool {
 }
 
 /// What came of a removal.
-enum Removal {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// The directory is gone, or kept as its policy says, and the volume let go.
     Done,
+    /// A pod still has it.
     InUse,
 }
 
@@ -133,6 +144,8 @@ pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
     let api: Api<Decoded<PersistentVolume>> = Api::all(ctx.client.clone());
     let config = watcher::Config::default().labels(&format!("{HOSTNAME}={}", ctx.node_name));
     let mut events = watcher(api, config).default_backoff().boxed();
+    let shared = ctx.clone();
+    tokio::task::spawn_blocking(move || shared.local_volumes.sweep());
     let mut leaving: BTreeMap<String, PersistentVolume> = BTreeMap::new();
     let mut again = None;
     loop {
@@ -185,7 +198,8 @@ async fn until(at: Option<tokio::time::Instant>) {
     }
 }
 
-async fn remove(ctx: &Arc<Context>, volume: &PersistentVolume) -> Result<Removal, String> {
+/// Removes the directory of a volume that is to go, and lets go of it.
+pub(crate) async fn remove(ctx: &Arc<Context>, volume: &PersistentVolume) -> Result<Removal, String> {
     let policy = volume.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
     if let Some(path) = ctx.local_volumes.path_of(volume) {
         let shared = ctx.clone();
@@ -237,10 +251,11 @@ mod tests {
     fn a_directory_is_made_whole_and_what_was_begun_is_ended() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("volumes");
-        for begun in [".new-a", ".gone-b/deep", "kept"] {
+        for begun in [".new-pvc-1", ".gone-b/deep", "kept"] {
             std::fs::create_dir_all(root.join(begun)).unwrap();
         }
         let volumes = LocalVolumes::open(dir.path()).unwrap();
+        volumes.sweep();
         let left: Vec<_> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["kept"], "nobody said that this one may go");
         let path = root.join("pvc-1");

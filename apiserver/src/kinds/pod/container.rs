@@ -19,9 +19,10 @@ const FIELD_PATHS: [&str; 10] = [
     "spec.host",
 ];
 
-/// All containers of a pod spec.
-pub(super) fn all(spec: &At<'_>, errors: &mut FieldErrors) {
-    let volumes: Vec<&str> = spec.child("volumes").items().map(|v| v.child("name").str()).collect();
+/// All containers of a pod spec; `claimed` are volumes they may mount beside the spec's own.
+pub(super) fn all(spec: &At<'_>, claimed: &[&str], errors: &mut FieldErrors) {
+    let own = spec.child("volumes").items().map(|v| v.child("name").str());
+    let volumes: Vec<&str> = own.chain(claimed.iter().copied()).collect();
     let mut seen = Vec::new();
     let host_network = spec.child("hostNetwork").bool();
     let containers = spec.child("containers");
@@ -251,13 +252,20 @@ pub(in super::super) fn resources(resources: &At<'_>, errors: &mut FieldErrors) 
     }
     for (name, request) in resources.child("requests").entries() {
         let limit = limits.value.and_then(|l| l.get(name));
+        // Of these there is never more promised than there is.
+        let exact = name.contains('/') || name.starts_with("hugepages-");
+        if exact && limit.is_none() {
+            let why = "Limit must be set for non overcommitable resources";
+            errors.push(proa_apimachinery::FieldError::required(&limits.path, why));
+        }
         let (Some(limit), Some(wanted)) = (limit, request.value) else { continue };
         if let (Ok(wanted), Ok(limit)) = (Quantity::from_value(wanted), Quantity::from_value(limit))
-            && wanted > limit
+            && (wanted > limit || exact && wanted != limit)
         {
             let mut at = request.clone();
             at.path = resources.child("requests").path;
-            at.invalid(errors, format!("must be less than or equal to {name} limit of {limit}"));
+            let relation = if exact { "equal to" } else { "less than or equal to" };
+            at.invalid(errors, format!("must be {relation} {name} limit of {limit}"));
         }
     }
 }

@@ -50,7 +50,7 @@ fn prepare(op: Op, new: &mut Object, old: Option<&Object>) {
 
 fn validate(op: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors) {
     let spec = At::of(new, "spec");
-    validate_spec(&spec, errors);
+    validate_spec(&spec, &[], errors);
     if op == Op::Create {
         let ephemeral = spec.child("ephemeralContainers");
         if !ephemeral.is_empty() {

@@ -9,10 +9,10 @@ use super::super::at::At;
 use super::super::meta;
 use super::{container, volume};
 
-/// `spec` of a pod or of a template.
-pub(in super::super) fn validate(spec: &At<'_>, errors: &mut FieldErrors) {
+/// `spec` of a pod or of a template. `claimed` are the volumes a pod gets from claims that are made with it.
+pub(in super::super) fn validate(spec: &At<'_>, claimed: &[&str], errors: &mut FieldErrors) {
     volume::all(spec, errors);
-    container::all(spec, errors);
+    container::all(spec, claimed, errors);
     let restart = spec.child("restartPolicy");
     if restart.required(errors) {
         restart.one_of(errors, &["Always", "OnFailure", "Never"]);

@@ -113,6 +113,14 @@ fn what_is_wrong_with_a_pod_is_said_as_kubernetes_says_it() {
                 "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
             ),
             (
+                &[("spec.containers.0.resources", "{requests: {example.com/foo: 1}, limits: {example.com/foo: 2}}")],
+                "spec.containers[0].resources.requests: Invalid value: \"1\": must be equal to example.com/foo limit of 2",
+            ),
+            (
+                &[("spec.containers.0.resources", "{requests: {example.com/foo: 1}}")],
+                "spec.containers[0].resources.limits: Required value: Limit must be set for non overcommitable resources",
+            ),
+            (
                 &[("spec.containers.0.resources", "{limits: {cpu: lots}}")],
                 "spec.containers[0].resources.limits[cpu]: Invalid value: \"lots\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'\nspec.containers[0].resources.requests[cpu]: Invalid value: \"lots\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
             ),

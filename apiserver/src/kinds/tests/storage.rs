@@ -142,6 +142,18 @@ fn a_volume_has_one_source_that_never_changes() {
 }
 
 #[test]
+fn a_pod_of_a_stateful_set_mounts_what_its_claims_bring() {
+    const SET: &str = "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: s}, spec: {serviceName: s, selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i, volumeMounts: [{name: data, mountPath: /d}]}]}}, volumeClaimTemplates: [{metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}]}}";
+    table(
+        SET,
+        &[(
+            &[("spec.volumeClaimTemplates.0.metadata.name", "other")],
+            "spec.template.spec.containers[0].volumeMounts[0].name: Not found: \"data\"",
+        )],
+    );
+}
+
+#[test]
 fn what_a_class_is_made_of_never_changes() {
     table(
         CLASS,

@@ -130,22 +130,3 @@ fn a_misspelt_setting_is_warned_about() {
         created("{apiVersion: v1, kind: Namespace, metadata: {name: a, annotations: {proa.dev/rollback: on_failure}}}");
     assert_eq!(warnings(&namespace), [misspelt]);
 }
-
-#[test]
-fn jobs_and_cron_jobs() {
-    let job = created(
-        "{apiVersion: batch/v1, kind: Job, metadata: {name: j, uid: u-1}, spec: {template: {spec: {restartPolicy: Never, containers: [{name: a, image: i}]}}}}",
-    );
-    assert_eq!(errors_of(&job), Vec::<String>::new());
-    assert_eq!(job.get_i64(&["spec", "backoffLimit"]), Some(6));
-    check(
-        "{apiVersion: batch/v1, kind: Job, metadata: {name: j}, spec: {template: {spec: {containers: [{name: a, image: i}]}}}}",
-        &[
-            "spec.template.spec.restartPolicy: Unsupported value: \"Always\": supported values: \"OnFailure\", \"Never\"",
-        ],
-    );
-    check(
-        "{apiVersion: batch/v1, kind: CronJob, metadata: {name: c}, spec: {schedule: '* * *', jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: a, image: i}]}}}}}}",
-        &["spec.schedule: Invalid value: \"* * *\": expected exactly 5 fields, found 3: [* * *]"],
-    );
-}

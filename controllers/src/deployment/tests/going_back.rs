@@ -389,3 +389,53 @@ fn a_selector_that_does_not_select_the_templates_own_pods_rolls_nothing_out_and_
     sim.settle();
     assert_eq!((images(&sim), sim.condition("ReplicaFailure")), ([("v1".into(), 2)].to_vec(), None));
 }
+
+#[test]
+fn numbers_go_on_past_255_and_99_and_an_undo_finds_the_one_before_by_number_not_by_spelling() {
+    for start in [98, 254] {
+        let mut sim = Sim::new();
+        sim.roll_out(&manifest(1, "v1", on_failure()));
+        let set = crate::Key::new("ns", &sim.set_of("v1").expect("it").name_any());
+        let notes = json!({annotations::REVISION: start.to_string()});
+        sim.world.patch("replicasets", &set, &json!({"metadata": {"annotations": notes}}));
+        for (image, number_of) in [("v2", start + 1), ("v3", start + 2), ("v4", start + 3)] {
+            sim.roll_out(&manifest(1, image, on_failure()));
+            assert_eq!(number(&sim.set_of(image).expect("it")), number_of);
+        }
+        sim.undo(None);
+        sim.settle();
+        assert_eq!((images(&sim), number(&sim.set_of("v3").expect("it"))), ([("v3".into(), 1)].to_vec(), start + 4));
+        sim.roll_out(&manifest(1, "crash", on_failure()));
+        assert_eq!((images(&sim), number(&sim.set_of("v3").expect("it"))), ([("v3".into(), 1)].to_vec(), start + 6));
+    }
+}
+
+#[test]
+fn an_undo_of_an_undo_is_where_it_began() {
+    let mut sim = Sim::new();
+    sim.roll_out(&manifest(2, "v1", json!({})));
+    let second = manifest(2, "v2", json!({}));
+    sim.roll_out(&second);
+    sim.undo(None);
+    sim.settle();
+    sim.undo(None);
+    sim.settle();
+    assert_eq!((images(&sim), number(&sim.set_of("v2").expect("it"))), ([("v2".into(), 2)].to_vec(), 4));
+    assert_eq!(applied(&sim), second);
+}
+
+#[test]
+fn an_undo_in_the_middle_of_a_rollout_turns_it_round() {
+    let mut sim = Sim::new();
+    sim.roll_out(&manifest(4, "v1", on_failure()));
+    sim.apply(&manifest(4, "v2", on_failure()));
+    for _ in 0..3 {
+        sim.step_deployment();
+        sim.step_sets();
+        sim.step_nodes(1);
+    }
+    assert!(sim.images().len() == 2, "{:?}", sim.images());
+    sim.undo(None);
+    sim.settle();
+    assert_eq!((images(&sim), sim.condition("RolledBack")), ([("v1".into(), 4)].to_vec(), None));
+}

@@ -238,6 +238,7 @@ impl Sim {
                 .map(|secret| (secret.name_any(), secret))
                 .collect(),
             changed: self.changed.clone(),
+            unknown: Default::default(),
             since: self.since,
         };
         let namespace = self.namespace_wants_rollback.then_some(annotations::ROLLBACK_ON_FAILURE);
@@ -327,6 +328,7 @@ impl Sim {
                 }
                 self.world.patch("secrets", &key, &json!({"metadata": {"ownerReferences": left}}))
             }
+            Action::Read(unknown) => panic!("everything is known in this world: {unknown:?}"),
             Action::Ask(question) => {
                 let standing = self.checks.entry(question.check.name.clone()).or_default();
                 standing.asked = Some(self.world.now);

@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Counts that nobody asked for lately go; they are made anew from the pods when asked for again.
-const COUNTERS: usize = 1024;
+const COUNTERS: usize = 8192;
 
 /// Pods by node.
 pub(crate) type ByNode = BTreeMap<Slot, i64>;
@@ -115,6 +115,8 @@ pub(crate) struct Census {
     counters: HashMap<Arc<Question>, u64>,
     counted: BTreeMap<u64, (Arc<Question>, Counter)>,
     counter_index: Anchored<u64>,
+    /// Counters by when they were last asked for.
+    recent: BTreeMap<u64, u64>,
     ids: u64,
 }
 
@@ -180,6 +182,8 @@ impl Census {
         let now = self.ids;
         if let Some(id) = self.counters.get(&question) {
             if let Some((_, counter)) = self.counted.get_mut(id) {
+                self.recent.remove(&counter.asked);
+                self.recent.insert(now, *id);
                 counter.asked = now;
             }
             return;
@@ -189,12 +193,13 @@ impl Census {
             add(&mut by_node, slot, 1);
         }
         if self.counted.len() >= COUNTERS {
-            let oldest = self.counted.iter().min_by_key(|(_, (_, counter))| counter.asked).map(|(id, _)| *id);
+            let oldest = self.recent.first_key_value().map(|(_, id)| *id);
             oldest.into_iter().for_each(|id| self.drop_counter(id));
         }
         let question = Arc::new(question);
         self.counter_index.insert(question.all.iter().find_map(Scope::anchor), now);
         self.counters.insert(question.clone(), now);
+        self.recent.insert(now, now);
         self.counted.insert(now, (question, Counter { by_node, asked: now }));
     }
 
@@ -213,7 +218,8 @@ impl Census {
     }
 
     fn drop_counter(&mut self, id: u64) {
-        if let Some((question, _)) = self.counted.remove(&id) {
+        if let Some((question, counter)) = self.counted.remove(&id) {
+            self.recent.remove(&counter.asked);
             self.counter_index.remove(question.all.iter().find_map(Scope::anchor), &id);
             self.counters.remove(&question);
         }

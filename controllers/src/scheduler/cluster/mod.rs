@@ -62,6 +62,8 @@ pub(crate) struct Cluster {
     pub(crate) budgets: BTreeMap<Key, Budget>,
     nominated: BTreeMap<Slot, BTreeMap<Key, Arc<PodInfo>>>,
     nominee: HashMap<Key, Slot>,
+    /// How many of the nominated want to be apart from others.
+    loners: usize,
 }
 
 impl Cluster {
@@ -82,12 +84,6 @@ impl Cluster {
     /// The nodes that are there.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
         self.nodes.iter().flatten().filter(|node| !node.absent)
-    }
-
-    /// Every pod on a node, there or absent.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = (Slot, &PodInfo)> {
-        let nodes = self.nodes.iter().flatten();
-        nodes.flat_map(|node| node.pods.iter().map(move |pod| (node.slot, pod.as_ref())))
     }
 
     pub(crate) fn census(&self) -> &Census {
@@ -170,8 +166,9 @@ impl Cluster {
         info.forget();
         self.topologies.changed(info);
         self.order_is_stale = true;
-        for key in self.nominated.remove(&slot).unwrap_or_default().into_keys() {
+        for (key, pod) in self.nominated.remove(&slot).unwrap_or_default() {
             self.nominee.remove(&key);
+            self.loners -= usize::from(!pod.company.apart.is_empty());
         }
         self.release(slot);
     }
@@ -223,15 +220,23 @@ impl Cluster {
         let Some(slot) = self.slot(node) else { return };
         self.nominated.entry(slot).or_default().insert(pod.key.clone(), pod.clone());
         self.nominee.insert(pod.key.clone(), slot);
+        self.loners += usize::from(!pod.company.apart.is_empty());
+        if let Some(node) = self.nodes[slot as usize].as_mut() {
+            node.promised += 1;
+        }
     }
 
     pub(crate) fn denominate(&mut self, key: &Key) {
         let Some(slot) = self.nominee.remove(key) else { return };
-        if let Some(pods) = self.nominated.get_mut(&slot) {
-            pods.remove(key);
-            if pods.is_empty() {
-                self.nominated.remove(&slot);
-            }
+        let Some(pods) = self.nominated.get_mut(&slot) else { return };
+        if let Some(pod) = pods.remove(key) {
+            self.loners -= usize::from(!pod.company.apart.is_empty());
+        }
+        if pods.is_empty() {
+            self.nominated.remove(&slot);
+        }
+        if let Some(node) = self.nodes.get_mut(slot as usize).and_then(Option::as_mut) {
+            node.promised = node.promised.saturating_sub(1);
         }
     }
 
@@ -245,9 +250,10 @@ impl Cluster {
         self.nominated.get(&slot).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// Pods nominated for any node.
-    pub(crate) fn all_nominees(&self) -> impl Iterator<Item = &Arc<PodInfo>> {
-        self.nominated.values().flat_map(BTreeMap::values)
+    /// Pods nominated for any node that want to be apart from others.
+    pub(crate) fn nominated_loners(&self) -> impl Iterator<Item = &Arc<PodInfo>> {
+        let nominated = (self.loners > 0).then_some(&self.nominated);
+        nominated.into_iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
     }
 
     fn slot_for(&mut self, name: &str) -> Slot {
@@ -290,6 +296,12 @@ fn remove_image(images: &mut HashMap<String, BTreeMap<Slot, i64>>, image: &str, 
 
 #[cfg(test)]
 impl Cluster {
+    /// Every pod on a node, there or absent.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = (Slot, &PodInfo)> {
+        let nodes = self.nodes.iter().flatten();
+        nodes.flat_map(|node| node.pods.iter().map(move |pod| (node.slot, pod.as_ref())))
+    }
+
     /// What nodes are said to hold is what their pods take.
     pub(crate) fn check(&self) {
         for node in self.nodes.iter().flatten() {

@@ -40,6 +40,8 @@ pub(crate) struct NodeInfo {
     /// Pods name it, and its object is (still) missing.
     pub(crate) absent: bool,
     facts: Arc<Facts>,
+    /// How many pods it is promised to: room is being made for them.
+    pub(crate) promised: u32,
     pub(crate) used: Usage,
     pub(crate) pods: Vec<Arc<PodInfo>>,
 }

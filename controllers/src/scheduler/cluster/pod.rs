@@ -5,11 +5,14 @@ use super::{
     resources::{Requests, requests},
     terms::{Constraint, Term},
 };
-use crate::Key;
+use crate::{Key, owners::controller_of};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PodSpec, Toleration, WeightedPodAffinityTerm};
 use proa_crds::Pod;
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 /// A port of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +34,7 @@ impl HostPort {
 }
 
 /// What a pod takes of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Claim {
     pub(crate) requests: Requests,
     pub(crate) ports: Vec<HostPort>,
@@ -59,7 +62,7 @@ impl Claim {
 }
 
 /// What a pod wants of other pods.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Company {
     /// Required affinity.
     pub(crate) near: Vec<Arc<Term>>,
@@ -156,6 +159,24 @@ impl PodInfo {
 
     pub(crate) fn is(&self, other: &PodInfo) -> bool {
         self.key == other.key && self.uid() == other.uid()
+    }
+
+    /// The same for pods that are alike to every plugin: news that help one help the other.
+    pub(crate) fn signature(&self) -> u64 {
+        let (mut hasher, spec) = (DefaultHasher::new(), &self.pod.spec);
+        (&self.key.namespace, &*self.labels, self.priority, &self.claim, &self.company).hash(&mut hasher);
+        (&spec.node_name, &spec.node_selector, &spec.scheduler_name).hash(&mut hasher);
+        for claim in &self.claims {
+            claim.key.hash(&mut hasher);
+        }
+        if let Some(affinity) = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref()) {
+            format!("{affinity:?}").hash(&mut hasher);
+        }
+        format!("{:?}", self.tolerations()).hash(&mut hasher);
+        if let Some(owner) = controller_of(&self.pod.metadata) {
+            owner.uid.hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// When its node took it in; a pod that nobody has yet counts as the youngest.

@@ -11,7 +11,7 @@ const DEFAULT_MILLI_CPU: i64 = 100;
 const DEFAULT_MEMORY: i64 = 200 << 20;
 
 /// Amounts by resource name: `cpu` in thousandths of a core, everything else in whole units.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Amounts {
     /// Thousandths of a core.
     pub(crate) milli_cpu: i64,
@@ -81,7 +81,7 @@ impl Amounts {
 }
 
 /// What a pod asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Requests {
     /// What must fit.
     pub(crate) amounts: Amounts,

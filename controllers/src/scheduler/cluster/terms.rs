@@ -173,7 +173,7 @@ impl Term {
 }
 
 /// `TopologySpreadConstraint`, compiled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Constraint {
     pub(crate) topology_key: String,
     pub(crate) max_skew: i64,

@@ -144,7 +144,7 @@ impl Plugin for InterPodAffinity {
         let own = company.near.iter().chain(&company.apart).chain(preferred).map(|term| &term.topology_key);
         let theirs = cycle.cluster.census().wishes_about(cycle.pod, cycle.cluster.namespaces());
         asks.topologies.extend(own.chain(theirs.map(|(_, term, _)| &term.topology_key)).cloned());
-        let nominees = cycle.cluster.all_nominees().flat_map(|pod| &pod.company.apart);
+        let nominees = cycle.cluster.nominated_loners().flat_map(|pod| &pod.company.apart);
         asks.topologies.extend(nominees.map(|term| term.topology_key.clone()));
     }
 
@@ -159,7 +159,7 @@ impl Plugin for InterPodAffinity {
                 by_node.iter().for_each(|(slot, count)| counts.add(*slot, *count));
             }
         }
-        for term in cluster.all_nominees().flat_map(|nominee| &nominee.company.apart) {
+        for term in cluster.nominated_loners().flat_map(|nominee| &nominee.company.apart) {
             unwelcome.entry(&term.topology_key).or_insert_with(|| Counts::none(cycle, &term.topology_key));
         }
         if company.near.is_empty() && company.apart.is_empty() && unwelcome.is_empty() {

@@ -128,6 +128,7 @@ impl Outside {
                     let (_, on) = &self.decided[&number(&victim)];
                     prop_assert_eq!(on, &node);
                 }
+                core.room_made(&pod, true, now);
             }
             _ => {}
         }

@@ -116,12 +116,17 @@ fn the_promised_node_is_kept_for_the_pod_and_nobody_is_asked_twice() {
     let mut core = core(&[node("a", json!({}))]);
     let low = on("a", "low", "2", priority(1));
     tell(&mut core, &low, MS(0));
-    tell(&mut core, &pod("high", "2", priority(10)), MS(0));
+    let high = pod("high", "2", priority(10));
+    tell(&mut core, &high, MS(0));
     assert_eq!(next(&mut core, MS(0)).unwrap(), "high gets a of low");
-    // The victim takes its time; the pod is looked at again and does not ask anew.
+    // While the victims are being asked, nothing makes the pod ask others.
+    let changed = pod("high", "2", and(priority(10), labelled("seen", "again")));
+    tell(&mut core, &changed, MS(50));
+    assert_eq!(next(&mut core, MS(100)), None);
+    // The victim takes its time; the pod is looked at again, for it has changed, and does not ask anew.
     let leaving = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
     tell(&mut core, &on("a", "low", "2", and(priority(1), leaving)), MS(100));
-    tell(&mut core, &pod("high", "2", and(priority(10), labelled("seen", "again"))), MS(500));
+    core.room_made(&changed, true, MS(500));
     let waits = next(&mut core, MS(500)).unwrap();
     assert!(waits.ends_with("not eligible due to a terminating pod on the nominated node."), "{waits}");
     // A less important one that comes in between does not slip in.
@@ -141,6 +146,7 @@ fn a_more_important_pod_takes_over_the_promise() {
     assert_eq!(next(&mut core, MS(0)).unwrap(), "high gets a of low");
     tell(&mut core, &pod("higher", "2", priority(20)), MS(10));
     assert_eq!(next(&mut core, MS(10)).unwrap(), "higher gets a of low");
+    core.room_made(&pod("higher", "2", priority(20)), true, MS(20));
     core.pod_changed(&Key::new("ns", "low"), None, MS(1000));
     assert_eq!(next(&mut core, MS(1000)).unwrap(), "higher to a");
 }

@@ -1,4 +1,5 @@
 mod claims;
+mod held;
 mod laws;
 mod scaling;
 mod updating;
