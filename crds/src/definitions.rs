@@ -25,7 +25,7 @@ struct Row {
 
 const AGE: (&str, &str, &str, i32) = ("Age", "date", ".metadata.creationTimestamp", 0);
 
-const ROWS: [Row; 6] = [
+const ROWS: [Row; 9] = [
     Row {
         kind: "Pod",
         plural: "pods",
@@ -117,9 +117,54 @@ const ROWS: [Row; 6] = [
             AGE,
         ],
     },
+    Row {
+        kind: "StatefulSet",
+        plural: "statefulsets",
+        short: "psts",
+        definition: "io.k8s.api.apps.v1.StatefulSet",
+        namespaced: true,
+        status: true,
+        scale: true,
+        columns: &[
+            ("Desired", "integer", ".spec.replicas", 0),
+            ("Ready", "integer", ".status.readyReplicas", 0),
+            ("Up-to-date", "integer", ".status.updatedReplicas", 0),
+            AGE,
+        ],
+    },
+    Row {
+        kind: "DaemonSet",
+        plural: "daemonsets",
+        short: "pds",
+        definition: "io.k8s.api.apps.v1.DaemonSet",
+        namespaced: true,
+        status: true,
+        scale: false,
+        columns: &[
+            ("Desired", "integer", ".status.desiredNumberScheduled", 0),
+            ("Ready", "integer", ".status.numberReady", 0),
+            ("Up-to-date", "integer", ".status.updatedNumberScheduled", 0),
+            ("Available", "integer", ".status.numberAvailable", 0),
+            AGE,
+        ],
+    },
+    Row {
+        kind: "ControllerRevision",
+        plural: "controllerrevisions",
+        short: "prev",
+        definition: "io.k8s.api.apps.v1.ControllerRevision",
+        namespaced: true,
+        status: false,
+        scale: false,
+        columns: &[
+            ("Controller", "string", ".metadata.ownerReferences[?(@.controller==true)].name", 0),
+            ("Revision", "integer", ".revision", 0),
+            AGE,
+        ],
+    },
 ];
 
-/// The six kinds of the custom family.
+/// The kinds of the custom family.
 pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
     definitions().into_iter().filter_map(|definition| serde_json::from_value(definition).ok()).collect()
 }
@@ -214,6 +259,8 @@ fn root(row: &Row, components: &Map<String, Value>) -> Value {
     let defaults: &[(&str, i64)] = match row.kind {
         "Deployment" => &[("replicas", 1), ("revisionHistoryLimit", 10), ("progressDeadlineSeconds", 600)],
         "ReplicaSet" => &[("replicas", 1)],
+        "StatefulSet" => &[("replicas", 1), ("revisionHistoryLimit", 10)],
+        "DaemonSet" => &[("revisionHistoryLimit", 10)],
         _ => &[],
     };
     for (field, default) in defaults {
@@ -222,7 +269,7 @@ fn root(row: &Row, components: &Map<String, Value>) -> Value {
             field["minimum"] = json!(0);
         }
     }
-    if matches!(row.kind, "Deployment" | "ReplicaSet") {
+    if matches!(row.kind, "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") {
         select_own_pods(&mut schema);
     }
     schema
@@ -353,10 +400,12 @@ mod tests {
     use proa_apimachinery::schema::crd::from_openapi_v3;
 
     #[test]
-    fn the_six_kinds_are_defined_and_each_fits_a_client_side_apply() {
+    fn the_kinds_are_defined_and_each_fits_a_client_side_apply() {
         let definitions = custom_resource_definitions();
         let kinds: Vec<_> = definitions.iter().map(|definition| definition.spec.names.kind.as_str()).collect();
-        assert_eq!(kinds, ["Pod", "ReplicaSet", "Deployment", "Service", "Node", "EndpointSlice"]);
+        let (first, later) = kinds.split_at(6);
+        assert_eq!(first, ["Pod", "ReplicaSet", "Deployment", "Service", "Node", "EndpointSlice"]);
+        assert_eq!(later, ["StatefulSet", "DaemonSet", "ControllerRevision"]);
         for definition in &definitions {
             let size = serde_json::to_string(definition).expect("JSON").len();
             assert!(size < 200 * 1024, "{} takes {size} bytes", definition.spec.names.kind);
@@ -389,7 +438,10 @@ mod tests {
 
     #[test]
     fn a_workload_that_does_not_select_its_own_pods_is_refused() {
-        for definition in &definitions()[1..3] {
+        let select = ["ReplicaSet", "Deployment", "StatefulSet", "DaemonSet"];
+        for definition in
+            definitions().iter().filter(|held| select.iter().any(|kind| held["spec"]["names"]["kind"] == **kind))
+        {
             let schema = definition.pointer("/spec/versions/0/schema/openAPIV3Schema").expect("a schema");
             let schema = from_openapi_v3(schema).expect("structural");
             let refused = |selected: Value, labels: Value| {

@@ -3,6 +3,7 @@
 //! Owns: the record of commits that laws are judged on as they happen, and the judgement of a world at rest.
 
 use crate::jobs::{JOBS, JobRecords};
+use crate::sets::{Asked, Roster};
 use crate::storage::Ledger;
 use crate::world::{Machines, Observed};
 use proa_store::{Committed, Op, Txn};
@@ -25,6 +26,8 @@ pub(crate) struct Records {
     sizes: BTreeMap<String, Size>,
     /// Claims and volumes.
     pub(crate) storage: Ledger,
+    /// Stateful sets and daemon sets.
+    roster: Roster,
     jobs: JobRecords,
     /// Every change of a pod: what a watcher must see, no more and no less.
     pub(crate) pod_events: Vec<(u64, String, &'static str)>,
@@ -51,6 +54,7 @@ impl Records {
                 Op::Put { key, .. } => {
                     let Some(entry) = entries.next() else { continue };
                     self.broken.extend(self.storage.put(key, &entry.bytes));
+                    self.roster.put(key, &entry.bytes);
                     if [PODS, SETS, DEPLOYMENTS, BUDGETS, JOBS].iter().any(|prefix| key.starts_with(prefix)) {
                         let object = serde_json::from_slice(&entry.bytes).expect("objects are stored as JSON");
                         self.put(key, object, committed.revision.0);
@@ -61,6 +65,7 @@ impl Records {
                         self.pod_events.push((committed.revision.0, key.to_string(), "DELETED"));
                     }
                     self.broken.extend(self.storage.delete(key));
+                    self.roster.delete(key);
                     self.sets.remove(&**key);
                     self.deployments.remove(&**key);
                     self.budgets.remove(&**key);
@@ -140,6 +145,14 @@ impl Records {
         let ["api", "v1", "namespaces", namespace, "pods", name] = parts[..] else { return };
         let Some(victim) = self.pods.get(&format!("{PODS}{namespace}/{name}")) else { return };
         let answers = |pod: &Value| machines.containers.get(uid(pod)).and_then(|container| container.ready);
+        if let (Some(promised), Some(_), false) = (self.roster.promise(&owner(victim)), answers(victim), self.disrupted)
+        {
+            let others = self.pods.values().filter(|pod| owner(pod) == owner(victim) && is_alive(pod));
+            let left = others.filter(|pod| answers(pod).is_some()).count() as i64;
+            if left < promised {
+                self.broken.push(format!("deleting {path} leaves {left} available where {promised} must be"));
+            }
+        }
         let Some(deployment) = self.deployment_of(&owner(victim)) else { return };
         if self.disrupted || answers(victim).is_none() || is_leaving(deployment) {
             return;
@@ -188,6 +201,7 @@ impl Records {
     /// The world is at rest: bounds are counted anew from what is wanted now.
     pub(crate) fn rested(&mut self) {
         self.sizes = self.deployments.values().map(|object| (uid(object).to_owned(), Size::of(object))).collect();
+        self.roster.rested();
         self.disrupted = false;
     }
 }
@@ -239,7 +253,7 @@ pub(crate) fn is_bad(image: &str) -> bool {
 }
 
 /// Whether the world has come to rest as wanted; what is still missing, if not.
-pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted]) -> Result<(), String> {
+pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted], asked: &[Asked]) -> Result<(), String> {
     let objects: Vec<(String, Value)> = store
         .entries("/registry/")
         .into_iter()
@@ -285,6 +299,9 @@ pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted]) 
         }
     }
     store.records.lock().storage.at_rest()?;
+    for set in asked {
+        set.at_rest(&objects, machines)?;
+    }
     store.records.lock().jobs.at_rest(&objects, store.now())?;
     let running: BTreeSet<&str> = pods.iter().map(|pod| uid(pod)).collect();
     match machines.containers.iter().find(|(uid, _)| !running.contains(uid.as_str())) {
@@ -368,6 +385,11 @@ fn deployment_at_rest(
     Ok(())
 }
 
+/// Whether the pod's container answers.
+pub(crate) fn answers(machines: &Machines, pod: &Value) -> bool {
+    machines.containers.get(uid(pod)).is_some_and(|container| container.ready.is_some())
+}
+
 fn endpoints_at_rest(wanted: &Wanted, slices: &[&Value], legacy: &[&Value], pods: &[&Value]) -> Result<(), String> {
     let mine = |object: &Value| object["metadata"]["namespace"] == *wanted.namespace;
     let selected = |pod: &Value| mine(pod) && pod["metadata"]["labels"]["app"] == *wanted.name;
@@ -393,12 +415,12 @@ fn endpoints_at_rest(wanted: &Wanted, slices: &[&Value], legacy: &[&Value], pods
     Ok(())
 }
 
-fn uid(object: &Value) -> &str {
+pub(crate) fn uid(object: &Value) -> &str {
     object["metadata"]["uid"].as_str().unwrap_or_default()
 }
 
 /// The uid of the controller, or nothing.
-fn owner(object: &Value) -> String {
+pub(crate) fn owner(object: &Value) -> String {
     let owners = object["metadata"]["ownerReferences"].as_array();
     let controller = owners.into_iter().flatten().find(|owner| owner["controller"] == true);
     controller.and_then(|owner| owner["uid"].as_str()).unwrap_or_default().to_owned()
@@ -408,21 +430,21 @@ fn is_named(object: &Value, namespace: &str, name: &str) -> bool {
     object["metadata"]["namespace"] == *namespace && object["metadata"]["name"] == *name
 }
 
-fn is_leaving(object: &Value) -> bool {
+pub(crate) fn is_leaving(object: &Value) -> bool {
     object["metadata"]["deletionTimestamp"].is_string()
 }
 
-fn is_alive(pod: &Value) -> bool {
+pub(crate) fn is_alive(pod: &Value) -> bool {
     !is_leaving(pod) && !matches!(pod["status"]["phase"].as_str(), Some("Failed" | "Succeeded"))
 }
 
-fn is_ready(pod: &Value) -> bool {
+pub(crate) fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
     conditions.into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 /// The image of a template.
-fn image_of(object: &Value) -> String {
+pub(crate) fn image_of(object: &Value) -> String {
     object["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned()
 }
 

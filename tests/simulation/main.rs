@@ -15,6 +15,7 @@ mod hollow;
 mod jobs;
 mod laws;
 mod scenario;
+mod sets;
 mod storage;
 mod world;
 

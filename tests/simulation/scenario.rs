@@ -7,6 +7,7 @@ use crate::faults::{Rates, Weather};
 use crate::hollow::Hollow;
 use crate::jobs::{a_cron_job, a_job};
 use crate::laws::{Wanted, at_rest};
+use crate::sets::{Asked, Kind};
 use crate::storage;
 use crate::world::{Machines, Observed, now_from};
 use http_body_util::{BodyExt, Full};
@@ -104,6 +105,7 @@ struct Play {
     loops: CancellationToken,
     auditor: Auditor,
     wanted: Vec<Wanted>,
+    sets: Vec<Asked>,
     told: Vec<String>,
     origin: Instant,
     clock: proa_controllers::Clock,
@@ -136,6 +138,7 @@ impl Play {
             loops: CancellationToken::new(),
             auditor,
             wanted: Vec::new(),
+            sets: Vec::new(),
             told: Vec::new(),
             origin,
             clock: proa_controllers::Clock::simulated(crate::world::START.parse().expect("a time")),
@@ -218,6 +221,14 @@ impl Play {
         tokio::time::sleep(Duration::from_millis(500)).await;
         for name in ["web", "api"].iter().take(self.chance.random_range(1..=2)) {
             self.deploy(name).await?;
+        }
+        for kind in [Kind::Stateful, Kind::Daemon] {
+            if self.chance.random_bool(0.35) {
+                let (asked, set) = Asked::start(kind, &mut self.chance);
+                self.tell(format!("a set: {set}"));
+                self.must("POST", &asked.path(false), JSON, &set).await?;
+                self.sets.push(asked);
+            }
         }
         if self.chance.random_bool(0.5) {
             self.start_job().await?;
@@ -387,6 +398,13 @@ impl Play {
     }
 
     async fn happen(&mut self, down: &mut Vec<String>) -> Result<(), String> {
+        if !self.sets.is_empty() && self.chance.random_bool(0.35) {
+            let at = self.chance.random_range(0..self.sets.len());
+            let (patch, told) = self.sets[at].change(&mut self.chance);
+            self.tell(told);
+            let path = self.sets[at].path(true);
+            return self.must("PATCH", &path, STRATEGIC, &patch).await.map(drop);
+        }
         let at = self.chance.random_range(0..self.wanted.len());
         let name = self.wanted[at].name.clone();
         match self.chance.random_range(0..23) {
@@ -483,7 +501,7 @@ impl Play {
             if let Some(broken) = self.store.records.lock().broken.first() {
                 return Err(format!("during {after}: {broken}"));
             }
-            let found = at_rest(&self.store, &self.machines.lock(), &self.wanted);
+            let found = at_rest(&self.store, &self.machines.lock(), &self.wanted, &self.sets);
             match found {
                 Ok(()) if since.is_some_and(|since| since.elapsed() >= STANDSTILL) => return Ok(()),
                 Ok(()) => _ = since.get_or_insert_with(Instant::now),
@@ -505,9 +523,17 @@ impl Play {
             self.must("DELETE", &deployments(&format!("/{}", gone.name)), JSON, &body).await?;
             self.rest("a deletion").await?;
         }
+        if !self.sets.is_empty() && self.chance.random_bool(0.5) {
+            let gone = self.sets.remove(0);
+            let how = ["Foreground", "Background"][self.chance.random_range(0..2)];
+            self.tell(format!("{} is deleted, {how}", gone.path(true)));
+            self.must("DELETE", &gone.path(true), JSON, &json!({"propagationPolicy": how})).await?;
+            self.rest("the deletion of a set").await?;
+        }
         self.tell("the namespace is deleted".into());
         self.must("DELETE", "/api/v1/namespaces/shop", JSON, &json!({})).await?;
         self.wanted.clear();
+        self.sets.clear();
         self.store.records.lock().storage.wanted.clear();
         self.rest("the end").await?;
         let left = self.store.entries("/registry/").into_iter().find(|entry| entry.key.contains("/shop"));

@@ -4,6 +4,28 @@ use std::process::Stdio;
 
 use crate::harness::{Cluster, Part, eventually, text};
 
+const SETS: &str = "
+apiVersion: proa.dev/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  replicas: 2
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db, family: custom}}
+    spec: {terminationGracePeriodSeconds: 0, containers: [{name: main, image: 'example/echo:v1'}]}
+---
+apiVersion: proa.dev/v1
+kind: DaemonSet
+metadata: {name: agent}
+spec:
+  selector: {matchLabels: {app: agent}}
+  template:
+    metadata: {labels: {app: agent, family: custom}}
+    spec: {terminationGracePeriodSeconds: 0, containers: [{name: main, image: 'example/echo:v1'}]}
+";
+
 #[test]
 fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     let cluster = Cluster::prepared();
@@ -47,6 +69,15 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     let images = || cluster.kubectl(&["get", "pods.proa.dev", "-o", "jsonpath={.items[*].spec.containers[0].image}"]);
     available();
     assert_eq!(images(), "example/echo:v1 example/echo:v1");
+    cluster.apply(SETS);
+    cluster.wait_for("statefulsets.proa.dev/db", ".status.availableReplicas", "2");
+    cluster.wait_for("daemonsets.proa.dev/agent", ".status.numberAvailable", "1");
+    cluster.kubectl(&["get", "pods.proa.dev", "db-0", "db-1"]);
+    cluster.kubectl(&["delete", "statefulsets.proa.dev/db", "daemonsets.proa.dev/agent"]);
+    eventually("their pods and revisions go with them", || {
+        let left = ["get", "pods.proa.dev,controllerrevisions.proa.dev", "-l", "family=custom", "-o", "name"];
+        cluster.kubectl(&left).is_empty().then_some(())
+    });
 
     let second = std::fs::read_to_string(manifest).expect("the sample").replace("echo:v1", "echo:v2");
     cluster.apply(&second);

@@ -22,4 +22,5 @@ mod rollback;
 mod rollout;
 mod samples;
 mod scheduling;
+mod sets;
 mod volumes;

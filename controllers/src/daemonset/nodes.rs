@@ -62,8 +62,8 @@ pub(super) fn spec_of(set: &DaemonSet) -> PodSpec {
 pub(super) fn place(spec: &PodSpec, node: &Node) -> Place {
     let name = node.name_any();
     let elsewhere = spec.node_name.as_deref().is_some_and(|wanted| !wanted.is_empty() && wanted != name);
-    let labels = node.metadata.labels.clone().unwrap_or_default();
-    if elsewhere || !affinity::required_matches(spec, &name, &labels) {
+    let (unlabelled, labels) = (BTreeMap::new(), node.metadata.labels.as_ref());
+    if elsewhere || !affinity::required_matches(spec, &name, labels.unwrap_or(&unlabelled)) {
         return Place::default();
     }
     let (taints, tolerations) = (node.spec.taints.as_deref().unwrap_or_default(), spec.tolerations.as_deref());
