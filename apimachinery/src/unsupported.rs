@@ -194,7 +194,7 @@ mod tests {
             (json!({"priority": 1, "preemptionPolicy": "PreemptLowerPriority"}), None, None),
             (asks("example.com/foo"), None, None),
             (asks("scheduling.k8s.io/foo"), None, None),
-            (asks("hugepages-2Mi"), Some("spec.containers[0].resources.requests.hugepages-2Mi"), None),
+            (asks("hugepages-2Mi"), Some("spec.containers[0].resources.requests[hugepages-2Mi]"), None),
             (
                 json!({"containers": [{"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}]}),
                 None,
