@@ -111,9 +111,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
     tokio::spawn(node::peers::follow(
         config.client.clone(),
         config.family,
-        config.node_name.clone(),
-        config.node_ip,
+        node::peers::Own { name: config.node_name.clone(), ip: config.node_ip },
         network.clone(),
+        services.clone(),
         out_of_date.clone(),
         shutdown.clone(),
     ));

@@ -14,6 +14,8 @@ use proa_network::pod::Peer;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::services::Services;
+
 /// The part of a Node the overlay needs; `None` while it is not complete.
 fn peer(node: &Node) -> Option<Peer> {
     let pod_cidr = super::block(node)?;
@@ -22,13 +24,20 @@ fn peer(node: &Node) -> Option<Peer> {
     Some(Peer { node, pod_cidr })
 }
 
-/// Follows the nodes until `shutdown`; `out_of_date` is told when the own one offers other extended resources than it has.
+/// The node whose agent this is.
+pub(crate) struct Own {
+    pub(crate) name: String,
+    pub(crate) ip: IpAddr,
+}
+
+/// Follows the nodes until `shutdown`; `out_of_date` is told when the own one offers other extended resources than it has,
+/// `services` whether other nodes send packets to pods here.
 pub(crate) async fn follow(
     client: kube::Client,
     family: Family,
-    own_name: String,
-    own_ip: IpAddr,
+    Own { name: own_name, ip: own_ip }: Own,
     network: PodNetwork,
+    services: Services,
     out_of_date: Arc<Notify>,
     shutdown: CancellationToken,
 ) {
@@ -85,6 +94,7 @@ pub(crate) async fn follow(
             continue;
         }
         let peers: Vec<Peer> = nodes.values().copied().collect();
+        services.set_alone(peers.is_empty());
         // A single node never touches the overlay.
         while peers != known {
             match network.set_peers(own_ip, peers.clone()).await {

@@ -10,6 +10,7 @@ mod zone;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -29,6 +30,9 @@ const COALESCE: Duration = Duration::from_millis(3);
 /// The longest a termination waits for the proxies: long enough for controllers that are busy, not for ever for controllers
 /// that are away.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// What other nodes' proxies get on top: nobody tells when they are done, but they hear of the same change at the same
+/// time, so that they are behind by no more than one of them takes.
+const ELSEWHERE: Duration = Duration::from_millis(100);
 /// A slow sync behind the events, in case the kernel's table was touched.
 const RESYNC: Duration = Duration::from_secs(300);
 
@@ -73,6 +77,8 @@ struct Inner {
     /// services and slices have been listed
     listed: watch::Sender<[bool; 2]>,
     zone: watch::Sender<Arc<Zone>>,
+    /// other nodes send packets to pods of this one
+    accompanied: AtomicBool,
 }
 
 /// Handle to the services of a node; cheap to clone.
@@ -92,8 +98,14 @@ impl Services {
                 told: watch::Sender::new(Arc::default()),
                 listed: watch::Sender::new([false; 2]),
                 zone,
+                accompanied: AtomicBool::new(false),
             }),
         }
+    }
+
+    /// Tells whether this is the only node.
+    pub(crate) fn set_alone(&self, alone: bool) {
+        self.inner.accompanied.store(!alone, Ordering::Relaxed);
     }
 
     /// The DNS zone, always the newest.
@@ -260,6 +272,7 @@ impl Services {
     ) -> impl Future<Output = ()> + Send + 'static {
         let mut told = self.inner.told.subscribe();
         let uid = pod.uid.clone().filter(|_| pod.deletion_timestamp.is_some() && self.is_selected(pod));
+        let elsewhere = uid.is_some() && self.inner.accompanied.load(Ordering::Relaxed);
         async move {
             let left = told.wait_for(|told| {
                 !ips.iter().any(|ip| told.serving.contains(ip))
@@ -267,6 +280,8 @@ impl Services {
             });
             if tokio::time::timeout(DRAIN_LIMIT.min(at_most), left).await.is_err() {
                 tracing::debug!(?ips, "the endpoint was not seen to leave; stopping the pod anyway");
+            } else if elsewhere {
+                tokio::time::sleep(ELSEWHERE.min(at_most)).await;
             }
         }
     }
@@ -375,8 +390,14 @@ mod tests {
             .send_replace(Arc::new(table::Told { ending: ["u".to_owned()].into(), ..Default::default() }));
         waiting.await.unwrap();
         assert_eq!(began.elapsed(), Duration::from_secs(1));
+        // Where there are other nodes, their proxies get a moment too.
+        services.set_alone(false);
+        services.drained(&pod("web"), vec![ip], Duration::MAX).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(1) + ELSEWHERE);
+        services.set_alone(true);
+        tokio::time::advance(Duration::from_secs(1) - ELSEWHERE).await;
         services.inner.told.send_replace(Arc::default());
         services.drained(&pod("web"), vec![ip], Duration::from_secs(2)).await;
-        assert_eq!(began.elapsed(), Duration::from_secs(3));
+        assert_eq!(began.elapsed(), Duration::from_secs(4));
     }
 }
