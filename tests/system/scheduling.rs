@@ -18,7 +18,7 @@ fn hollow(cluster: &Cluster, count: u32) -> Part {
     part
 }
 
-fn asks(name: &str, class: &str, foo: u32, more: &str) -> String {
+fn asks(name: &str, class: &str, boats: u32, more: &str) -> String {
     format!(
         "
 ---
@@ -29,7 +29,7 @@ spec:
   priorityClassName: {class}
   terminationGracePeriodSeconds: 1
   containers:
-  - {{name: main, image: 'example/echo:v1', resources: {{requests: {{scheduling.k8s.io/foo: {foo}}}, limits: {{scheduling.k8s.io/foo: {foo}}}}}}}
+  - {{name: main, image: 'example/echo:v1', resources: {{requests: {{scheduling.k8s.io/boats: {boats}}}, limits: {{scheduling.k8s.io/boats: {boats}}}}}}}
 "
     )
 }
@@ -39,10 +39,10 @@ spec:
 #[test]
 fn the_less_important_leaves_told_why_and_the_more_important_gets_its_place() {
     let cluster = Cluster::up();
-    let added = r#"{"status": {"capacity": {"scheduling.k8s.io/foo": "2"}}}"#;
+    let added = r#"{"status": {"capacity": {"scheduling.k8s.io/boats": "2"}}}"#;
     cluster.kubectl(&["patch", "node", "node-1", "--subresource=status", "--type=merge", "-p", added]);
     // What others add to a node's capacity its agent offers.
-    cluster.wait_for("node/node-1", ".status.allocatable.scheduling\\.k8s\\.io/foo", "2");
+    cluster.wait_for("node/node-1", ".status.allocatable.scheduling\\.k8s\\.io/boats", "2");
     for (name, value) in [("low", "1"), ("high", "1000")] {
         cluster.kubectl(&["create", "priorityclass", name, &format!("--value={value}")]);
     }
@@ -76,7 +76,7 @@ fn the_less_important_leaves_told_why_and_the_more_important_gets_its_place() {
     cluster.wait_for(
         "pod/equal",
         scheduled,
-        "0/1 nodes are available: 1 Insufficient scheduling.k8s.io/foo. \
+        "0/1 nodes are available: 1 Insufficient scheduling.k8s.io/boats. \
          preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.",
     );
     let critical = asks("critical", "system-node-critical", 2, ", namespace: kube-system");

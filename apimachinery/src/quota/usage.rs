@@ -69,7 +69,7 @@ pub fn usage(subject: Subject<'_>, object: &Object, now: Timestamp) -> Amounts {
     match subject.plural {
         "pods" => {
             // Beside `count/pods` a pod that has ended uses nothing.
-            if !counts_until(object).is_none_or(|end| now <= end) || is_over(object) {
+            if counts_until(object).is_some_and(|end| now > end) || is_over(object) {
                 return usage;
             }
             usage.insert("pods".to_owned(), one);

@@ -68,7 +68,7 @@ fn default_class(call: &Call<'_>) -> Option<String> {
 fn may_grow(call: &Call<'_>, new: &Object, old: &Object) -> Result<(), ApiError> {
     const SIZE: [&str; 4] = ["spec", "resources", "requests", "storage"];
     let size = |claim: &Object| claim.get(&SIZE).and_then(|size| Quantity::from_value(size).ok());
-    if !size(new).zip(size(old)).is_some_and(|(wanted, before)| wanted > before) {
+    if size(new).zip(size(old)).is_none_or(|(wanted, before)| wanted <= before) {
         return Ok(());
     }
     let refuse = |why: &str| Err(ApiError::forbidden(call.resource.group_resource(), new.name(), why));

@@ -142,7 +142,7 @@ fn a_job_is_made_at_each_time_of_the_schedule_and_named_after_it() {
     case.at("2026-11-21T10:05:00Z");
     assert_eq!(case.run(), Some(300));
     let name = named("2026-11-21T10:05:00Z");
-    assert_eq!(case.names(), [name.clone()]);
+    assert_eq!(case.names(), std::slice::from_ref(&name));
     let job = case.jobs()[0].clone();
     assert_eq!(job.labels()["app"], "tick");
     assert_eq!(

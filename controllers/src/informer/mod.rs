@@ -377,10 +377,12 @@ pub struct Informers(Arc<Registry>);
 struct Registry {
     client: Client,
     shutdown: CancellationToken,
-    held: Mutex<HashMap<(TypeId, ApiResource, &'static str), Box<dyn Any + Send + Sync>>>,
+    held: Mutex<HashMap<Asked, Box<dyn Any + Send + Sync>>>,
     started: Mutex<Option<Vec<Start>>>,
 }
 
+/// What an informer is known by: its type, its resource, and how it was asked for.
+type Asked = (TypeId, ApiResource, &'static str);
 type Start = Box<dyn FnOnce() + Send>;
 
 impl Informers {

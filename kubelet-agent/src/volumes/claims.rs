@@ -61,7 +61,7 @@ pub(super) async fn setup(ctx: &Arc<Context>, pod: &Pod, volume: &Volume, claim:
             std::fs::create_dir_all(parent)?;
         }
         match std::fs::remove_file(&claimed) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => std::os::unix::fs::symlink(&path, &claimed),
         }
     };

@@ -90,7 +90,8 @@ impl Filter for Rules<'_> {
                 Some(count) => present &= count > 0,
             }
         }
-        if !present && !(self.first_of_its_kind && self.near.iter().all(|counts| counts.total == 0)) {
+        let first = self.first_of_its_kind && self.near.iter().all(|counts| counts.total == 0);
+        if !present && !first {
             return Verdict::never_if(true, why, "node(s) didn't match pod affinity rules");
         }
         if self.apart.iter().any(|counts| counts.with(node).is_some_and(|count| count > 0)) {

@@ -83,7 +83,7 @@ fn counts_all(pod: &PodInfo, constraint: &Constraint) -> bool {
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let picky = affinity.is_some_and(|a| a.required_during_scheduling_ignored_during_execution.is_some())
         || spec.node_selector.as_ref().is_some_and(|labels| !labels.is_empty());
-    !constraint.honors_taints && !(constraint.honors_affinity && picky)
+    !constraint.honors_taints && (!constraint.honors_affinity || !picky)
 }
 
 /// One constraint with the pods that count.
