@@ -48,7 +48,7 @@ fn a_stateful_set_keeps_names_and_data_and_does_not_wait_for_a_bad_revision_when
     let ask = |from: &str, to: &str| {
         let url = format!("http://{to}.db.default.svc.cluster.local:8080/");
         eventually("a pod answers by its name", || {
-            let answer = cluster.try_kubectl(&["exec", from, "--", "wget", "-qO-", "-T", "2", &url]);
+            let answer = cluster.try_kubectl(&["exec", from, "--", "timeout", "2", "wget", "-q", "-O", "-", &url]);
             answer.status.success().then(|| String::from_utf8_lossy(&answer.stdout).trim().to_owned())
         })
     };
