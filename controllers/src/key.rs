@@ -1,6 +1,6 @@
 //! What a work queue holds and a store is keyed by: namespace and name.
 
-use kube::{Resource, ResourceExt};
+use kube::{Resource, core::ObjectMeta};
 use std::{fmt, sync::Arc};
 
 /// Namespace (empty for cluster-scoped objects) and name. Cheap to clone; ordered by namespace, then name.
@@ -20,7 +20,13 @@ impl Key {
 
     /// The key of an object.
     pub fn of<K: Resource>(object: &K) -> Self {
-        Key::new(object.meta().namespace.as_deref().unwrap_or_default(), &object.name_any())
+        Key::in_metadata(object.meta())
+    }
+
+    /// The key of the object with that metadata.
+    pub(crate) fn in_metadata(metadata: &ObjectMeta) -> Self {
+        let name = metadata.name.as_deref().or(metadata.generate_name.as_deref());
+        Key::new(metadata.namespace.as_deref().unwrap_or_default(), name.unwrap_or_default())
     }
 }
 

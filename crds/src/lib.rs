@@ -2,7 +2,7 @@
 //!
 //! Owns: the [`Family`] value that says under which group and version the workload kinds are served, the typed
 //! aliases ([`Pod`], [`ReplicaSet`], [`Deployment`], [`StatefulSet`], [`DaemonSet`], [`Service`], [`Node`]) and types
-//! ([`ControllerRevision`], [`EndpointSlice`]) that work with either family, [`Decoded`] to read them with, the names
+//! ([`ControllerRevision`], [`EndpointSlice`]) that work with either family, [`Encoded`] to read them with, the names
 //! several crates must agree on ([`annotations`], [`conditions`], [`reasons`], the evidence of a failed revision
 //! ([`Failure`])), Proa's own kinds ([`policy`]) and the custom resource definitions of both
 //! ([`custom_resource_definitions`], [`extension_definitions`]).
@@ -25,7 +25,7 @@ pub mod reasons;
 pub mod release;
 
 pub use controller_revision::ControllerRevision;
-pub use decoded::{Decoded, Undecodable};
+pub use decoded::{Decoded, Encoded, Undecodable};
 pub use definitions::{
     custom_resource_definition_files, custom_resource_definitions, custom_resource_definitions_yaml,
 };

@@ -32,6 +32,7 @@ mod storage;
 mod store_images;
 mod streams;
 mod volumes;
+mod watches;
 
 pub use config::{Config, NetworkConfig, Tls};
 pub use pods::cgroup_root;

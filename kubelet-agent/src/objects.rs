@@ -7,13 +7,15 @@ use std::sync::{Arc, Weak};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::core::ApiResource;
+use kube::runtime::watcher;
 use parking_lot::Mutex;
-use proa_crds::{Decoded, annotations};
+use proa_crds::annotations;
 use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::pods::Pod;
+use crate::watches::watch;
 
 /// Which of the two kinds that hold configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -181,10 +183,11 @@ impl Objects {
             let objects = Arc::downgrade(self);
             let client = self.client.clone();
             tokio::spawn(async move {
-                match key.1.kind {
-                    ObjectKind::ConfigMap => follow::<ConfigMap>(client, key, objects).await,
-                    ObjectKind::Secret => follow::<Secret>(client, key, objects).await,
-                }
+                let kind = match key.1.kind {
+                    ObjectKind::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
+                    ObjectKind::Secret => ApiResource::erase::<Secret>(&()),
+                };
+                follow(client, kind, key, objects).await;
             });
         }
     }
@@ -235,19 +238,11 @@ pub(crate) fn kept_name(pod: &Pod) -> Option<&str> {
 
 /// Watches one object until nobody wants it. The interest is looked at when something happens and once a
 /// minute: an unwanted watch costs a little memory, never a wake-up of a pod.
-async fn follow<K>(client: kube::Client, key: (String, ObjectRef), objects: Weak<Objects>)
-where
-    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + 'static,
-{
+async fn follow(client: kube::Client, kind: ApiResource, key: (String, ObjectRef), objects: Weak<Objects>) {
     // Only told, never read here: a state that cannot be decoded is an event like any other.
-    let api: Api<Decoded<K>> = Api::namespaced(client, &key.0);
+    let api = Api::namespaced_with(client, &key.0, &kind);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", key.1.name));
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watch(api, config);
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(60));
     tick.tick().await;
     loop {

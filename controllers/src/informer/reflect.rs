@@ -1,15 +1,20 @@
 //! The task behind an informer: watch, keep the store, report, and list again now and then.
 
-use super::{Informer, Watched, revision_of};
+use super::{
+    object::Held,
+    shared::{Shared, revision_in},
+};
 use crate::Key;
 use futures::{StreamExt, pin_mut};
 use kube::{
     Api,
-    core::ObjectMeta,
     runtime::watcher::{self, Event},
 };
-use proa_crds::{Decoded, Undecodable};
-use std::{sync::atomic::Ordering, time::Duration};
+use proa_crds::{Decoded, Encoded, Undecodable};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -28,26 +33,21 @@ fn is_unknown_kind(error: &watcher::Error) -> bool {
 }
 
 /// A list that is coming in.
-struct Listing<K> {
-    objects: Vec<K>,
+#[derive(Default)]
+struct Listing {
+    objects: Vec<Held>,
     /// The objects of the list that cannot be read.
     unread: Vec<Key>,
 }
 
-impl<K> Default for Listing<K> {
-    fn default() -> Self {
-        Listing { objects: Vec::new(), unread: Vec::new() }
-    }
-}
-
-pub(super) async fn run<K: Watched>(informer: Informer<K>, shutdown: CancellationToken) {
-    let kind = informer.resource().kind;
+pub(super) async fn run(informer: Arc<Shared>, shutdown: CancellationToken) {
+    let kind = &informer.resource.kind;
     let mut failures = 0u32;
     while !shutdown.is_cancelled() {
         // Spread, so that the kinds do not list all at the same time.
-        let relist_at = Instant::now() + RELIST_EVERY + spread(&kind);
-        let api: Api<Decoded<K>> = Api::all_with(informer.0.client.clone(), informer.dynamic_type());
-        let events = watcher::watcher(api, informer.0.selection.clone());
+        let relist_at = Instant::now() + RELIST_EVERY + spread(kind);
+        let api: Api<Encoded> = Api::all_with(informer.client.clone(), &informer.resource);
+        let events = watcher::watcher(api, informer.selection.clone());
         pin_mut!(events);
         let mut listing = Listing::default();
         loop {
@@ -63,7 +63,7 @@ pub(super) async fn run<K: Watched>(informer: Informer<K>, shutdown: Cancellatio
                     failures = 0;
                     take_in(&informer, event, &mut listing);
                 }
-                Some(Err(error)) if informer.0.may_be_unknown.load(Ordering::Relaxed) && is_unknown_kind(&error) => {
+                Some(Err(error)) if informer.may_be_unknown.load(Ordering::Relaxed) && is_unknown_kind(&error) => {
                     take_in(&informer, Event::Init, &mut listing);
                     take_in(&informer, Event::InitDone, &mut listing);
                     tokio::select! {
@@ -98,48 +98,44 @@ fn spread(kind: &str) -> Duration {
     RELIST_EVERY.mul_f64(f64::from(sum % 1000) / 4000.0)
 }
 
-fn take_in<K: Watched>(informer: &Informer<K>, event: Event<Decoded<K>>, listing: &mut Listing<K>) {
-    let store = &informer.0.store;
+fn take_in(informer: &Shared, event: Event<Encoded>, listing: &mut Listing) {
     match event {
         Event::Init => *listing = Listing::default(),
-        Event::InitApply(Decoded::Object(mut object)) => {
-            informer.trim(&mut object);
-            listing.objects.push(object);
-        }
-        Event::InitApply(Decoded::Undecodable(unread)) => {
-            listing.unread.push(key_of(&unread.metadata));
-            skip(informer, &unread);
-        }
+        Event::InitApply(object) => match informer.read(object) {
+            Decoded::Object(object) => listing.objects.push(object),
+            Decoded::Undecodable(unread) => {
+                listing.unread.push(Key::in_metadata(&unread.metadata));
+                skip(informer, &unread);
+            }
+        },
         Event::InitDone => {
             let Listing { objects, unread } = std::mem::take(listing);
-            let changes = store.write().replace(objects, &unread);
-            informer.report(&changes);
-            informer.0.synced.send_replace(true);
+            let changes = informer.store.write().replace(objects, &unread);
+            informer.report(changes);
+            informer.synced.send_replace(true);
         }
-        Event::Apply(Decoded::Object(mut object)) => {
-            informer.trim(&mut object);
-            let change = store.write().put(object);
-            informer.report(&change.into_iter().collect::<Vec<_>>());
-        }
-        Event::Apply(Decoded::Undecodable(unread)) => skip(informer, &unread),
+        Event::Apply(object) => match informer.read(object) {
+            Decoded::Object(object) => {
+                let change = informer.store.write().put(object);
+                informer.report(change.into_iter().collect());
+            }
+            Decoded::Undecodable(unread) => skip(informer, &unread),
+        },
         Event::Delete(object) => {
-            let change = store.write().remove(&Key::of(&object), revision_of(&object));
-            informer.report(&change.into_iter().collect::<Vec<_>>());
+            let (key, last) = (Key::of(&object), revision_in(object.metadata()));
+            let change = informer.store.write().remove(&key, last);
+            informer.report(change.into_iter().collect());
         }
     }
 }
 
-fn key_of(metadata: &ObjectMeta) -> Key {
-    Key::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
-}
-
 /// The store keeps the last state that could be read: to its loops the object is as it was, never gone.
-fn skip<K: Watched>(informer: &Informer<K>, unread: &Undecodable) {
-    let key = key_of(&unread.metadata);
-    warn!(kind = informer.resource().kind, %key, error = unread.error, "this object cannot be read and is left out");
-    if let Some(revision) = unread.metadata.resource_version.as_deref().and_then(|at| at.parse().ok()) {
-        informer.0.store.write().saw(revision);
-        informer.report(&[]);
+fn skip(informer: &Shared, unread: &Undecodable) {
+    let key = Key::in_metadata(&unread.metadata);
+    warn!(kind = informer.resource.kind, %key, error = unread.error, "this object cannot be read and is left out");
+    if let Some(revision) = revision_in(&unread.metadata) {
+        informer.store.write().saw(revision);
+        informer.report(Vec::new());
     }
 }
 
@@ -150,7 +146,7 @@ mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
     use serde_json::{Value, json};
 
-    fn decoded(name: &str, revision: u64, data: Value) -> Decoded<ConfigMap> {
+    fn written(name: &str, revision: u64, data: Value) -> Encoded {
         let metadata = json!({"name": name, "namespace": "ns", "uid": name, "resourceVersion": revision.to_string()});
         serde_json::from_str(&json!({"metadata": metadata, "data": data}).to_string()).unwrap()
     }
@@ -163,22 +159,22 @@ mod tests {
         let informer = informers.of::<ConfigMap>();
         let mut listing = Listing::default();
         let (good, bad) = (json!({"a": "1"}), json!({"a": 1}));
-        let mut tell = |event| take_in(&informer, event, &mut listing);
+        let mut tell = |event| take_in(informer.shared(), event, &mut listing);
         let names = || informer.list().iter().map(|map| map.metadata.name.clone().unwrap()).collect::<Vec<_>>();
         tell(Event::Init);
-        tell(Event::InitApply(decoded("never-read", 1, bad.clone())));
-        tell(Event::InitApply(decoded("read", 2, good.clone())));
+        tell(Event::InitApply(written("never-read", 1, bad.clone())));
+        tell(Event::InitApply(written("read", 2, good.clone())));
         tell(Event::InitDone);
         assert_eq!(names(), ["read"]);
-        tell(Event::Apply(decoded("read", 5, bad.clone())));
+        tell(Event::Apply(written("read", 5, bad.clone())));
         assert_eq!(names(), ["read"], "as it last could be read");
-        assert!(crate::informer::Observes::has_seen(&informer, 5), "nobody waits for it for ever");
+        assert!(informer.shared().has_seen(5), "nobody waits for it for ever");
         tell(Event::Init);
-        tell(Event::InitApply(decoded("read", 5, bad)));
-        tell(Event::InitApply(decoded("new", 6, good)));
+        tell(Event::InitApply(written("read", 5, bad)));
+        tell(Event::InitApply(written("new", 6, good)));
         tell(Event::InitDone);
         assert_eq!(names(), ["new", "read"]);
-        tell(Event::Delete(decoded("read", 7, json!({"a": 1}))));
+        tell(Event::Delete(written("read", 7, json!({"a": 1}))));
         assert_eq!(names(), ["new"]);
     }
 }

@@ -1,8 +1,10 @@
 //! The objects of one kind, with indices. Pure: no IO, no tasks.
 
-use super::{is_stripped, revision_of};
+use super::{
+    object::{Held, Object},
+    shared::{is_stripped, revision_in},
+};
 use crate::Key;
-use kube::Resource;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -10,7 +12,7 @@ use std::{
 
 /// What happened to one object.
 #[derive(Debug)]
-pub struct Change<K> {
+pub struct Change<K: ?Sized> {
     /// The object's key.
     pub key: Key,
     /// The object before, if the store held it.
@@ -19,13 +21,13 @@ pub struct Change<K> {
     pub new: Option<Arc<K>>,
 }
 
-impl<K> Clone for Change<K> {
+impl<K: ?Sized> Clone for Change<K> {
     fn clone(&self) -> Self {
         Change { key: self.key.clone(), old: self.old.clone(), new: self.new.clone() }
     }
 }
 
-impl<K> Change<K> {
+impl<K: ?Sized> Change<K> {
     /// The object now, or as it last was.
     pub fn latest(&self) -> Option<&Arc<K>> {
         self.new.as_ref().or(self.old.as_ref())
@@ -37,67 +39,59 @@ impl<K> Change<K> {
     }
 }
 
-type IndexFn<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
+type IndexFn = Box<dyn Fn(&dyn Object) -> Vec<String> + Send + Sync>;
 
-struct Index<K> {
-    values: IndexFn<K>,
+struct Index {
+    values: IndexFn,
     keys: HashMap<String, BTreeSet<Key>>,
 }
 
 /// An ordered map of objects with indices.
-pub(crate) struct Store<K> {
-    objects: BTreeMap<Key, Arc<K>>,
-    indices: HashMap<&'static str, Index<K>>,
+#[derive(Default)]
+pub(crate) struct Store {
+    objects: BTreeMap<Key, Held>,
+    indices: HashMap<&'static str, Index>,
     revision: u64,
 }
 
-impl<K> Default for Store<K> {
-    fn default() -> Self {
-        Store { objects: BTreeMap::new(), indices: HashMap::new(), revision: 0 }
-    }
-}
-
-impl<K: Resource> Store<K> {
-    pub(crate) fn add_index(&mut self, name: &'static str, values: IndexFn<K>) {
+impl Store {
+    pub(crate) fn add_index(&mut self, name: &'static str, values: IndexFn) {
         if self.indices.contains_key(name) {
             return;
         }
         let mut index = Index { values, keys: HashMap::new() };
         for (key, object) in &self.objects {
-            index.insert(key, object);
+            index.follow(key, None, Some(&**object));
         }
         self.indices.insert(name, index);
     }
 
     /// Takes in an object as seen on the wire; `None` when the store already holds it, or something newer.
-    pub(crate) fn put(&mut self, object: K) -> Option<Change<K>> {
-        let held = self.objects.get(&Key::of(&object));
-        let same = held.is_some_and(|held| {
-            held.meta().uid == object.meta().uid
-                && !is_stripped(held.meta())
-                && revision_of(&object).is_some_and(|at| revision_of(&**held) == Some(at))
+    pub(crate) fn put(&mut self, object: Held) -> Option<Change<dyn Object>> {
+        let new = object.metadata();
+        let key = Key::in_metadata(new);
+        let same = self.objects.get(&key).is_some_and(|held| {
+            let held = held.metadata();
+            held.uid == new.uid
+                && !is_stripped(held)
+                && revision_in(new).is_some_and(|at| revision_in(held) == Some(at))
         });
-        if same { None } else { self.take_in(object) }
+        if same { None } else { self.take_in(key, object) }
     }
 
     /// As [`Store::put`]; what is held already is a change too: a list wakes everybody (invariant 10).
-    fn take_in(&mut self, object: K) -> Option<Change<K>> {
-        let key = Key::of(&object);
-        let revision = revision_of(&object);
+    fn take_in(&mut self, key: Key, new: Held) -> Option<Change<dyn Object>> {
+        let revision = revision_in(new.metadata());
         self.saw(revision.unwrap_or(0));
         if let (Some(held), Some(revision)) = (self.objects.get(&key), revision)
-            && held.meta().uid == object.meta().uid
-            && revision_of(held.as_ref()).is_some_and(|held| held > revision)
+            && held.metadata().uid == new.metadata().uid
+            && revision_in(held.metadata()).is_some_and(|held| held > revision)
         {
             return None;
         }
-        let new = Arc::new(object);
         let old = self.objects.insert(key.clone(), new.clone());
         for index in self.indices.values_mut() {
-            if let Some(old) = &old {
-                index.remove(&key, old);
-            }
-            index.insert(&key, &new);
+            index.follow(&key, old.as_deref(), Some(&*new));
         }
         Some(Change { key, old, new: Some(new) })
     }
@@ -108,24 +102,25 @@ impl<K: Resource> Store<K> {
     }
 
     /// Takes an object out. `last` is the resource version of its final state on the wire.
-    pub(crate) fn remove(&mut self, key: &Key, last: Option<u64>) -> Option<Change<K>> {
+    pub(crate) fn remove(&mut self, key: &Key, last: Option<u64>) -> Option<Change<dyn Object>> {
         self.saw(last.unwrap_or(0));
         let old = self.objects.remove(key)?;
         for index in self.indices.values_mut() {
-            index.remove(key, &old);
+            index.follow(key, Some(&*old), None);
         }
         Some(Change { key: key.clone(), old: Some(old), new: None })
     }
 
     /// Replaces everything by a fresh list, except what the list holds in a state that cannot be read (`unread`).
     /// Reports every object, changed or not: the slow relist behind the watch.
-    pub(crate) fn replace(&mut self, objects: Vec<K>, unread: &[Key]) -> Vec<Change<K>> {
+    pub(crate) fn replace(&mut self, objects: Vec<Held>, unread: &[Key]) -> Vec<Change<dyn Object>> {
         let mut gone: BTreeSet<Key> = self.objects.keys().cloned().collect();
         gone.retain(|key| !unread.contains(key));
         let mut changes = Vec::with_capacity(objects.len());
         for object in objects {
-            gone.remove(&Key::of(&object));
-            changes.extend(self.take_in(object));
+            let key = Key::in_metadata(object.metadata());
+            gone.remove(&key);
+            changes.extend(self.take_in(key, object));
         }
         for key in gone {
             changes.extend(self.remove(&key, None));
@@ -133,15 +128,15 @@ impl<K: Resource> Store<K> {
         changes
     }
 
-    pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {
+    pub(crate) fn get(&self, key: &Key) -> Option<Held> {
         self.objects.get(key).cloned()
     }
 
-    pub(crate) fn list(&self) -> Vec<Arc<K>> {
+    pub(crate) fn list(&self) -> Vec<Held> {
         self.objects.values().cloned().collect()
     }
 
-    pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+    pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Held> {
         let from = Key::new(namespace, "");
         self.objects
             .range(from..)
@@ -150,7 +145,7 @@ impl<K: Resource> Store<K> {
             .collect()
     }
 
-    pub(crate) fn by_index(&self, name: &str, value: &str) -> Vec<Arc<K>> {
+    pub(crate) fn by_index(&self, name: &str, value: &str) -> Vec<Held> {
         let Some(keys) = self.indices.get(name).and_then(|index| index.keys.get(value)) else { return Vec::new() };
         keys.iter().filter_map(|key| self.objects.get(key).cloned()).collect()
     }
@@ -165,21 +160,24 @@ impl<K: Resource> Store<K> {
     }
 }
 
-impl<K> Index<K> {
-    fn insert(&mut self, key: &Key, object: &K) {
-        for value in (self.values)(object) {
-            self.keys.entry(value).or_default().insert(key.clone());
+impl Index {
+    /// An object came, changed or went. Most changes leave it where it is found.
+    fn follow(&mut self, key: &Key, old: Option<&dyn Object>, new: Option<&dyn Object>) {
+        let values = |object: Option<&dyn Object>| object.map(&self.values).unwrap_or_default();
+        let (old, new) = (values(old), values(new));
+        if old == new {
+            return;
         }
-    }
-
-    fn remove(&mut self, key: &Key, object: &K) {
-        for value in (self.values)(object) {
+        for value in old {
             if let Some(keys) = self.keys.get_mut(&value) {
                 keys.remove(key);
                 if keys.is_empty() {
                     self.keys.remove(&value);
                 }
             }
+        }
+        for value in new {
+            self.keys.entry(value).or_default().insert(key.clone());
         }
     }
 }
@@ -190,8 +188,8 @@ mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::core::ObjectMeta;
 
-    fn object(name: &str, revision: u64, app: &str) -> ConfigMap {
-        ConfigMap {
+    fn object(name: &str, revision: u64, app: &str) -> Arc<ConfigMap> {
+        Arc::new(ConfigMap {
             metadata: ObjectMeta {
                 name: Some(name.into()),
                 namespace: Some("ns".into()),
@@ -201,20 +199,20 @@ mod tests {
                 ..Default::default()
             },
             ..Default::default()
-        }
+        })
     }
 
-    fn store() -> Store<ConfigMap> {
+    fn store() -> Store {
         let mut store = Store::default();
         store.add_index(
             "app",
-            Box::new(|map: &ConfigMap| map.metadata.labels.iter().flatten().map(|(_, v)| v.clone()).collect()),
+            Box::new(|map: &dyn Object| map.metadata().labels.iter().flatten().map(|(_, v)| v.clone()).collect()),
         );
         store
     }
 
-    fn names(found: &[Arc<ConfigMap>]) -> Vec<&str> {
-        found.iter().filter_map(|o| o.metadata.name.as_deref()).collect()
+    fn names(found: &[Held]) -> Vec<&str> {
+        found.iter().filter_map(|o| o.metadata().name.as_deref()).collect()
     }
 
     #[test]
@@ -255,10 +253,10 @@ mod tests {
     fn what_was_stripped_is_replaced_by_the_whole_of_the_same_revision() {
         let mut store = store();
         let mut stub = object("a", 5, "x");
-        stub.metadata.self_link = Some("stripped".into());
+        Arc::make_mut(&mut stub).metadata.self_link = Some("stripped".into());
         store.put(stub);
         let whole = store.put(object("a", 5, "x")).expect("a change");
-        assert!(!is_stripped(&whole.new.expect("it").metadata));
+        assert!(!is_stripped(whole.new.expect("it").metadata()));
         assert!(store.put(object("a", 5, "x")).is_none());
     }
 
@@ -267,7 +265,7 @@ mod tests {
         let mut store = store();
         store.put(object("a", 1, "x"));
         let mut other = object("z", 2, "x");
-        other.metadata.namespace = Some("nt".into());
+        Arc::make_mut(&mut other).metadata.namespace = Some("nt".into());
         store.put(other);
         assert_eq!(names(&store.in_namespace("ns")), ["a"]);
         assert_eq!(names(&store.in_namespace("nt")), ["z"]);

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     ActError, Change, Clock, Context, Informer, Key, Queue, Writes,
-    informer::{Observes, Watched, is_stripped},
+    informer::{Watched, is_stripped},
     owners,
     patch::{MANAGER, params},
     pods,

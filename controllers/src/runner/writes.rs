@@ -2,7 +2,7 @@
 
 use crate::{
     Key,
-    informer::{Informer, Observes, Watched, revision_of},
+    informer::{Informer, Shared, Watched, revision_of},
 };
 use parking_lot::Mutex;
 use std::{fmt, sync::Arc, time::Duration};
@@ -16,7 +16,7 @@ const LOST_AFTER: Duration = Duration::from_secs(5);
 pub struct Writes(Mutex<Vec<Write>>);
 
 struct Write {
-    informer: Arc<dyn Observes>,
+    informer: Arc<Shared>,
     key: Key,
     effect: Effect,
 }
@@ -32,17 +32,17 @@ impl Writes {
     /// Tells that `object` was written; it is as the server answered.
     pub fn wrote<K: Watched>(&self, informer: &Informer<K>, object: &K) {
         if let Some(revision) = revision_of(object) {
-            self.push(informer, Key::of(object), Effect::At(revision));
+            self.push(informer.shared(), Key::of(object), Effect::At(revision));
         }
     }
 
     /// Tells that the object with this uid was deleted, or marked for deletion.
     pub fn deleted<K: Watched>(&self, informer: &Informer<K>, key: &Key, uid: &str) {
-        self.push(informer, key.clone(), Effect::Deleted(uid.to_owned()));
+        self.push(informer.shared(), key.clone(), Effect::Deleted(uid.to_owned()));
     }
 
-    fn push<K: Watched>(&self, informer: &Informer<K>, key: Key, effect: Effect) {
-        self.0.lock().push(Write { informer: Arc::new(informer.clone()), key, effect });
+    fn push(&self, informer: &Arc<Shared>, key: Key, effect: Effect) {
+        self.0.lock().push(Write { informer: informer.clone(), key, effect });
     }
 
     /// Waits until every write has been seen; by event, and after a time-out by a live read.

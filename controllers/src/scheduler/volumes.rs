@@ -5,7 +5,7 @@
 //! `claimRef`, and the volume controller does the rest.
 
 use super::cluster::storage::{SELECTED_NODE, VolumePlan};
-use crate::{Informer, Key, informer::Observes, patch::params};
+use crate::{Informer, Key, patch::params};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::Patch;
 use serde_json::json;

@@ -26,7 +26,7 @@ use kube::{
 };
 use parking_lot::Mutex;
 use proa_crds::{
-    Decoded, Node, Pod,
+    Decoded, Encoded, Node, Pod,
     annotations::{HOSTNAME, LOCAL_PROVISIONER, VOLUMES},
 };
 use std::{collections::HashMap, sync::Arc};
@@ -150,10 +150,10 @@ impl PersistentVolumes {
 
     async fn confirm_unused(&self, key: &Key) -> Result<(), ActError> {
         let Some(claim) = self.claims.get(key) else { return Err(ActError::Gone(key.to_string())) };
-        let pods: kube::Api<Decoded<Pod>> =
-            kube::Api::namespaced_with(self.pods.cluster_api().into_client(), &key.namespace, self.pods.dynamic_type());
+        let pods: kube::Api<Encoded> =
+            kube::Api::namespaced_with(self.pods.cluster_api().into_client(), &key.namespace, &self.pods.resource());
         for pod in pods.list(&ListParams::default()).await? {
-            match pod {
+            match pod.decode::<Pod>() {
                 Decoded::Object(pod) if !claim::uses(&pod, &claim) => {}
                 // What cannot be read may be using it.
                 _ => return Err(ActError::Conflict(format!("{key} is in use after all"))),

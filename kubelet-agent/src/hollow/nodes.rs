@@ -12,7 +12,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     runtime::watcher,
 };
-use proa_crds::Node;
+use proa_crds::{Decoded, Encoded, Node};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
@@ -152,10 +152,14 @@ async fn beat(client: &Client, hollow: &Hollow) {
 async fn mend(client: &Client, hollow: &Hollow) {
     let nodes: Api<Node> = Api::all_with(client.clone(), &hollow.family.node());
     let mine = watcher::Config::default().labels(&format!("{LABEL}={}", hollow.prefix));
-    let mut events = watcher::watcher(nodes.clone(), mine).boxed();
+    let seen: Api<Encoded> = Api::all_with(client.clone(), &hollow.family.node());
+    let mut events = watcher::watcher(seen, mine).boxed();
     while let Some(event) = events.next().await {
         let node = match event {
-            Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => node,
+            Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => match object.decode::<Node>() {
+                Decoded::Object(node) => node,
+                Decoded::Undecodable(_) => continue,
+            },
             Ok(_) => continue,
             Err(_) => {
                 tokio::time::sleep(Duration::from_secs(1)).await;

@@ -9,6 +9,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, Preconditions},
     runtime::watcher::{self, Event},
 };
+use proa_crds::{Decoded, Encoded};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
@@ -68,7 +69,7 @@ fn duty(pod: &Pod, done: Option<Duty>) -> Option<Duty> {
 
 /// Follows the pods of all nodes.
 pub(super) async fn run(client: &Client, hollow: &Hollow) {
-    let pods: Api<Pod> = Api::all_with(client.clone(), &hollow.family.pod());
+    let pods: Api<Encoded> = Api::all_with(client.clone(), &hollow.family.pod());
     let bound = watcher::Config::default().fields("spec.nodeName!=");
     let mut events = watcher::watcher(pods, bound).boxed();
     let slots = Arc::new(Semaphore::new(AT_ONCE));
@@ -77,9 +78,12 @@ pub(super) async fn run(client: &Client, hollow: &Hollow) {
     let mut addresses = 0;
     while let Some(event) = events.next().await {
         let pod = match event {
-            Ok(Event::Apply(pod) | Event::InitApply(pod)) => pod,
+            Ok(Event::Apply(object) | Event::InitApply(object)) => match object.decode::<Pod>() {
+                Decoded::Object(pod) => pod,
+                Decoded::Undecodable(_) => continue,
+            },
             Ok(Event::Delete(pod)) => {
-                done.remove(&pod.uid().unwrap_or_default());
+                done.remove(pod.metadata().uid.as_deref().unwrap_or_default());
                 continue;
             }
             Ok(Event::Init | Event::InitDone) => continue,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Resource as _};
+use kube::Api;
+use kube::runtime::watcher;
 use proa_crds::{Decoded, Family, Node};
 use proa_network::PodNetwork;
 use proa_network::pod::Peer;
@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::services::Services;
+use crate::watches::watch;
 
 /// The part of a Node the overlay needs; `None` while it is not complete.
 fn peer(node: &Node) -> Option<Peer> {
@@ -41,8 +42,7 @@ pub(crate) async fn follow(
     out_of_date: Arc<Notify>,
     shutdown: CancellationToken,
 ) {
-    let api: Api<Decoded<Node>> = Api::all_with(client, &family.node());
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events = watch(Api::all_with(client, &family.node()), watcher::Config::default());
     let mut nodes: BTreeMap<String, Peer> = BTreeMap::new();
     let mut listing = None;
     let mut known: Vec<Peer> = Vec::new();
@@ -69,25 +69,19 @@ pub(crate) async fn follow(
                 continue;
             }
             Some(Ok(watcher::Event::Init)) => listing = Some(BTreeMap::new()),
-            Some(Ok(watcher::Event::InitApply(Decoded::Object(node)))) => {
-                learn(listing.get_or_insert_default(), &node);
-                continue;
-            }
-            Some(Ok(
-                watcher::Event::InitApply(Decoded::Undecodable(unread))
-                | watcher::Event::Apply(Decoded::Undecodable(unread)),
-            )) => {
-                let name = unread.metadata.name.unwrap_or_default();
-                tracing::warn!(name, error = unread.error, "this node cannot be read and is left as it was");
-                if let (Some(listing), Some(held)) = (&mut listing, nodes.get(&name)) {
-                    listing.insert(name, *held);
+            Some(Ok(watcher::Event::InitApply(node) | watcher::Event::Apply(node))) => match node.decode() {
+                Decoded::Object(node) => learn(listing.as_mut().unwrap_or(&mut nodes), &node),
+                Decoded::Undecodable(unread) => {
+                    let name = unread.metadata.name.unwrap_or_default();
+                    tracing::warn!(name, error = unread.error, "this node cannot be read and is left as it was");
+                    if let (Some(listing), Some(held)) = (&mut listing, nodes.get(&name)) {
+                        listing.insert(name, *held);
+                    }
                 }
-                continue;
-            }
+            },
             Some(Ok(watcher::Event::InitDone)) => nodes = listing.take().unwrap_or_default(),
-            Some(Ok(watcher::Event::Apply(Decoded::Object(node)))) => learn(&mut nodes, &node),
             Some(Ok(watcher::Event::Delete(node))) => {
-                nodes.remove(node.meta().name.as_deref().unwrap_or_default());
+                nodes.remove(node.metadata().name.as_deref().unwrap_or_default());
             }
         }
         if listing.is_some() {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Resource as _};
-use proa_crds::{Decoded, Family, Undecodable};
+use kube::Api;
+use kube::runtime::watcher;
+use proa_crds::{Decoded, Encoded, Family, Undecodable};
 use proa_runtime::{ContainerState, ContainerStatus, Exit, RuntimeEvent, SandboxState};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ use super::ground::{self, GroundInfo};
 use super::track::ContainerId;
 use super::worker::{self, Begin, Message};
 use super::{Pod, host_network, uid};
+use crate::watches::watch;
 
 /// The slow relist behind the runtime's events.
 const RELIST: Duration = Duration::from_secs(120);
@@ -40,14 +41,14 @@ impl Found {
 pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
     let mut events = ctx.runtime.events();
     let mut found = find(&ctx).await;
-    let api: Api<Decoded<Pod>> = Api::all_with(ctx.client.clone(), &ctx.family.pod());
+    let api = Api::all_with(ctx.client.clone(), &ctx.family.pod());
     let config = match ctx.family {
         // The server picks the node's pods.
         Family::Standard => watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.node_name)),
         // A custom resource on any server may not know that field: the agent picks.
         Family::Proa => watcher::Config::default(),
     };
-    let mut pods = watcher(api, config).default_backoff().boxed();
+    let mut pods = watch(api, config);
     let mut listed: Option<BTreeSet<String>> = None;
     let mut relist = tokio::time::interval(RELIST);
     relist.tick().await;
@@ -136,27 +137,29 @@ async fn find(ctx: &Context) -> Found {
 
 async fn on_pod(
     ctx: &Arc<Context>,
-    event: watcher::Event<Decoded<Pod>>,
+    event: watcher::Event<Encoded>,
     listed: &mut Option<BTreeSet<String>>,
     found: &mut Found,
 ) {
     match event {
         watcher::Event::Init => *listed = Some(BTreeSet::new()),
-        watcher::Event::InitApply(Decoded::Object(pod)) => {
-            if let Some(listed) = listed
-                && is_ours(ctx, &pod)
-            {
-                listed.insert(uid(&pod).to_owned());
+        watcher::Event::InitApply(object) => match object.decode::<Pod>() {
+            Decoded::Object(pod) => {
+                if let Some(listed) = listed
+                    && is_ours(ctx, &pod)
+                {
+                    listed.insert(uid(&pod).to_owned());
+                }
+                wanted(ctx, pod, found);
             }
-            wanted(ctx, pod, found);
-        }
-        watcher::Event::InitApply(Decoded::Undecodable(unread)) => {
-            // It is still there: what runs of it goes on as it last could be read.
-            if let (Some(listed), Some(uid)) = (listed, &unread.metadata.uid) {
-                listed.insert(uid.clone());
+            Decoded::Undecodable(unread) => {
+                // It is still there: what runs of it goes on as it last could be read.
+                if let (Some(listed), Some(uid)) = (listed, &unread.metadata.uid) {
+                    listed.insert(uid.clone());
+                }
+                skip(&unread);
             }
-            skip(&unread);
-        }
+        },
         watcher::Event::InitDone => {
             let listed = listed.take().unwrap_or_default();
             for uid in ctx.registry.uids() {
@@ -166,10 +169,12 @@ async fn on_pod(
             }
             sweep(ctx, found).await;
         }
-        watcher::Event::Apply(Decoded::Object(pod)) => wanted(ctx, pod, found),
-        watcher::Event::Apply(Decoded::Undecodable(unread)) => skip(&unread),
+        watcher::Event::Apply(object) => match object.decode::<Pod>() {
+            Decoded::Object(pod) => wanted(ctx, pod, found),
+            Decoded::Undecodable(unread) => skip(&unread),
+        },
         watcher::Event::Delete(pod) => {
-            ctx.registry.tell(pod.meta().uid.as_deref().unwrap_or_default(), Message::Gone);
+            ctx.registry.tell(pod.metadata().uid.as_deref().unwrap_or_default(), Message::Gone);
         }
     }
 }

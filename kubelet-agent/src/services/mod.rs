@@ -15,15 +15,19 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::core::{ObjectMeta, PartialObjectMeta};
-use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Resource as _};
+use kube::Api;
+use kube::core::{ApiResource, ObjectMeta, PartialObjectMeta};
+use kube::runtime::watcher;
 use parking_lot::RwLock;
-use proa_crds::{Decoded, EndpointSlice, Family, Service};
+use proa_crds::{Decoded, Encoded, EndpointSlice, Family, Service};
 use proa_network::{HostPort, ServiceProxy, ServiceTable, Zone};
+use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+
+use crate::watches;
 
 /// A burst of changes within this time is one sync.
 const COALESCE: Duration = Duration::from_millis(3);
@@ -121,20 +125,20 @@ impl Services {
         proxy: Arc<dyn Proxy>,
         shutdown: CancellationToken,
     ) {
-        let services: Api<Decoded<Service>> = Api::all_with(client.clone(), &family.service());
-        let slices: Api<Decoded<EndpointSlice>> = Api::all_with(client.clone(), &family.endpoint_slice());
-        let namespaces: Api<Decoded<PartialObjectMeta<Namespace>>> = Api::all(client);
+        let all = |kind: &ApiResource| watches::watch(Api::all_with(client.clone(), kind), watcher::Config::default());
+        let (services, slices) = (all(&family.service()), all(&family.endpoint_slice()));
+        let namespaces = all(&ApiResource::erase::<Namespace>(&()));
         let this = self.clone();
         spawn_until(&shutdown, async move {
-            this.follow(watcher(services, watcher::Config::default()), Some(0), |seen| &mut seen.services).await;
+            this.follow(services, Some(0), |seen| &mut seen.services).await;
         });
         let this = self.clone();
         spawn_until(&shutdown, async move {
-            this.follow(watcher(slices, watcher::Config::default()), Some(1), |seen| &mut seen.slices).await;
+            this.follow(slices, Some(1), |seen| &mut seen.slices).await;
         });
         let this = self.clone();
         spawn_until(&shutdown, async move {
-            this.follow(watcher(namespaces, watcher::Config::default()), None, |seen| &mut seen.namespaces).await;
+            this.follow(namespaces, None, |seen| &mut seen.namespaces).await;
         });
         let this = self.clone();
         spawn_until(&shutdown, async move { this.sync_forever(proxy).await });
@@ -150,27 +154,24 @@ impl Services {
     /// Follows one kind; with `listed`, pods wait for its first list.
     async fn follow<K>(
         &self,
-        events: impl futures::Stream<Item = Result<watcher::Event<Decoded<K>>, watcher::Error>> + Send,
+        mut events: BoxStream<'static, watches::Seen>,
         listed: Option<usize>,
         map: impl Fn(&mut Seen) -> &mut BTreeMap<(String, String), Arc<K>>,
     ) where
-        K: kube::Resource + Clone + Send + Sync + 'static,
+        K: DeserializeOwned + Send + Sync + 'static,
     {
         let key =
             |meta: &ObjectMeta| (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
-        let mut events = std::pin::pin!(events.default_backoff());
         let mut listing = BTreeMap::new();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listing = BTreeMap::new(),
-                Ok(watcher::Event::InitApply(Decoded::Object(object))) => {
-                    listing.insert(key(object.meta()), Arc::new(object));
-                    continue;
-                }
-                Ok(watcher::Event::InitApply(Decoded::Undecodable(unread))) => {
-                    let key = key(&unread.metadata);
-                    tracing::warn!(?key, error = unread.error, "this object cannot be read and is left as it was");
-                    let held = map(&mut self.inner.seen.write()).get(&key).cloned();
+                Ok(watcher::Event::InitApply(object)) => {
+                    let key = key(object.metadata());
+                    let held = match read(&key, object) {
+                        Some(object) => Some(object),
+                        None => map(&mut self.inner.seen.write()).get(&key).cloned(),
+                    };
                     listing.extend(held.map(|held| (key, held)));
                     continue;
                 }
@@ -180,16 +181,13 @@ impl Services {
                         self.inner.listed.send_modify(|l| l[index] = true);
                     }
                 }
-                Ok(watcher::Event::Apply(Decoded::Object(object))) => {
-                    map(&mut self.inner.seen.write()).insert(key(object.meta()), Arc::new(object));
-                }
-                Ok(watcher::Event::Apply(Decoded::Undecodable(unread))) => {
-                    let key = key(&unread.metadata);
-                    tracing::warn!(?key, error = unread.error, "this object cannot be read and is left as it was");
-                    continue;
+                Ok(watcher::Event::Apply(object)) => {
+                    let key = key(object.metadata());
+                    let Some(object) = read(&key, object) else { continue };
+                    map(&mut self.inner.seen.write()).insert(key, object);
                 }
                 Ok(watcher::Event::Delete(object)) => {
-                    map(&mut self.inner.seen.write()).remove(&key(object.meta()));
+                    map(&mut self.inner.seen.write()).remove(&key(object.metadata()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "watch of services, endpoints or namespaces failed; trying again");
@@ -308,6 +306,17 @@ fn spawn_until(shutdown: &CancellationToken, work: impl Future<Output = ()> + Se
             () = shutdown.cancelled() => {}
         }
     });
+}
+
+/// The object, unless it cannot be read.
+fn read<K: DeserializeOwned>(key: &(String, String), object: Encoded) -> Option<Arc<K>> {
+    match object.decode() {
+        Decoded::Object(object) => Some(Arc::new(object)),
+        Decoded::Undecodable(unread) => {
+            tracing::warn!(?key, error = unread.error, "this object cannot be read and is left as it was");
+            None
+        }
+    }
 }
 
 #[cfg(test)]

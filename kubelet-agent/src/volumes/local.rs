@@ -16,7 +16,8 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::core::ApiResource;
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 use proa_crds::Decoded;
 use proa_crds::annotations::{HOSTNAME, LOCAL_PROVISIONER, LOCAL_VOLUME, PROVISIONED_BY, VOLUME_IN_USE};
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::events::Severity;
 use crate::mounts::remove_tree;
 use crate::pods::context::Context;
+use crate::watches::watch;
 
 /// Volumes are for whoever runs in the pod, as an `emptyDir` is.
 const MODE: u32 = 0o777;
@@ -141,9 +143,9 @@ pub(crate) enum Removal {
 
 /// Removes what deleted volumes leave on this node, until `shutdown`.
 pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
-    let api: Api<Decoded<PersistentVolume>> = Api::all(ctx.client.clone());
+    let api = Api::all_with(ctx.client.clone(), &ApiResource::erase::<PersistentVolume>(&()));
     let config = watcher::Config::default().labels(&format!("{HOSTNAME}={}", ctx.node_name));
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watch(api, config);
     let shared = ctx.clone();
     tokio::task::spawn_blocking(move || shared.local_volumes.sweep());
     let mut leaving: BTreeMap<String, PersistentVolume> = BTreeMap::new();
@@ -153,15 +155,17 @@ pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             event = events.next() => match event {
                 Some(Ok(watcher::Event::Init)) => leaving.clear(),
-                Some(Ok(watcher::Event::Apply(Decoded::Object(volume)) | watcher::Event::InitApply(Decoded::Object(volume)))) => {
-                    if is_leaving(&volume) {
-                        leaving.insert(volume.name_any(), volume);
-                    } else {
-                        leaving.remove(&volume.name_any());
+                Some(Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object))) => {
+                    if let Decoded::Object(volume) = object.decode::<PersistentVolume>() {
+                        if is_leaving(&volume) {
+                            leaving.insert(volume.name_any(), volume);
+                        } else {
+                            leaving.remove(&volume.name_any());
+                        }
                     }
                 }
                 Some(Ok(watcher::Event::Delete(volume))) => {
-                    if let Some(name) = &kube::Resource::meta(&volume).name {
+                    if let Some(name) = &volume.metadata().name {
                         leaving.remove(name);
                     }
                 }
