@@ -1,6 +1,7 @@
 //! What every loop is made from.
 
 use crate::{Clock, Loop, Queue, events::Recorder, informer::Informers, runner};
+use futures::future::BoxFuture;
 use kube::Client;
 use parking_lot::Mutex;
 use proa_crds::Family;
@@ -52,6 +53,7 @@ impl Context {
 
     /// Runs a task of a loop that is no [`Loop`] (the scheduler's, a leader's); it ends by itself on shutdown.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task: BoxFuture<'static, ()> = Box::pin(task);
         self.loops.lock().spawn(task);
     }
 

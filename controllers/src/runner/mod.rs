@@ -117,19 +117,55 @@ impl From<kube::Error> for ActError {
     }
 }
 
+/// A loop without its types: what drives it is there once, not once for every loop.
+trait Turns: Send + Sync + 'static {
+    fn called(&self) -> &'static str;
+    fn seeing(&self) -> BoxFuture<'_, ()>;
+    fn at_once(&self) -> usize;
+    fn turn<'a>(&'a self, key: &'a Key, writes: &'a Writes, now: Timestamp)
+    -> BoxFuture<'a, Result<Outcome, ActError>>;
+}
+
+impl<L: Loop> Turns for L {
+    fn called(&self) -> &'static str {
+        self.name()
+    }
+
+    fn seeing(&self) -> BoxFuture<'_, ()> {
+        self.ready()
+    }
+
+    fn at_once(&self) -> usize {
+        self.workers().max(1)
+    }
+
+    fn turn<'a>(
+        &'a self,
+        key: &'a Key,
+        writes: &'a Writes,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<Outcome, ActError>> {
+        Box::pin(once(self, key, writes, now))
+    }
+}
+
 /// Drives one loop until its queue is closed and drained.
-pub async fn drive<L: Loop>(this: Arc<L>, queue: Queue, clock: Clock) {
-    this.ready().await;
-    let slots = Arc::new(Semaphore::new(this.workers().max(1)));
+pub fn drive(this: Arc<impl Loop>, queue: Queue, clock: Clock) -> BoxFuture<'static, ()> {
+    Box::pin(take_turns(this, queue, clock))
+}
+
+async fn take_turns(this: Arc<dyn Turns>, queue: Queue, clock: Clock) {
+    this.seeing().await;
+    let slots = Arc::new(Semaphore::new(this.at_once()));
     let mut tasks = JoinSet::new();
     while let Some(key) = queue.next().await {
         let Ok(slot) = slots.clone().acquire_owned().await else { break };
         while tasks.try_join_next().is_some() {}
         let (this, queue, clock) = (this.clone(), queue.clone(), clock.clone());
-        let span = debug_span!("loop", name = this.name(), %key);
+        let span = debug_span!("loop", name = this.called(), %key);
         let work = async move {
             let writes = Writes::default();
-            let outcome = once(&*this, &key, &writes, clock.now()).await;
+            let outcome = this.turn(&key, &writes, clock.now()).await;
             // The slot is free while we wait to see our own writes; the key is not: nobody else works on it.
             drop(slot);
             writes.settled().await;
@@ -151,7 +187,7 @@ pub async fn drive<L: Loop>(this: Arc<L>, queue: Queue, clock: Clock) {
                 }
                 Err(error) => {
                     let pause = queue.retry(key.clone());
-                    warn!(loop_name = this.name(), %key, %error, ?pause, "action failed");
+                    warn!(loop_name = this.called(), %key, %error, ?pause, "action failed");
                 }
             }
             queue.done(&key);
