@@ -25,7 +25,7 @@ pub type ReplicationController = Object<Spec, ReplicaSetStatus>;
 
 /// The spec of a ReplicationController, as that of a ReplicaSet: its map of labels is a selector.
 #[derive(Clone, Debug)]
-pub struct Spec(ReplicaSetSpec);
+pub struct Spec(pub(crate) ReplicaSetSpec);
 
 impl<'de> Deserialize<'de> for Spec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -23,13 +23,16 @@ mod volumes;
 pub(crate) use cluster::affinity;
 pub use config::{ConfigError, Configuration};
 
-use crate::{Context, Informer, Key, informer::Watched};
+use crate::{
+    Context, Informer, Key,
+    informer::Watched,
+    replicaset::{Replicates, ReplicationController},
+};
 use cluster::{Budget, terms::Selector};
 use core::Core;
 use futures::future::BoxFuture;
 use k8s_openapi::api::{
-    apps::v1::StatefulSet,
-    core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController},
+    core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim},
     policy::v1::PodDisruptionBudget,
     storage::v1::{CSINode, StorageClass},
 };
@@ -123,12 +126,13 @@ impl Scheduler {
             let selector = set.map(|set: &Arc<proa_crds::ReplicaSet>| Selector::of(Some(&set.spec.selector)));
             core.cluster.owners.controller_changed("ReplicaSet", key, selector);
         }));
-        synced.push(self.feed(&informers.of::<StatefulSet>(), |core, key, set, _| {
-            let selector = set.and_then(|set| set.spec.as_ref()).map(|spec| Selector::of(Some(&spec.selector)));
+        synced.push(self.feed(&informers.of_resource(self.context.family.stateful_set()), |core, key, set, _| {
+            let selector = set.map(|set: &Arc<proa_crds::StatefulSet>| Selector::of(Some(&set.spec.selector)));
             core.cluster.owners.controller_changed("StatefulSet", key, selector);
         }));
-        synced.push(self.feed(&informers.of::<ReplicationController>(), |core, key, controller, _| {
-            let selector = controller.and_then(|controller| controller.spec.as_ref()?.selector.as_ref());
+        let controllers = informers.of_resource(ReplicationController::resource(self.context.family));
+        synced.push(self.feed(&controllers, |core, key, controller: Option<&Arc<ReplicationController>>, _| {
+            let selector = controller.and_then(|controller| controller.spec.0.selector.match_labels.as_ref());
             core.cluster.owners.controller_changed("ReplicationController", key, selector.map(Selector::labels));
         }));
         synced.push(self.feed(&informers.of::<PodDisruptionBudget>(), |core, key, budget, _| {
