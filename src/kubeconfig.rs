@@ -29,9 +29,32 @@ impl Access {
     /// # Errors
     /// When the file cannot be read or is no kubeconfig.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Access> {
-        let kubeconfig =
-            Kubeconfig::read_from(path).with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
+        let text = std::fs::read(path);
+        let kubeconfig = text.map_err(anyhow::Error::from).and_then(|text| parse(&text, path.parent()));
+        let kubeconfig = kubeconfig.with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
         Ok(Access { path: path.to_owned(), kubeconfig })
+    }
+
+    /// What kubectl would use: the files of `$KUBECONFIG` merged, else the one in the user's home; `None` when there is
+    /// none. A file that is named and does not exist is passed over, as client-go does.
+    ///
+    /// # Errors
+    /// When a file that is there is no kubeconfig.
+    pub(crate) fn of_user() -> anyhow::Result<Option<Access>> {
+        let named = std::env::var_os("KUBECONFIG").filter(|named| !named.is_empty());
+        let paths: Vec<PathBuf> = match named {
+            Some(named) => std::env::split_paths(&named).collect(),
+            None => std::env::home_dir().map(|home| home.join(".kube/config")).into_iter().collect(),
+        };
+        let mut merged: Option<Access> = None;
+        for path in paths.iter().filter(|path| path.exists()) {
+            let read = Access::read(path)?;
+            merged = Some(match merged {
+                Some(Access { path, kubeconfig }) => Access { path, kubeconfig: kubeconfig.merge(read.kubeconfig)? },
+                None => read,
+            });
+        }
+        Ok(merged)
     }
 
     /// A client that calls itself so.
@@ -81,6 +104,44 @@ impl Access {
     }
 }
 
+/// Every document, merged. Through our own reader of YAML: a second one, made for these types alone, is half a megabyte.
+/// What it names relative to itself lies in `directory`.
+fn parse(text: &[u8], directory: Option<&Path>) -> anyhow::Result<Kubeconfig> {
+    let mut merged = Kubeconfig::default();
+    for document in proa_apimachinery::yaml::from_yaml(text)? {
+        let mut read: Kubeconfig = serde_json::from_value(document)?;
+        if let Some(directory) = directory {
+            anchor(&mut read, directory);
+        }
+        merged = merged.merge(read)?;
+    }
+    Ok(merged)
+}
+
+/// Relative paths count from the file that names them; of commands only those that are paths (client-go).
+fn anchor(file: &mut Kubeconfig, directory: &Path) {
+    let anchor = |path: &mut Option<String>| {
+        if let Some(path) = path
+            && let Some(absolute) = directory.join(&*path).to_str()
+        {
+            absolute.clone_into(path);
+        }
+    };
+    for cluster in file.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        anchor(&mut cluster.certificate_authority);
+    }
+    for user in file.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
+        anchor(&mut user.client_certificate);
+        anchor(&mut user.client_key);
+        anchor(&mut user.token_file);
+        if let Some(exec) = &mut user.exec
+            && exec.command.as_ref().is_some_and(|command| command.contains('/'))
+        {
+            anchor(&mut exec.command);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,8 +157,30 @@ contexts:
 ";
 
     fn access(current: &str) -> Access {
-        let kubeconfig = Kubeconfig::from_yaml(&format!("{TWO_CLUSTERS}current-context: {current}\n"));
+        let kubeconfig = parse(format!("{TWO_CLUSTERS}current-context: {current}\n").as_bytes(), None);
         Access { path: "file".into(), kubeconfig: kubeconfig.expect("a kubeconfig") }
+    }
+
+    #[test]
+    fn a_relative_path_counts_from_the_file_that_names_it() {
+        let text = "
+clusters: [{name: c, cluster: {certificate-authority: pki/ca.crt}}]
+users:
+- {name: own, user: {client-certificate: me.crt, client-key: /etc/me.key, exec: {command: ./login}}}
+- {name: path, user: {exec: {command: aws}}}
+---
+current-context: later
+";
+        let read = parse(text.as_bytes(), Some(Path::new("/home/me/.kube"))).expect("a kubeconfig");
+        let cluster = read.clusters[0].cluster.as_ref().expect("a cluster");
+        assert_eq!(cluster.certificate_authority.as_deref(), Some("/home/me/.kube/pki/ca.crt"));
+        let user = |at: usize| read.auth_infos[at].auth_info.as_ref().expect("a user");
+        let command = |at| user(at).exec.as_ref().and_then(|exec| exec.command.as_deref());
+        assert_eq!(user(0).client_certificate.as_deref(), Some("/home/me/.kube/me.crt"));
+        assert_eq!(user(0).client_key.as_deref(), Some("/etc/me.key"));
+        assert_eq!(command(0), Some("/home/me/.kube/./login"));
+        assert_eq!(command(1), Some("aws"), "looked up in PATH");
+        assert_eq!(read.current_context.as_deref(), Some("later"), "of every document");
     }
 
     #[test]

@@ -100,8 +100,13 @@ async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
     if let Some(file) = kubeconfig {
         return Access::read(&file)?.client(COMMAND_LINE).await;
     }
-    if let Ok(client) = Client::try_default().await {
+    if let Ok(Some(access)) = Access::of_user()
+        && let Ok(client) = access.client(COMMAND_LINE).await
+    {
         return Ok(client);
+    }
+    if let Ok(config) = kube::Config::incluster() {
+        return Ok(Client::try_from(config)?);
     }
     let default = PathBuf::from(cli::DEFAULT_DATA_DIR).join("admin.kubeconfig");
     Access::read(&default).context("no kubeconfig: give one with --kubeconfig")?.client(COMMAND_LINE).await
