@@ -28,6 +28,44 @@ pub(crate) struct PodControl {
     words: fn(&Deed<'_>) -> String,
 }
 
+/// The pods a selector selects, as the server has them now.
+pub(crate) async fn held(
+    pods: &Informer<Pod>,
+    namespace: &str,
+    selector: &LabelSelector,
+) -> Result<Vec<Pod>, ActError> {
+    let selected =
+        kube::core::Selector::try_from(selector.clone()).map_err(|error| ActError::Refused(error.to_string()))?;
+    match pods.api(namespace).list(&ListParams::default().labels_from(&selected)).await {
+        Ok(list) => Ok(list.items),
+        // A pod that cannot be read is not read by asking again.
+        Err(kube::Error::SerdeError(error)) => Err(ActError::Refused(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// An answer that got lost may have been a yes: what the server really holds of the owner of that uid must be in view
+/// before the next count, or the same pods are made twice.
+pub(crate) fn find_out_later(
+    pods: &Informer<Pod>,
+    namespace: &str,
+    uid: String,
+    selector: &LabelSelector,
+    writes: &Writes,
+) {
+    let asked = Arc::new((pods.clone(), namespace.to_owned(), uid, selector.clone()));
+    writes.unanswered(move || {
+        let asked = asked.clone();
+        Box::pin(async move {
+            let (pods, namespace, uid, selector) = &*asked;
+            let (held, found) = (held(pods, namespace, selector).await?, Writes::default());
+            let mine = held.iter().filter(|pod| owners::is_controlled_by(&pod.metadata, uid));
+            mine.for_each(|pod| found.wrote(pods, pod));
+            Ok(found)
+        })
+    });
+}
+
 /// What was done or tried, for an event.
 pub(crate) struct Deed<'a> {
     /// `create` or `delete`.
@@ -102,7 +140,8 @@ impl PodControl {
             }
             if let Some(error) = failure {
                 if matches!(error, ActError::Failed(_)) {
-                    self.find_out(owner, selector, writes).await;
+                    let uid = owner.meta().uid.clone().unwrap_or_default();
+                    find_out_later(&self.pods, &namespace, uid, selector, writes);
                 }
                 return Err(error);
             }
@@ -117,18 +156,6 @@ impl PodControl {
         let Ok(held) = self.pods.api(&owner.namespace().unwrap_or_default()).get(pod).await else { return false };
         writes.wrote(&self.pods, &held);
         owners::is_controlled_by(&held.metadata, owner.meta().uid.as_deref().unwrap_or_default())
-    }
-
-    /// An answer that got lost may have been a yes: what the server really holds must be in view before the next
-    /// count, or the same pods are made twice.
-    async fn find_out<K: Resource>(&self, owner: &K, selector: &LabelSelector, writes: &Writes) {
-        let api = self.pods.api(&owner.namespace().unwrap_or_default());
-        let Ok(selected) = kube::core::Selector::try_from(selector.clone()) else { return };
-        if let Ok(pods) = api.list(&ListParams::default().labels_from(&selected)).await {
-            let uid = owner.meta().uid.as_deref().unwrap_or_default();
-            let mine = pods.items.iter().filter(|pod| owners::is_controlled_by(&pod.metadata, uid));
-            mine.for_each(|pod| writes.wrote(&self.pods, pod));
-        }
     }
 
     /// Deletes pods, all at once. Goes on past an error; the last one is returned.

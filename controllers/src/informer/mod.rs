@@ -278,8 +278,8 @@ pub(crate) fn revision_of<K: Resource>(object: &K) -> Option<u64> {
 
 /// What the runner asks an informer after a write of its own (invariant 6).
 pub(crate) trait Observes: Send + Sync {
-    /// Everything up to this resource version has been seen.
-    fn has_seen(&self, revision: u64) -> bool;
+    /// The object has been seen at this resource version or later, or everything up to it has.
+    fn has_seen(&self, key: &Key, revision: u64) -> bool;
     /// The object is gone, replaced, or marked for deletion.
     fn has_lost(&self, key: &Key, uid: &str) -> bool;
     /// Told of every change.
@@ -318,8 +318,9 @@ impl<K: Watched> Informer<K> {
 }
 
 impl<K: Watched> Observes for Informer<K> {
-    fn has_seen(&self, revision: u64) -> bool {
-        self.0.store.read().revision() >= revision
+    fn has_seen(&self, key: &Key, revision: u64) -> bool {
+        let store = self.0.store.read();
+        store.revision() >= revision || store.get(key).and_then(|held| revision_of(&*held)) >= Some(revision)
     }
 
     fn has_lost(&self, key: &Key, uid: &str) -> bool {
@@ -339,7 +340,7 @@ impl<K: Watched> Observes for Informer<K> {
             let change = match found {
                 Some(mut object) => {
                     self.trim(&mut object);
-                    self.0.store.write().put(object)
+                    self.0.store.write().put_alone(object)
                 }
                 None => self.0.store.write().remove(key, None),
             };

@@ -172,7 +172,10 @@ mod tests {
         assert_eq!(names(), ["read"]);
         tell(Event::Apply(decoded("read", 5, bad.clone())));
         assert_eq!(names(), ["read"], "as it last could be read");
-        assert!(crate::informer::Observes::has_seen(&informer, 5), "nobody waits for it for ever");
+        assert!(
+            crate::informer::Observes::has_seen(&informer, &Key::new("ns", "other"), 5),
+            "nobody waits for it for ever"
+        );
         tell(Event::Init);
         tell(Event::InitApply(decoded("read", 5, bad)));
         tell(Event::InitApply(decoded("new", 6, good)));

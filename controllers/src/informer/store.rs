@@ -69,22 +69,34 @@ impl<K: Resource> Store<K> {
         self.indices.insert(name, index);
     }
 
-    /// Takes in an object as seen on the wire; `None` when the store already holds it, or something newer.
+    /// Takes in the next object of the watch; `None` when the store already holds it, or something newer.
     pub(crate) fn put(&mut self, object: K) -> Option<Change<K>> {
+        self.saw(revision_of(&object).unwrap_or(0));
+        self.put_alone(object)
+    }
+
+    /// Takes in an object that was read by itself. It says nothing of others: what of them was written before it may still
+    /// be on its way.
+    pub(crate) fn put_alone(&mut self, object: K) -> Option<Change<K>> {
         let held = self.objects.get(&Key::of(&object));
         let same = held.is_some_and(|held| {
             held.meta().uid == object.meta().uid
                 && !is_stripped(held.meta())
                 && revision_of(&object).is_some_and(|at| revision_of(&**held) == Some(at))
         });
-        if same { None } else { self.take_in(object) }
+        if same { None } else { self.insert(object) }
     }
 
-    /// As [`Store::put`]; what is held already is a change too: a list wakes everybody (invariant 10).
+    /// As [`Store::put`], of the watch or a list: everything up to it has been seen. What is held already is a change
+    /// too where a list brings it, for a list wakes everybody (invariant 10).
     fn take_in(&mut self, object: K) -> Option<Change<K>> {
+        self.saw(revision_of(&object).unwrap_or(0));
+        self.insert(object)
+    }
+
+    fn insert(&mut self, object: K) -> Option<Change<K>> {
         let key = Key::of(&object);
         let revision = revision_of(&object);
-        self.saw(revision.unwrap_or(0));
         if let (Some(held), Some(revision)) = (self.objects.get(&key), revision)
             && held.meta().uid == object.meta().uid
             && revision_of(held.as_ref()).is_some_and(|held| held > revision)
@@ -238,6 +250,16 @@ mod tests {
         assert!(store.put(object("a", 4, "old")).is_none());
         assert!(store.put(object("a", 5, "new")).is_none(), "seen again, it wakes nobody");
         assert_eq!(names(&store.by_index("app", "new")), ["a"]);
+    }
+
+    #[test]
+    fn an_object_read_by_itself_says_nothing_of_others() {
+        let mut store = store();
+        store.put(object("a", 5, "x"));
+        assert!(store.put_alone(object("b", 9, "x")).is_some());
+        assert_eq!((names(&store.list()), store.revision()), (vec!["a", "b"], 5));
+        assert!(store.put(object("b", 9, "x")).is_none());
+        assert_eq!(store.revision(), 9);
     }
 
     #[test]

@@ -1,19 +1,18 @@
 //! Writes to pods, as every loop that keeps pods makes them: created in growing batches, deleted side by side, patched.
 //!
-//! Owns: the order and the bounds of those writes, their events, and the search for pods whose creation was answered to
-//! nobody. Never decides how many pods there should be.
+//! Owns: the order and the bounds of those writes, and their events. Never decides how many pods there should be.
 
 use crate::{
     ActError, Context, Informer, Key, Writes,
     events::{Kind, Note, Recorder},
-    owners,
     patch::params,
+    pod_control::{self, find_out_later},
 };
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PostParams, Preconditions},
     core::{ApiResource, ObjectMeta},
 };
 use proa_crds::{Pod, reasons};
@@ -84,7 +83,8 @@ impl PodControl {
             }
             if let Some(error) = failure {
                 if matches!(error, ActError::Failed(_)) {
-                    self.find_out(owner, writes).await;
+                    let uid = owner.about.uid.clone().unwrap_or_default();
+                    find_out_later(&self.pods, owner.namespace(), uid, &owner.selector, writes);
                 }
                 if !matches!(error, ActError::Gone(_)) {
                     self.note(owner, Kind::Warning, reasons::FAILED_CREATE, format!("Error creating: {error}"));
@@ -97,22 +97,9 @@ impl PodControl {
         Ok(())
     }
 
-    /// An answer that got lost may have been a yes: what the server really holds must be in view before the next
-    /// count, or the same pods are made twice.
-    async fn find_out(&self, owner: &Owner, writes: &Writes) {
-        if let Ok(pods) = self.held(owner).await {
-            let uid = owner.about.uid.as_deref().unwrap_or_default();
-            let mine = pods.iter().filter(|pod| owners::is_controlled_by(&pod.metadata, uid));
-            mine.for_each(|pod| writes.wrote(&self.pods, pod));
-        }
-    }
-
     /// The pods the owner selects, as the server has them now.
     pub(crate) async fn held(&self, owner: &Owner) -> Result<Vec<Pod>, ActError> {
-        let selected = kube::core::Selector::try_from(owner.selector.clone())
-            .map_err(|error| ActError::Refused(error.to_string()))?;
-        let pods = self.pods.api(owner.namespace()).list(&ListParams::default().labels_from(&selected)).await?;
-        Ok(pods.items)
+        pod_control::held(&self.pods, owner.namespace(), &owner.selector).await
     }
 
     /// Deletes these pods, and none that has got their name since.
