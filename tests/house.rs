@@ -1,6 +1,7 @@
-//! The rules of the house, checked: which crate may depend on which, and how long a file may be.
+//! The rules of the house, checked: which crate may depend on which, how long a file may be, and that the pages name what
+//! is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,65 @@ fn no_test_is_ignored_and_nothing_is_left_for_later() {
             assert!(!text.contains(mark), "{} contains {mark}", path.display());
         }
     }
+}
+
+/// What stands in backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_conformance_test_is_stated_by_tests_that_exist() {
+    let page = fs::read_to_string(root().join("docs/conformance.md")).expect("the page");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| [sig-")).collect();
+    let titles: BTreeSet<&str> = rows.iter().filter_map(|row| row.split(" | ").next()).collect();
+    assert_eq!((rows.len(), titles.len()), (71, 71), "the tests of [sig-apps] and [sig-scheduling], each once");
+    for row in rows {
+        let tests: Vec<&str> = quoted(row).collect();
+        assert!(!tests.is_empty(), "nothing states {row}");
+        for test in tests {
+            let (path, name) = test.split_once("::").expect("path::function");
+            let text = fs::read_to_string(root().join(path)).unwrap_or_default();
+            let head = text.split_once(&format!("fn {name}(")).map(|(head, _)| head);
+            let head = head.unwrap_or_else(|| panic!("{path} has no {name}")).trim_end_matches("async ").trim_end();
+            // Attributes stand on the line above; in `proptest!` too.
+            let attribute = head.lines().next_back().unwrap_or_default();
+            assert!(attribute.contains("test") && attribute.trim_start().starts_with("#["), "{test} is no test");
+        }
+    }
+}
+
+/// Alternatives in braces, written out.
+fn spelled(path: &str) -> Vec<String> {
+    let Some((head, rest)) = path.split_once('{') else { return vec![path.to_owned()] };
+    let (choices, tail) = rest.split_once('}').expect("a closing brace");
+    choices.split(',').map(|choice| format!("{head}{choice}{tail}")).collect()
+}
+
+/// Each cell that names a place in the tree names one that is there; a bare file is in a folder the same row names.
+#[test]
+fn the_architecture_names_places_that_exist() {
+    let page = fs::read_to_string(root().join("docs/architecture.md")).expect("the page");
+    let mut seen = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let mut folders: Vec<PathBuf> = Vec::new();
+        for name in quoted(row).flat_map(spelled) {
+            let name = name.split('*').next().unwrap_or_default();
+            let first = name.split('/').next().unwrap_or_default();
+            let is_place = name.contains("/src/") && ARROWS.iter().any(|(known, _)| *known == first)
+                || name.contains('/') && ["src", "tests", "docs", "manifests"].contains(&first);
+            if is_place {
+                let path = root().join(name);
+                assert!(path.exists(), "{name} is not there: {row}");
+                folders.push(if path.is_dir() { path } else { path.parent().expect("a folder").to_owned() });
+                seen += 1;
+            } else if name.ends_with(".rs") && !name.contains('/') {
+                assert!(folders.iter().any(|folder| folder.join(name).exists()), "{name} is not there: {row}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 40, "the tables are read: {seen}");
 }
 
 fn sources() -> impl Iterator<Item = PathBuf> {

@@ -11,6 +11,8 @@ struct Sample {
     all: &'static str,
     object: Value,
     status: Value,
+    /// A field of the status, and what it becomes.
+    update: (&'static str, Value),
     scaled: bool,
 }
 
@@ -29,6 +31,11 @@ fn samples() -> Vec<Sample> {
             "spec": {"replicas": 1, "selector": selector, "template": template()}})
     };
     let chosen = json!({"matchLabels": {"app": "web"}});
+    let observed = ("observedGeneration", json!(1));
+    let mut stateful = keeps("apps/v1", "StatefulSet", chosen.clone());
+    stateful["spec"]["serviceName"] = "web".into();
+    let mut daemon = keeps("apps/v1", "DaemonSet", chosen.clone());
+    daemon["spec"].as_object_mut().expect("a map").remove("replicas");
     let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "web", "labels": {"test": "here"}}, "spec": {"suspend": true, "template": once()}});
     let cron = json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "web", "labels": {"test": "here"}},
         "spec": {"schedule": "*/1 * * * ?", "jobTemplate": {"spec": {"template": once()}}}});
@@ -38,27 +45,47 @@ fn samples() -> Vec<Sample> {
             all: "/apis/apps/v1/deployments",
             object: keeps("apps/v1", "Deployment", chosen.clone()),
             status: counted.clone(),
+            update: observed.clone(),
             scaled: true,
         },
         Sample {
             uri: "/apis/apps/v1/namespaces/default/replicasets",
             all: "/apis/apps/v1/replicasets",
-            object: keeps("apps/v1", "ReplicaSet", chosen),
+            object: keeps("apps/v1", "ReplicaSet", chosen.clone()),
             status: counted.clone(),
+            update: observed.clone(),
             scaled: true,
         },
         Sample {
             uri: "/api/v1/namespaces/default/replicationcontrollers",
             all: "/api/v1/replicationcontrollers",
             object: keeps("v1", "ReplicationController", json!({"app": "web"})),
-            status: counted,
+            status: counted.clone(),
+            update: observed.clone(),
             scaled: true,
+        },
+        Sample {
+            uri: "/apis/apps/v1/namespaces/default/statefulsets",
+            all: "/apis/apps/v1/statefulsets",
+            object: stateful,
+            status: counted.clone(),
+            update: observed.clone(),
+            scaled: true,
+        },
+        Sample {
+            uri: "/apis/apps/v1/namespaces/default/daemonsets",
+            all: "/apis/apps/v1/daemonsets",
+            object: daemon,
+            status: json!({"numberReady": 1, "conditions": counted["conditions"]}),
+            update: observed,
+            scaled: false,
         },
         Sample {
             uri: "/apis/batch/v1/namespaces/default/jobs",
             all: "/apis/batch/v1/jobs",
             object: job,
             status: json!({"startTime": "2026-11-21T10:00:00Z", "active": 1}),
+            update: ("active", json!(2)),
             scaled: false,
         },
         Sample {
@@ -66,6 +93,7 @@ fn samples() -> Vec<Sample> {
             all: "/apis/batch/v1/cronjobs",
             object: cron,
             status: json!({"lastScheduleTime": "2026-11-21T10:00:00Z"}),
+            update: ("lastScheduleTime", json!("2026-11-21T11:00:00Z")),
             scaled: false,
         },
     ]
@@ -79,12 +107,14 @@ fn version(object: &Value) -> String {
 /// sub-resource", "Deployment, completes the scaling of a Deployment subresource", "ReplicaSet, status sub-resource",
 /// "ReplicaSet, completes the scaling of a ReplicaSet subresource", "ReplicaSet, is created, Replaced and Patched",
 /// "ReplicaSet, list and delete a collection of ReplicaSets", "Replication Controller, lifecycle", "Replication Controller,
-/// get and update ReplicationController scale".
+/// get and update ReplicationController scale", "StatefulSet should list, patch and delete a collection of StatefulSets",
+/// "… have a working scale subresource", "… validate Statefulset Status endpoints", "Daemon set should list and delete a
+/// collection of DaemonSets", "… verify changes to a daemon set status".
 #[tokio::test]
 async fn every_operation_of_the_api_works_on_every_workload() {
     let world = world().await;
     for sample in samples() {
-        let Sample { uri, all, object, status, scaled } = &sample;
+        let Sample { uri, all, object, status, update, scaled } = &sample;
         let this = format!("{uri}/web");
         let created = world.ok("POST", uri, object).await;
         let mut watch =
@@ -105,7 +135,7 @@ async fn every_operation_of_the_api_works_on_every_workload() {
             assert_eq!(watch.what().await, (expected.to_owned(), "web".to_owned()), "{uri}");
         }
 
-        status_can_be_written(&world, &this, status).await;
+        status_can_be_written(&world, &this, status, update).await;
         if *scaled {
             scale_can_be_written(&world, &this).await;
         }
@@ -124,7 +154,7 @@ async fn every_operation_of_the_api_works_on_every_workload() {
 }
 
 /// The status is written through its subresource, read back, and leaves the spec alone.
-async fn status_can_be_written(world: &World, this: &str, status: &Value) {
+async fn status_can_be_written(world: &World, this: &str, status: &Value, (field, value): &(&str, Value)) {
     let uri = format!("{this}/status");
     let before = world.get(&uri).await;
     let patch = json!({"metadata": {"annotations": {"patched-status": "true"}}, "status": status, "spec": {"suspend": false, "replicas": 9}});
@@ -137,14 +167,9 @@ async fn status_can_be_written(world: &World, this: &str, status: &Value) {
         (&before["spec"], Some("true"))
     );
     let mut updated = patched.clone();
-    let (field, value) = match status.get("active") {
-        Some(_) => ("active", json!(2)),
-        None if status.get("replicas").is_some() => ("observedGeneration", json!(1)),
-        None => ("lastScheduleTime", json!("2026-11-21T11:00:00Z")),
-    };
     updated["status"][field] = value.clone();
-    assert_eq!(world.ok("PUT", &uri, &updated).await["status"][field], value);
-    assert_eq!(world.get(this).await["status"][field], value, "visible to every reader");
+    assert_eq!(&world.ok("PUT", &uri, &updated).await["status"][field], value);
+    assert_eq!(&world.get(this).await["status"][field], value, "visible to every reader");
 }
 
 async fn scale_can_be_written(world: &World, this: &str) {

@@ -2,7 +2,8 @@
 //!
 //! Owns: the [`Family`] value that says under which group and version the workload kinds are served, the typed
 //! aliases ([`Pod`], [`ReplicaSet`], [`Deployment`], [`StatefulSet`], [`DaemonSet`], [`Service`], [`Node`]) and types
-//! ([`ControllerRevision`], [`EndpointSlice`]) that work with either family, [`Decoded`] to read them with, the names
+//! ([`ControllerRevision`], [`EndpointSlice`]) that work with either family, [`Decoded`] to read them with, what scheduler
+//! and node must judge alike ([`node_selector`], [`HostPort`]), the names
 //! several crates must agree on ([`annotations`], [`conditions`], [`reasons`], the evidence of a failed revision
 //! ([`Failure`])), Proa's own kinds ([`policy`]) and the custom resource definitions of both
 //! ([`custom_resource_definitions`], [`extension_definitions`]).
@@ -19,6 +20,7 @@ mod endpoint_slice;
 mod extensions;
 mod failure;
 mod family;
+mod host_port;
 pub mod node_selector;
 pub mod policy;
 pub mod reasons;
@@ -33,6 +35,7 @@ pub use endpoint_slice::EndpointSlice;
 pub use extensions::extension_definitions;
 pub use failure::{FailedTemplate, Failure, FailureEvent};
 pub use family::Family;
+pub use host_port::HostPort;
 pub use node_selector::selects_node;
 pub use policy::{RolloutPolicy, RolloutPolicySpec, rollout_policies};
 

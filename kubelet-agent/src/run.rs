@@ -14,6 +14,7 @@ use crate::node::{self, Registration, machine};
 use crate::objects::Objects;
 use crate::pods::context::{Context, DnsSettings, Registry};
 use crate::pods::layout::Layout;
+use crate::pods::ports::Ports;
 use crate::pods::supervisor;
 use crate::resolver::HostResolver;
 use crate::server;
@@ -137,6 +138,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Agen
         allocatable: node::capacity(&machine),
         memory_capacity: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
         registry: Registry::default(),
+        host_ports: Ports::default(),
     });
     let mut facts = node::Facts {
         name: config.node_name.clone(),

@@ -106,7 +106,7 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     cluster.kubectl(&["config", "set-context", "--current", "--namespace=elsewhere"]);
     let mut elsewhere = cluster.namespace.command(crate::harness::PROA);
     let output = elsewhere.args(["rollback", "deployment/web", "--kubeconfig", kubeconfig]).output().expect("it runs");
-    assert_eq!(text(&output), "proa: there is no deployment \"web\" in namespace \"elsewhere\"\n");
+    assert_eq!(text(&output), "proa: there is no deployment/web in namespace \"elsewhere\"\n");
     cluster.kubectl(&["config", "set-context", "--current", "--namespace="]);
 
     let astray = second.replacen("app: web", "app: astray", 1).replacen("app: web", "app: astray", 1);

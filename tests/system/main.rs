@@ -18,6 +18,7 @@ mod parts;
 mod pods;
 mod policy;
 mod release;
+mod replicas;
 mod rollback;
 mod rollout;
 mod samples;

@@ -16,9 +16,8 @@ use crate::{
     backoff::Backoff,
     events::{Kind, Note},
     history::{Outcome, Parent, Recorder},
-    owners,
     patch::{json, merge_diff, params},
-    pod_control::{Deed, PodControl},
+    pod_control::{Owner, PodControl, wake_by_pods, words},
     selector,
 };
 use futures::future::BoxFuture;
@@ -56,8 +55,12 @@ impl DaemonSets {
         }
     }
 
+    fn owner(&self, set: &DaemonSet) -> Owner {
+        Owner::new(&set.metadata, self.sets.dynamic_type(), &set.spec.selector)
+    }
+
     fn note(&self, set: &DaemonSet, kind: Kind, reason: &'static str, message: String) {
-        self.control.note(self.sets.dynamic_type(), set, Note { kind, reason, message });
+        self.control.note(&self.owner(set), Note { kind, reason, message });
     }
 
     async fn write_status(&self, set: &DaemonSet, status: &DaemonSetStatus, writes: &Writes) -> Result<(), ActError> {
@@ -95,17 +98,7 @@ impl DaemonSets {
             }
             self.backoff.ended(uid, node, self.context.clock.now());
         }
-        self.control.delete(self.sets.dynamic_type(), set, pods, writes).await
-    }
-}
-
-/// What events say of pods, as Kubernetes words it.
-fn words(deed: &Deed<'_>) -> String {
-    match (deed.verb, deed.error) {
-        ("create", None) => format!("Created pod: {}", deed.pod),
-        ("create", Some(error)) => format!("Error creating: {error}"),
-        (_, None) => format!("Deleted pod: {}", deed.pod),
-        (_, Some(error)) => format!("Error deleting: {error}"),
+        self.control.delete(&self.owner(set), pods, writes).await
     }
 }
 
@@ -135,25 +128,8 @@ impl Loop for DaemonSets {
             }
             to.add(change.key.clone());
         });
-        let (to, sets, kind) = (queue.clone(), self.sets.clone(), self.sets.resource());
-        self.pods.on_change(move |change| {
-            for pod in change.states() {
-                let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                match owners::controller_of(&pod.metadata) {
-                    Some(owner) if owner.kind == kind.kind && owner.api_version == kind.api_version => {
-                        to.add(Key::new(namespace, &owner.name))
-                    }
-                    Some(_) => {}
-                    None if change.new.is_some() => {
-                        for set in sets.in_namespace(namespace) {
-                            if selector::matches(&set.spec.selector, pod.metadata.labels.as_ref()) {
-                                to.add(Key::of(set.as_ref()));
-                            }
-                        }
-                    }
-                    None => {}
-                }
-            }
+        wake_by_pods(&self.pods, &self.sets, queue, |set, pod| {
+            selector::matches(&set.spec.selector, pod.metadata.labels.as_ref())
         });
         let (to, sets) = (queue.clone(), self.sets.clone());
         self.nodes.on_change(move |change| {
@@ -204,9 +180,9 @@ impl Loop for DaemonSets {
             Action::Adopt(pod) => {
                 // Our view may be old: a set that is being deleted must not adopt (its pods would be deleted with it).
                 self.sets.confirm_staying(key).await?;
-                self.control.adopt(kind, &*set, &pod, writes).await
+                self.control.adopt(&self.owner(&set), &pod, writes).await
             }
-            Action::Release(pod) => self.control.release(&*set, &pod, writes).await,
+            Action::Release(pod) => self.control.release(&self.owner(&set), &pod, writes).await,
             Action::Record(write) => {
                 self.sets.confirm_staying(key).await?;
                 match self.recorder.write(&Parent::of_daemon_set(&set, kind), write, writes).await? {
@@ -225,7 +201,7 @@ impl Loop for DaemonSets {
             Action::Create(pods) => {
                 // Our view may be old: pods of a set that is gone would only be taken away again.
                 self.sets.confirm_staying(key).await?;
-                self.control.create(kind, &*set, &set.spec.selector, pods, writes).await
+                self.control.create(&self.owner(&set), pods, writes).await
             }
             Action::Delete(pods, why) => self.delete(&set, &pods, &why, writes).await,
         }

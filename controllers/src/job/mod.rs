@@ -21,7 +21,7 @@ pub use verdict::{completed_at, how_it_ended, is_finished};
 use crate::{
     ActError, Context, Informer, Key, Loop, Plan, Queue, Writes, owners,
     patch::{json, merge_diff, params},
-    replicaset::control::{Owner, PodControl, guarded},
+    pod_control::{Owner, PodControl, guarded, words},
     selector,
 };
 use futures::future::BoxFuture;
@@ -53,7 +53,7 @@ impl Jobs {
     /// The loop of that context.
     pub fn new(context: &Context) -> Self {
         let pods = context.informers.of_resource(context.family.pod());
-        Jobs { jobs: context.informers.of(), control: PodControl::new(context, &pods, COMPONENT), pods }
+        Jobs { jobs: context.informers.of(), control: PodControl::new(context, COMPONENT, words), pods }
     }
 
     fn owner(&self, job: &Job) -> Owner {
@@ -98,12 +98,8 @@ impl Jobs {
 
     async fn adopt(&self, job: &Job, pod: &Arc<Pod>, writes: &Writes) -> Result<(), ActError> {
         // Our view may be old: a Job that is being deleted must not adopt (its pods would be deleted with it).
-        let live = self.jobs.api(&job.namespace().unwrap_or_default()).get(&job.name_any()).await?;
-        if live.metadata.uid != job.metadata.uid || live.metadata.deletion_timestamp.is_some() {
-            return Err(ActError::Gone(job.name_any()));
-        }
-        let mut owners = owners::owners_without(&pod.metadata, "");
-        owners.push(owners::controller_reference(job, &self.jobs.resource()));
+        self.jobs.confirm_staying(&Key::of(job)).await?;
+        let owners = self.owner(job).joined(pod);
         let mut finalizers = untracked(pod);
         finalizers.push(TRACKING_FINALIZER.to_owned());
         let claim = |pod: &Pod| guarded(pod, json!({"ownerReferences": owners, "finalizers": finalizers}));
@@ -111,7 +107,7 @@ impl Jobs {
     }
 
     async fn release(&self, job: &Job, pod: &Arc<Pod>, writes: &Writes) -> Result<(), ActError> {
-        let owners = owners::owners_without(&pod.metadata, job.metadata.uid.as_deref().unwrap_or_default());
+        let owners = self.owner(job).left(pod);
         let give_up = |pod: &Pod| guarded(pod, json!({"ownerReferences": owners, "finalizers": untracked(pod)}));
         self.control.patch(std::slice::from_ref(pod), give_up, writes).await
     }
@@ -239,7 +235,7 @@ impl Loop for Jobs {
                 self.confirm_gone(&owner, &outcome.vanished, writes).await?;
                 self.write_status(&job, &outcome, writes).await?;
                 for note in outcome.notes {
-                    self.control.note(&owner, note.kind, note.reason, note.message);
+                    self.control.note(&owner, note);
                 }
                 Ok(())
             }

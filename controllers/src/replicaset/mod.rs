@@ -3,7 +3,6 @@
 //! Owns: the pods a replica set controls (create, delete, adopt, release) and its status. Never touches a pod's
 //! spec or a pod of someone else.
 
-pub(crate) mod control;
 mod controller;
 mod order;
 mod plan;
@@ -16,13 +15,13 @@ pub use plan::{Action, Seen, failed, plan};
 
 use crate::{
     ActError, Context, Informer, Key, Loop, Plan, Queue, Writes,
-    events::Kind,
+    events::{Kind, Note},
     informer::Watched,
     owners,
     patch::{json, merge_diff, params},
+    pod_control::{Owner, PodControl, wake_by_pods, words},
     pods, selector,
 };
-use control::{Owner, PodControl};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::{api::apps::v1::ReplicaSetStatus, api::core::v1::PodTemplateSpec};
@@ -76,7 +75,7 @@ impl<S: Replicates> ReplicaSets<S> {
         let pods = context.informers.of_resource(context.family.pod());
         ReplicaSets {
             sets: context.informers.of_resource(S::resource(context.family)),
-            control: PodControl::new(context, &pods, S::COMPONENT),
+            control: PodControl::new(context, S::COMPONENT, words),
             pods,
             context: context.clone(),
         }
@@ -107,13 +106,8 @@ impl<S: Replicates> ReplicaSets<S> {
 
     async fn adopt(&self, set: &ReplicaSet, pod: &Arc<Pod>, writes: &Writes) -> Result<(), ActError> {
         // Our view may be old: a set that is being deleted must not adopt (its pods would be deleted with it).
-        let live = self.sets.api(&set.namespace().unwrap_or_default()).get(&set.name_any()).await?;
-        if live.meta().uid != set.metadata.uid || live.meta().deletion_timestamp.is_some() {
-            return Err(ActError::Gone(set.name_any()));
-        }
-        let mut owners = owners::owners_without(&pod.metadata, "");
-        owners.push(owners::controller_reference(set, self.sets.dynamic_type()));
-        self.control.patch(std::slice::from_ref(pod), |pod| owners::patch(&pod.metadata, &owners), writes).await
+        self.sets.confirm_staying(&Key::of(set)).await?;
+        self.control.adopt(&self.owner(set), pod, writes).await
     }
 }
 
@@ -154,25 +148,8 @@ impl<S: Replicates> Loop for ReplicaSets<S> {
         self.sets.index_by_controller();
         let to = queue.clone();
         self.sets.on_change(move |change| to.add(change.key.clone()));
-        let (to, sets, kind) = (queue.clone(), self.sets.clone(), self.sets.resource());
-        self.pods.on_change(move |change| {
-            for pod in change.states() {
-                let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                match owners::controller_of(&pod.metadata) {
-                    Some(owner) if owner.kind == kind.kind && owner.api_version == kind.api_version => {
-                        to.add(Key::new(namespace, &owner.name))
-                    }
-                    Some(_) => {}
-                    None if change.new.is_some() => {
-                        for set in sets.in_namespace(namespace).into_iter().map(S::as_set) {
-                            if selector::matches(&set.spec.selector, pod.metadata.labels.as_ref()) {
-                                to.add(Key::of(set.as_ref()));
-                            }
-                        }
-                    }
-                    None => {}
-                }
-            }
+        wake_by_pods(&self.pods, &self.sets, queue, |set, pod| {
+            selector::matches(&S::as_set(set).spec.selector, pod.metadata.labels.as_ref())
         });
     }
 
@@ -211,10 +188,7 @@ impl<S: Replicates> Loop for ReplicaSets<S> {
         let set = self.set(key)?;
         let (outcome, status, reason) = match action {
             Action::Adopt(pod) => return self.adopt(&set, &pod, writes).await,
-            Action::Release(pod) => {
-                let owners = owners::owners_without(&pod.metadata, set.metadata.uid.as_deref().unwrap_or_default());
-                return self.control.patch(&[pod], |pod| owners::patch(&pod.metadata, &owners), writes).await;
-            }
+            Action::Release(pod) => return self.control.release(&self.owner(&set), &pod, writes).await,
             Action::PointToConfig(pods, pointer) => {
                 let patch = json!({"metadata": {"annotations": {annotations::CONFIG_REVISION: pointer}}});
                 return self.control.patch(&pods, |_| patch.clone(), writes).await;
@@ -222,7 +196,8 @@ impl<S: Replicates> Loop for ReplicaSets<S> {
             Action::Status(status) => return self.write_status(&set, &status, writes).await,
             Action::Refuse(status) => {
                 let message = selector::MISMATCH.to_owned();
-                self.control.note(&self.owner(&set), Kind::Warning, reasons::SELECTOR_MISMATCH, message);
+                let note = Note { kind: Kind::Warning, reason: reasons::SELECTOR_MISMATCH, message };
+                self.control.note(&self.owner(&set), note);
                 return self.write_status(&set, &status, writes).await;
             }
             Action::Create(count, status) => {

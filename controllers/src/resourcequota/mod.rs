@@ -115,12 +115,15 @@ impl ResourceQuotas {
             used.entry(name.clone()).or_insert(proa_apimachinery::quantity::Quantity::ZERO);
         }
         let before = object.get(&["status"]).cloned().unwrap_or_else(|| json!({}));
+        let mut told = quota.status.and_then(|status| status.used);
         if let Some(status) = merge_diff(&before, &json!({"hard": hard, "used": to_json(&used)})) {
             let patch = json!({"metadata": {"resourceVersion": quota.metadata.resource_version}, "status": status});
             let written = api.patch_status(&key.name, &params(), &Patch::Merge(&patch)).await?;
             writes.wrote(&self.quotas, &written);
+            told = written.status.and_then(|status| status.used);
         }
-        self.counted.lock().insert(key.clone(), Counted { uid: quota.metadata.uid, content, at: now });
+        let counted = Counted { uid: quota.metadata.uid, content, used: told, at: now };
+        self.counted.lock().insert(key.clone(), counted);
         Ok(())
     }
 }

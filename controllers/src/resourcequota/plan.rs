@@ -38,12 +38,14 @@ pub struct PodSeen {
 }
 
 /// What a quota was last counted from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Counted {
     /// The quota's uid.
     pub uid: Option<String>,
     /// What there was.
     pub content: Content,
+    /// What was told to be used. Another figure is a charge since: what it was for may be gone again, unseen.
+    pub used: Option<BTreeMap<String, Quantity>>,
     /// When.
     pub at: Timestamp,
 }
@@ -91,7 +93,11 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Recount> {
     }
     let fresh = |counted: &&Counted| {
         let age = Duration::try_from(now.duration_since(counted.at)).unwrap_or_default();
-        counted.uid == seen.quota.metadata.uid && counted.content == content && age < RESYNC
+        let used = seen.quota.status.as_ref().and_then(|status| status.used.as_ref());
+        counted.uid == seen.quota.metadata.uid
+            && counted.content == content
+            && counted.used.as_ref() == used
+            && age < RESYNC
     };
     let Some(counted) = seen.counted.as_ref().filter(fresh).filter(|_| taken_up(&seen.quota)) else {
         return Plan::act(vec![Recount(content)]);
@@ -130,7 +136,10 @@ mod tests {
     /// What the plan counts, as it will be remembered.
     fn counted(seen: &Seen) -> Counted {
         match plan(seen, now()).actions.as_slice() {
-            [Recount(content)] => Counted { uid: Some("u".into()), content: *content, at: now() },
+            [Recount(content)] => {
+                let used = Some([("pods".to_owned(), Quantity("0".to_owned()))].into());
+                Counted { uid: Some("u".into()), content: *content, used, at: now() }
+            }
             other => panic!("it must be counted: {other:?}"),
         }
     }
@@ -148,6 +157,9 @@ mod tests {
         assert!(is_counted(&seen("3", Some("2"), vec![pod("a"), pod("b")], last.clone()), now()), "another bound");
         assert!(is_counted(&seen("2", Some("2"), vec![pod("a")], last.clone()), now()), "one has gone");
         assert!(is_counted(&seen("2", Some("2"), vec![pod("a"), pod("c")], last.clone()), now()), "one for another");
+        let charged = Counted { used: Some([("pods".to_owned(), Quantity("1".to_owned()))].into()), ..counted(&first) };
+        let same = seen("2", Some("2"), vec![pod("a"), pod("b")], Some(charged));
+        assert!(is_counted(&same, now()), "another came and went unseen, and was charged");
         let over = PodSeen { over: true, ..pod("b") };
         assert!(is_counted(&seen("2", Some("2"), vec![pod("a"), over], last.clone()), now()), "one has ended");
         let earlier = last.map(|last| Counted { uid: Some("earlier".into()), ..last });

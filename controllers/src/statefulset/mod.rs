@@ -19,7 +19,7 @@ use crate::{
     history::{Outcome, Parent, Recorder},
     owners,
     patch::{MANAGER, json, merge_diff, params},
-    pod_control::{Deed, PodControl},
+    pod_control::{Deed, Owner, PodControl},
     selector,
 };
 use futures::future::BoxFuture;
@@ -60,8 +60,12 @@ impl StatefulSets {
         }
     }
 
+    fn owner(&self, set: &StatefulSet) -> Owner {
+        Owner::new(&set.metadata, self.sets.dynamic_type(), &set.spec.selector)
+    }
+
     fn note(&self, set: &StatefulSet, kind: Kind, reason: &'static str, message: String) {
-        self.control.note(self.sets.dynamic_type(), set, Note { kind, reason, message });
+        self.control.note(&self.owner(set), Note { kind, reason, message });
     }
 
     async fn write_status(
@@ -138,7 +142,7 @@ impl StatefulSets {
                 self.backoff.ended(uid, &name, self.context.clock.now());
             }
         }
-        self.control.delete(self.sets.dynamic_type(), set, pods, writes).await
+        self.control.delete(&self.owner(set), pods, writes).await
     }
 }
 
@@ -242,9 +246,9 @@ impl Loop for StatefulSets {
             Action::Adopt(pod) => {
                 // Our view may be old: a set that is being deleted must not adopt (its pods would be deleted with it).
                 self.sets.confirm_staying(key).await?;
-                self.control.adopt(kind, &*set, &pod, writes).await
+                self.control.adopt(&self.owner(&set), &pod, writes).await
             }
-            Action::Release(pod) => self.control.release(&*set, &pod, writes).await,
+            Action::Release(pod) => self.control.release(&self.owner(&set), &pod, writes).await,
             Action::Record(write) => {
                 self.sets.confirm_staying(key).await?;
                 match self.recorder.write(&Parent::of_stateful_set(&set, kind), write, writes).await? {
@@ -273,9 +277,9 @@ impl Loop for StatefulSets {
             Action::Create(pods) => {
                 // Our view may be old: pods of a set that is gone would only be taken away again.
                 self.sets.confirm_staying(key).await?;
-                self.control.create(kind, &*set, &set.spec.selector, pods, writes).await
+                self.control.create(&self.owner(&set), pods, writes).await
             }
-            Action::PatchPod(pod, patch) => self.control.patch(&pod, &patch, writes).await,
+            Action::PatchPod(pod, patch) => self.control.patch(&[pod], |_| patch.clone(), writes).await,
             Action::Delete(pods, why) => self.delete(&set, &pods, why, writes).await,
         }
     }

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Pod;
 use super::layout::Layout;
+use super::ports::Ports;
 use super::track::{ContainerId, Track};
 use super::worker::Message;
 use crate::events::Recorder;
@@ -82,6 +83,7 @@ pub(crate) struct Context {
     /// bytes
     pub(crate) memory_capacity: i64,
     pub(crate) registry: Registry,
+    pub(crate) host_ports: Ports,
 }
 
 /// What the HTTP API and probes may know of a pod at any time.

@@ -7,6 +7,7 @@ pub(crate) mod context;
 pub(crate) mod ground;
 pub(crate) mod hooks;
 pub(crate) mod layout;
+pub(crate) mod ports;
 pub(crate) mod refusal;
 pub(crate) mod security;
 pub(crate) mod start;

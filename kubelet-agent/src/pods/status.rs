@@ -26,7 +26,8 @@ pub(crate) mod conditions {
 pub(crate) mod reasons {
     pub(crate) const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     pub(crate) const EVICTED: &str = "Evicted";
-    pub(crate) const ALL: [&str; 2] = [DEADLINE_EXCEEDED, EVICTED];
+    pub(crate) const NODE_PORTS: &str = "NodePorts";
+    pub(crate) const ALL: [&str; 3] = [DEADLINE_EXCEEDED, EVICTED, NODE_PORTS];
 }
 
 /// Phases, as the wire names them.

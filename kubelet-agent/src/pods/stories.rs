@@ -28,6 +28,7 @@ use super::Pod;
 use super::context::{Context, DnsSettings, Networks, Registry};
 use super::ground::GroundInfo;
 use super::layout::Layout;
+use super::ports::Ports;
 use super::track::ContainerId;
 use super::worker::{self, Begin, Message};
 use crate::events::Recorder;
@@ -392,6 +393,7 @@ impl Story {
             allocatable: BTreeMap::new(),
             memory_capacity: 1 << 30,
             registry: Registry::default(),
+            host_ports: Ports::default(),
         });
         *runtime.registry.lock() = Some(ctx.clone());
         let pod: Pod = serde_json::from_value(pod).unwrap();

@@ -21,6 +21,13 @@ use super::{Pod, host_network, uid};
 /// The slow relist behind the runtime's events.
 const RELIST: Duration = Duration::from_secs(120);
 
+/// A list of pods until it is complete.
+#[derive(Default)]
+struct Listed {
+    uids: BTreeSet<String>,
+    pods: Vec<Pod>,
+}
+
 /// What the node itself had when the agent started.
 struct Found {
     containers: HashMap<String, Vec<ContainerStatus>>,
@@ -48,7 +55,7 @@ pub(crate) async fn run(ctx: Arc<Context>, shutdown: CancellationToken) {
         Family::Proa => watcher::Config::default(),
     };
     let mut pods = watcher(api, config).default_backoff().boxed();
-    let mut listed: Option<BTreeSet<String>> = None;
+    let mut listed: Option<Listed> = None;
     let mut relist = tokio::time::interval(RELIST);
     relist.tick().await;
     loop {
@@ -137,32 +144,35 @@ async fn find(ctx: &Context) -> Found {
 async fn on_pod(
     ctx: &Arc<Context>,
     event: watcher::Event<Decoded<Pod>>,
-    listed: &mut Option<BTreeSet<String>>,
+    listed: &mut Option<Listed>,
     found: &mut Found,
 ) {
     match event {
-        watcher::Event::Init => *listed = Some(BTreeSet::new()),
+        watcher::Event::Init => *listed = Some(Listed::default()),
         watcher::Event::InitApply(Decoded::Object(pod)) => {
             if let Some(listed) = listed
                 && is_ours(ctx, &pod)
             {
-                listed.insert(uid(&pod).to_owned());
+                listed.uids.insert(uid(&pod).to_owned());
+                listed.pods.push(pod);
             }
-            wanted(ctx, pod, found);
         }
         watcher::Event::InitApply(Decoded::Undecodable(unread)) => {
             // It is still there: what runs of it goes on as it last could be read.
             if let (Some(listed), Some(uid)) = (listed, &unread.metadata.uid) {
-                listed.insert(uid.clone());
+                listed.uids.insert(uid.clone());
             }
             skip(&unread);
         }
         watcher::Event::InitDone => {
             let listed = listed.take().unwrap_or_default();
             for uid in ctx.registry.uids() {
-                if !listed.contains(&uid) {
+                if !listed.uids.contains(&uid) {
                     ctx.registry.tell(&uid, Message::Gone);
                 }
+            }
+            for pod in in_order(listed.pods, |uid| found.containers.contains_key(uid)) {
+                wanted(ctx, pod, found);
             }
             sweep(ctx, found).await;
         }
@@ -172,6 +182,14 @@ async fn on_pod(
             ctx.registry.tell(pod.meta().uid.as_deref().unwrap_or_default(), Message::Gone);
         }
     }
+}
+
+/// Pods of a list as they are taken in: those that run first, then the older one, so that what the node can give once it
+/// gives to the pod that had it.
+fn in_order(mut pods: Vec<Pod>, runs: impl Fn(&str) -> bool) -> Vec<Pod> {
+    let age = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    pods.sort_by_cached_key(|pod| (!runs(uid(pod)), age(pod), uid(pod).to_owned()));
+    pods
 }
 
 fn skip(unread: &Undecodable) {
@@ -225,6 +243,18 @@ mod tests {
     use proa_runtime::ExitReason;
 
     use super::*;
+
+    #[test]
+    fn those_that_run_come_first_and_then_the_older() {
+        let pod = |uid: &str, day: u8| -> Pod {
+            let created = format!("2026-11-{day:02}T10:00:00Z");
+            let meta = serde_json::json!({"uid": uid, "creationTimestamp": created});
+            serde_json::from_value(serde_json::json!({"metadata": meta, "spec": {"containers": []}})).expect("a pod")
+        };
+        let pods = vec![pod("new", 3), pod("old", 2), pod("runs", 4), pod("even", 2)];
+        let order: Vec<String> = in_order(pods, |uid| uid == "runs").iter().map(|pod| uid(pod).to_owned()).collect();
+        assert_eq!(order, ["runs", "even", "old", "new"]);
+    }
 
     #[test]
     fn an_exit_between_the_first_look_and_the_workers_start_is_not_lost() {

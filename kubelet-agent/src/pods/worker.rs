@@ -156,9 +156,12 @@ impl Worker {
                 .into_iter()
                 .find(|own| own == reason)
                 .map(|own| (own, status.message.clone().unwrap_or_default())),
-            _ if fresh => refusal::why(&ctx, &pod),
+            _ if fresh => refusal::why(&ctx, &pod).or_else(|| ctx.host_ports.take(uid(&pod), &pod.spec).err()),
             _ => None,
         };
+        if !fresh && !over {
+            ctx.host_ports.keep(uid(&pod), &pod.spec);
+        }
         for ignored in fresh.then(|| refusal::ignored(&pod)).into_iter().flatten() {
             ctx.recorder.pod(&pod, None, Severity::Warning, "NotSupported", ignored);
         }
@@ -262,7 +265,7 @@ impl Worker {
                 () = self.config_changed.notified() => self.unblock_configuration(),
             }
         }
-        self.ctx.services.set_host_ports(uid(&self.pod), Vec::new());
+        self.give_host_ports_back();
         let uid = uid(&self.pod).to_owned();
         self.ctx.registry.remove(&uid);
         let ctx = self.ctx.clone();
@@ -281,7 +284,11 @@ impl Worker {
     fn hear(&mut self, message: Message) {
         match message {
             Message::Pod(pod) => self.updated(pod),
-            Message::Gone => self.gone = true,
+            Message::Gone => {
+                self.gone = true;
+                // As on a kubelet: what the API has no more is in no new pod's way.
+                self.give_host_ports_back();
+            }
             Message::Exited { id, exit } | Message::Stopped { id, exit } => self.exited(&id, &exit),
             Message::Probed { id, verdict } => self.probed(&id, verdict),
             Message::Prepared(result) => self.prepared(result),
@@ -443,7 +450,7 @@ impl Worker {
     }
 
     fn publish_host_ports(&self) {
-        if host_network(&self.pod) {
+        if self.gone || host_network(&self.pod) {
             return;
         }
         let Some(ip) = self.info.pod_ips.first().and_then(|ip| ip.parse::<IpAddr>().ok()) else { return };
@@ -460,6 +467,11 @@ impl Worker {
             })
         });
         self.ctx.services.set_host_ports(uid(&self.pod), ports.collect());
+    }
+
+    fn give_host_ports_back(&self) {
+        self.ctx.host_ports.release(uid(&self.pod));
+        self.ctx.services.set_host_ports(uid(&self.pod), Vec::new());
     }
 
     fn refresh_volumes(&mut self) {

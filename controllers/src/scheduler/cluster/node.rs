@@ -2,12 +2,12 @@
 
 use super::{
     affinity::Labels,
-    pod::{Claim, HostPort, PodInfo},
+    pod::{Claim, PodInfo},
     resources::Amounts,
 };
 use k8s_openapi::api::core::v1::Taint;
 use proa_apimachinery::quantity::Quantity;
-use proa_crds::Node;
+use proa_crds::{HostPort, Node};
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},

@@ -8,30 +8,11 @@ use super::{
 use crate::{Key, owners::controller_of};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PodSpec, Toleration, WeightedPodAffinityTerm};
-use proa_crds::Pod;
+use proa_crds::{HostPort, Pod};
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
-
-/// A port of the host.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct HostPort {
-    protocol: String,
-    ip: String,
-    port: i32,
-}
-
-impl HostPort {
-    const ANY: &str = "0.0.0.0";
-
-    /// Two pods cannot both have it.
-    pub(crate) fn collides(&self, other: &HostPort) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || self.ip == Self::ANY || other.ip == Self::ANY)
-    }
-}
 
 /// What a pod takes of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,22 +23,7 @@ pub(crate) struct Claim {
 
 impl Claim {
     pub(crate) fn of(spec: &PodSpec) -> Claim {
-        let host_network = spec.host_network == Some(true);
-        let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-        let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-        let ports = ports.filter_map(|port| {
-            // On the host's network a container port is a host port, said or not.
-            let number = port.host_port.filter(|n| *n > 0).or(host_network.then_some(port.container_port))?;
-            let text = |text: &Option<String>, default: &str| {
-                text.as_deref().filter(|t| !t.is_empty()).unwrap_or(default).to_owned()
-            };
-            Some(HostPort {
-                protocol: text(&port.protocol, "TCP"),
-                ip: text(&port.host_ip, HostPort::ANY),
-                port: number,
-            })
-        });
-        Claim { requests: requests(spec), ports: ports.collect() }
+        Claim { requests: requests(spec), ports: HostPort::all(spec) }
     }
 }
 

@@ -1,9 +1,10 @@
 //! `NodePorts`: a port of the host belongs to one pod.
 
 use crate::scheduler::{
-    cluster::{node::NodeInfo, pod::HostPort},
+    cluster::node::NodeInfo,
     framework::{Cycle, Filter, News, Plugin, Prepared, Reasons, Verdict, lets_in},
 };
+use proa_crds::HostPort;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -14,7 +15,7 @@ struct Free<'a>(&'a [HostPort]);
 impl Filter for Free<'_> {
     fn check(&self, node: &NodeInfo, why: &mut Reasons) -> Verdict {
         let taken = self.0.iter().any(|wanted| node.used.ports.keys().any(|held| held.collides(wanted)));
-        Verdict::unless(taken, why, "node(s) didn't have free ports for the requested pod ports")
+        Verdict::unless(taken, why, HostPort::TAKEN)
     }
 }
 

@@ -110,7 +110,7 @@ impl Worker {
 
     pub(super) fn dismantle(&mut self) {
         self.probers.clear();
-        self.ctx.services.set_host_ports(uid(&self.pod), Vec::new());
+        self.give_host_ports_back();
         // The exit codes are in the API before the runtime forgets them: a crash in between loses none. An API that
         // is away does not hold addresses and cgroups back for ever.
         self.publish();
