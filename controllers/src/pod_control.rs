@@ -100,6 +100,17 @@ pub(crate) fn words(deed: &Deed<'_>) -> String {
     }
 }
 
+async fn held(pods: &Informer<Pod>, owner: &Owner) -> Result<Vec<Pod>, ActError> {
+    let selected =
+        kube::core::Selector::try_from(owner.selector.clone()).map_err(|error| ActError::Refused(error.to_string()))?;
+    match pods.api(owner.namespace()).list(&ListParams::default().labels_from(&selected)).await {
+        Ok(list) => Ok(list.items),
+        // A pod that cannot be read is not read by asking again.
+        Err(kube::Error::SerdeError(error)) => Err(ActError::Refused(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The writer of one loop.
 pub(crate) struct PodControl {
     context: Context,
@@ -136,7 +147,7 @@ impl PodControl {
         while !left.is_empty() {
             let (now, later) = left.split_at(batch.min(left.len()));
             let results = join_all(now.iter().map(|pod| api.create(&post, pod))).await;
-            let mut failure = None;
+            let (mut failure, mut unanswered) = (None, false);
             for (pod, result) in now.iter().zip(results) {
                 let wanted = pod.metadata.name.as_deref().unwrap_or_default();
                 let taken = |error: &kube::Error| matches!(error, kube::Error::Api(s) if s.reason == "AlreadyExists");
@@ -157,11 +168,12 @@ impl PodControl {
                 if is_told {
                     self.tell(owner, reasons::FAILED_CREATE, "create", wanted, Some(&error));
                 }
+                unanswered |= matches!(error, ActError::Failed(_));
                 failure = Some(error);
             }
             if let Some(error) = failure {
-                if matches!(error, ActError::Failed(_)) {
-                    self.find_out(owner, writes).await;
+                if unanswered {
+                    self.find_out_later(owner, writes);
                 }
                 return Err(error);
             }
@@ -180,19 +192,23 @@ impl PodControl {
 
     /// An answer that got lost may have been a yes: what the server really holds must be in view before the next
     /// count, or the same pods are made twice.
-    async fn find_out(&self, owner: &Owner, writes: &Writes) {
-        if let Ok(pods) = self.held(owner).await {
-            let mine = pods.iter().filter(|pod| owners::is_controlled_by(&pod.metadata, owner.uid()));
-            mine.for_each(|pod| writes.wrote(&self.pods, pod));
-        }
+    fn find_out_later(&self, owner: &Owner, writes: &Writes) {
+        let asked = Arc::new((self.pods.clone(), owner.clone()));
+        writes.unanswered(move || {
+            let asked = asked.clone();
+            Box::pin(async move {
+                let (pods, owner) = &*asked;
+                let (held, found) = (held(pods, owner).await?, Writes::default());
+                let mine = held.iter().filter(|pod| owners::is_controlled_by(&pod.metadata, owner.uid()));
+                mine.for_each(|pod| found.wrote(pods, pod));
+                Ok(found)
+            })
+        });
     }
 
     /// The pods the owner selects, as the server has them now.
     pub(crate) async fn held(&self, owner: &Owner) -> Result<Vec<Pod>, ActError> {
-        let selected = kube::core::Selector::try_from(owner.selector.clone())
-            .map_err(|error| ActError::Refused(error.to_string()))?;
-        let pods = self.pods.api(owner.namespace()).list(&ListParams::default().labels_from(&selected)).await?;
-        Ok(pods.items)
+        held(&self.pods, owner).await
     }
 
     /// Deletes these pods, all at once, and none that has got their name since. Goes on past an error; the last one is

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! PROA_SEED=17 cargo test --test simulation        # one seed; PROA_TRACE=1 prints every commit
-//! PROA_SEEDS=5000 cargo test --test simulation     # more of them
+//! PROA_SEEDS=5000 cargo test --test simulation     # more of them; PROA_SEEDS=1000..5000: these
 //! ```
 
 mod apart;
@@ -21,6 +21,7 @@ mod world;
 
 use apart::tell;
 use scenario::Prepared;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex};
 
@@ -34,11 +35,20 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
+/// So many, or those from one to another.
+fn seeds_of(text: &str) -> Range<u64> {
+    let number = |text: &str| text.parse::<u64>().unwrap_or_else(|_| panic!("PROA_SEEDS={text} is not a number"));
+    match text.split_once("..") {
+        Some((from, to)) => number(from)..number(to),
+        None => 0..number(text),
+    }
+}
+
 #[test]
 fn whatever_goes_wrong_the_world_comes_to_rest_as_wanted_and_no_law_is_broken() {
     let seeds: Vec<u64> = match from_environment("PROA_SEED") {
         Some(seed) => vec![seed],
-        None => (0..from_environment("PROA_SEEDS").unwrap_or(SEEDS)).collect(),
+        None => std::env::var("PROA_SEEDS").map_or(0..SEEDS, |text| seeds_of(&text)).collect(),
     };
     if std::env::var_os("RUST_LOG").is_some() {
         let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).try_init();

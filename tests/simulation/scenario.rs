@@ -497,16 +497,26 @@ impl Play {
 
     async fn come_to_rest(&self, after: &str) -> Result<(), String> {
         let (deadline, mut since) = (Instant::now() + PATIENCE, None::<Instant>);
+        let mut missing = None::<((u64, usize, usize), String)>;
         loop {
             if let Some(broken) = self.store.records.lock().broken.first() {
                 return Err(format!("during {after}: {broken}"));
             }
-            let found = at_rest(&self.store, &self.machines.lock(), &self.wanted, &self.sets);
+            // What is missing is missing until something changes.
+            let state = {
+                let containers = &self.machines.lock().containers;
+                let ready = containers.values().filter(|container| container.ready.is_some()).count();
+                (self.store.changes(), containers.len(), ready)
+            };
+            let found = match missing.take().filter(|(as_of, _)| *as_of == state) {
+                Some((_, why)) => Err(why),
+                None => at_rest(&self.store, &self.machines.lock(), &self.wanted, &self.sets),
+            };
             match found {
                 Ok(()) if since.is_some_and(|since| since.elapsed() >= STANDSTILL) => return Ok(()),
                 Ok(()) => _ = since.get_or_insert_with(Instant::now),
                 Err(why) if Instant::now() > deadline => return Err(format!("no rest after {after}: {why}")),
-                Err(_) => since = None,
+                Err(why) => (since, missing) = (None, Some((state, why))),
             }
             tokio::time::sleep(Duration::from_secs(3)).await;
         }

@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(names(), ["read"]);
         tell(Event::Apply(written("read", 5, bad.clone())));
         assert_eq!(names(), ["read"], "as it last could be read");
-        assert!(informer.shared().has_seen(5), "nobody waits for it for ever");
+        assert!(informer.shared().has_seen(&Key::new("ns", "other"), 5), "nobody waits for it for ever");
         tell(Event::Init);
         tell(Event::InitApply(written("read", 5, bad)));
         tell(Event::InitApply(written("new", 6, good)));

@@ -143,9 +143,10 @@ impl Shared {
         }
     }
 
-    /// Everything up to this resource version has been seen.
-    pub(crate) fn has_seen(&self, revision: u64) -> bool {
-        self.store.read().revision() >= revision
+    /// The object has been seen at this resource version or later, or everything up to it has.
+    pub(crate) fn has_seen(&self, key: &Key, revision: u64) -> bool {
+        let store = self.store.read();
+        store.revision() >= revision || store.get(key).and_then(|held| revision_in(held.metadata())) >= Some(revision)
     }
 
     /// The object is gone, replaced, or marked for deletion.
@@ -165,7 +166,7 @@ impl Shared {
     pub(crate) async fn refresh(&self, key: &Key) -> Result<(), kube::Error> {
         let change = match self.read_live(key).await? {
             Some(object) => match self.read(object) {
-                Decoded::Object(object) => self.store.write().put(object),
+                Decoded::Object(object) => self.store.write().put_alone(object),
                 Decoded::Undecodable(unread) => return Err(kube::Error::SerdeError(Error::custom(unread.error))),
             },
             None => self.store.write().remove(key, None),

@@ -66,8 +66,15 @@ impl Store {
         self.indices.insert(name, index);
     }
 
-    /// Takes in an object as seen on the wire; `None` when the store already holds it, or something newer.
+    /// Takes in the next object of the watch; `None` when the store already holds it, or something newer.
     pub(crate) fn put(&mut self, object: Held) -> Option<Change<dyn Object>> {
+        self.saw(revision_in(object.metadata()).unwrap_or(0));
+        self.put_alone(object)
+    }
+
+    /// Takes in an object that was read by itself. It says nothing of others: what of them was written before it may still
+    /// be on its way.
+    pub(crate) fn put_alone(&mut self, object: Held) -> Option<Change<dyn Object>> {
         let new = object.metadata();
         let key = Key::in_metadata(new);
         let same = self.objects.get(&key).is_some_and(|held| {
@@ -76,13 +83,11 @@ impl Store {
                 && !is_stripped(held)
                 && revision_in(new).is_some_and(|at| revision_in(held) == Some(at))
         });
-        if same { None } else { self.take_in(key, object) }
+        if same { None } else { self.insert(key, object) }
     }
 
-    /// As [`Store::put`]; what is held already is a change too: a list wakes everybody (invariant 10).
-    fn take_in(&mut self, key: Key, new: Held) -> Option<Change<dyn Object>> {
+    fn insert(&mut self, key: Key, new: Held) -> Option<Change<dyn Object>> {
         let revision = revision_in(new.metadata());
-        self.saw(revision.unwrap_or(0));
         if let (Some(held), Some(revision)) = (self.objects.get(&key), revision)
             && held.metadata().uid == new.metadata().uid
             && revision_in(held.metadata()).is_some_and(|held| held > revision)
@@ -112,7 +117,7 @@ impl Store {
     }
 
     /// Replaces everything by a fresh list, except what the list holds in a state that cannot be read (`unread`).
-    /// Reports every object, changed or not: the slow relist behind the watch.
+    /// Reports every object, changed or not: the slow relist behind the watch, which wakes everybody (invariant 10).
     pub(crate) fn replace(&mut self, objects: Vec<Held>, unread: &[Key]) -> Vec<Change<dyn Object>> {
         let mut gone: BTreeSet<Key> = self.objects.keys().cloned().collect();
         gone.retain(|key| !unread.contains(key));
@@ -120,7 +125,8 @@ impl Store {
         for object in objects {
             let key = Key::in_metadata(object.metadata());
             gone.remove(&key);
-            changes.extend(self.take_in(key, object));
+            self.saw(revision_in(object.metadata()).unwrap_or(0));
+            changes.extend(self.insert(key, object));
         }
         for key in gone {
             changes.extend(self.remove(&key, None));
@@ -236,6 +242,16 @@ mod tests {
         assert!(store.put(object("a", 4, "old")).is_none());
         assert!(store.put(object("a", 5, "new")).is_none(), "seen again, it wakes nobody");
         assert_eq!(names(&store.by_index("app", "new")), ["a"]);
+    }
+
+    #[test]
+    fn an_object_read_by_itself_says_nothing_of_others() {
+        let mut store = store();
+        store.put(object("a", 5, "x"));
+        assert!(store.put_alone(object("b", 9, "x")).is_some());
+        assert_eq!((names(&store.list()), store.revision()), (vec!["a", "b"], 5));
+        assert!(store.put(object("b", 9, "x")).is_none());
+        assert_eq!(store.revision(), 9);
     }
 
     #[test]

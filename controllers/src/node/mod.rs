@@ -12,6 +12,7 @@ pub use plan::{Action, GRACE, STARTUP_GRACE, Seen, plan};
 use crate::{
     ActError, Clock, Context, Informer, Key, Loop, Plan, Queue, Writes,
     events::{Kind, Note},
+    informer::Observes,
     patch::params,
     pod_status::{Wanted, set_condition},
     pods,
@@ -30,7 +31,10 @@ use kube::{
 use parking_lot::Mutex;
 use proa_crds::{Node, Pod};
 use serde_json::{Value, json};
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 /// Where nodes keep their leases.
 pub const LEASES: &str = "kube-node-lease";
@@ -58,6 +62,8 @@ struct Memory {
     heard: Timestamp,
     sign_of_life: SignOfLife,
     tainted: Vec<(Taint, Timestamp)>,
+    /// The pods, by uid, that were marked as not ready since the node became silent.
+    marked: HashSet<String>,
 }
 
 /// What changes while a node is alive.
@@ -82,12 +88,7 @@ impl NodeLifecycle {
 }
 
 /// Remembers when the node was last seen to change, and since when it has its taints.
-fn remember(
-    memory: &Mutex<HashMap<Key, Memory>>,
-    leases: &Informer<Lease>,
-    node: &Node,
-    clock: &Clock,
-) -> (Timestamp, Vec<(Taint, Timestamp)>) {
+fn remember(memory: &mut HashMap<Key, Memory>, leases: &Informer<Lease>, node: &Node, clock: &Clock) {
     let (key, now) = (Key::of(node), clock.now());
     let lease = leases.get(&Key::new(LEASES, &key.name));
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -97,9 +98,12 @@ fn remember(
         renewed: lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref().map(|time| time.0)),
         heartbeat: conditions.filter(|condition| condition.status != "Unknown").filter_map(heartbeat).max(),
     };
-    let mut memory = memory.lock();
-    let held =
-        memory.entry(key).or_insert_with(|| Memory { heard: now, sign_of_life: sign.clone(), tainted: Vec::new() });
+    let held = memory.entry(key).or_insert_with(|| Memory {
+        heard: now,
+        sign_of_life: sign.clone(),
+        tainted: Vec::new(),
+        marked: HashSet::new(),
+    });
     if held.sign_of_life != sign {
         (held.heard, held.sign_of_life) = (now, sign);
     }
@@ -112,7 +116,6 @@ fn remember(
         (taint.clone(), since)
     });
     held.tainted = tainted.collect();
-    (held.heard, held.tainted.clone())
 }
 
 impl Loop for NodeLifecycle {
@@ -139,7 +142,7 @@ impl Loop for NodeLifecycle {
             if &*change.key.namespace == LEASES
                 && let Some(node) = nodes.get(&Key::new("", &change.key.name))
             {
-                remember(&memory, &leases, &node, &clock);
+                remember(&mut memory.lock(), &leases, &node, &clock);
             }
         });
         let (to, nodes) = (queue.clone(), self.nodes.clone());
@@ -161,8 +164,15 @@ impl Loop for NodeLifecycle {
 
     fn see(&self, key: &Key) -> Option<Seen> {
         let node = self.nodes.get(key).filter(|node| node.metadata.deletion_timestamp.is_none())?;
-        let (heard, tainted) = remember(&self.memory, &self.leases, &node, &self.context.clock);
-        Some(Seen { pods: self.pods.by_index(BY_NODE, &key.name), node, heard, tainted })
+        let mut memory = self.memory.lock();
+        remember(&mut memory, &self.leases, &node, &self.context.clock);
+        let held = memory.get_mut(key)?;
+        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        if plan::ready(conditions) != Some("Unknown") {
+            held.marked.clear();
+        }
+        let (heard, tainted, marked) = (held.heard, held.tainted.clone(), held.marked.clone());
+        Some(Seen { pods: self.pods.by_index(BY_NODE, &key.name), node, heard, tainted, marked })
     }
 
     fn plan(&self, seen: &Seen, now: Timestamp) -> Plan<Action> {
@@ -172,6 +182,7 @@ impl Loop for NodeLifecycle {
     async fn act(&self, key: &Key, action: Action, writes: &Writes) -> Result<(), ActError> {
         match action {
             Action::Conditions(conditions) => {
+                self.confirm_silence(key).await?;
                 self.patch_node(key, "status", json!({"conditions": conditions}), writes).await
             }
             Action::Taints(taints) => self.patch_node(key, "spec", json!({"taints": taints}), writes).await,
@@ -179,7 +190,11 @@ impl Loop for NodeLifecycle {
                 let message = String::new();
                 let wanted = Wanted { type_: "Ready", status: "False", reason: "NodeNotReady", message };
                 let written = set_condition(&self.pods, &pod, &wanted, self.context.clock.now()).await;
-                self.settle(written, writes)
+                self.settle(written, writes)?;
+                if let (Some(held), Some(uid)) = (self.memory.lock().get_mut(key), &pod.metadata.uid) {
+                    held.marked.insert(uid.clone());
+                }
+                Ok(())
             }
             Action::Evict(pod) => self.evict(&pod, writes).await,
         }
@@ -187,6 +202,18 @@ impl Loop for NodeLifecycle {
 }
 
 impl NodeLifecycle {
+    /// It may be us who do not hear: a watch that says nothing more would make every node silent at once. The lease itself
+    /// knows.
+    async fn confirm_silence(&self, key: &Key) -> Result<(), ActError> {
+        let heard = || self.memory.lock().get(key).map(|held| held.heard);
+        let before = heard();
+        self.leases.refresh(&Key::new(LEASES, &key.name)).await?;
+        match heard() == before {
+            true => Ok(()),
+            false => Err(ActError::Conflict(format!("{key} was heard meanwhile"))),
+        }
+    }
+
     async fn patch_node(&self, key: &Key, part: &str, change: Value, writes: &Writes) -> Result<(), ActError> {
         let node = self.nodes.get(key).ok_or_else(|| ActError::Gone(key.to_string()))?;
         // Lists are written as a whole: on what was read, or not at all.

@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use proa_crds::{Node, Pod};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 /// A node that has not been heard of for this long is unreachable (Kubernetes' `--node-monitor-grace-period`).
 pub const GRACE: Duration = Duration::from_secs(50);
@@ -39,6 +39,8 @@ pub struct Seen {
     pub heard: Timestamp,
     /// Since when each of its `NoExecute` taints has been there, by our clock.
     pub tainted: Vec<(Taint, Timestamp)>,
+    /// The uids of the pods that have been marked as not ready in this silence.
+    pub marked: HashSet<String>,
 }
 
 /// One write.
@@ -64,7 +66,11 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
         plan.actions.push(Action::Taints(taints));
     }
     if ready(current) == Some("Unknown") {
-        plan.actions.extend(seen.pods.iter().filter(|pod| pods::is_ready(pod)).cloned().map(Action::NotReady));
+        // Once in a silence, as on Kubernetes: a pod that is ready again after that has been heard, and its node would only
+        // say so again.
+        let is_marked = |pod: &Pod| pod.metadata.uid.as_ref().is_some_and(|uid| seen.marked.contains(uid));
+        let ready = seen.pods.iter().filter(|pod| pods::is_ready(pod) && !is_marked(pod));
+        plan.actions.extend(ready.cloned().map(Action::NotReady));
     }
     if let Some(conditions) = conditions {
         // First of all: it is what the taints and the pods follow from.
@@ -74,7 +80,7 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     plan
 }
 
-fn ready(conditions: &[NodeCondition]) -> Option<&str> {
+pub(super) fn ready(conditions: &[NodeCondition]) -> Option<&str> {
     conditions.iter().find(|condition| condition.type_ == "Ready").map(|condition| condition.status.as_str())
 }
 

@@ -28,7 +28,7 @@ fn pod(tolerations: Value) -> Arc<Pod> {
 fn seen(node: Arc<Node>, pods: Vec<Arc<Pod>>) -> Seen {
     let taints = node.spec.taints.clone().unwrap_or_default().into_iter();
     let tainted = taints.filter(|taint| taint.effect == NO_EXECUTE).map(|taint| (taint, at(0))).collect();
-    Seen { node, pods, heard: at(0), tainted }
+    Seen { node, pods, heard: at(0), tainted, marked: Default::default() }
 }
 
 fn keys(actions: &[Action]) -> Vec<String> {
@@ -81,6 +81,20 @@ fn a_silent_node_is_unknown_after_the_grace_and_its_pods_are_not_ready() {
     assert!(conditions.iter().all(|c| c.status == "Unknown"));
     assert_eq!(conditions[0].message.as_deref(), Some("Kubelet stopped posting node status."));
     assert_eq!(conditions.len(), 4);
+}
+
+#[test]
+fn a_pod_is_marked_once_in_a_silence_and_what_its_node_says_after_that_stands() {
+    let mut here = seen(node(Some("Unknown"), json!([])), vec![pod(json!([]))]);
+    let marks = |here: &Seen| {
+        let actions = plan(here, at(60)).actions;
+        actions.iter().filter(|action| matches!(action, Action::NotReady(_))).count()
+    };
+    assert_eq!(marks(&here), 1);
+    here.marked.insert("u".to_owned());
+    assert_eq!(marks(&here), 0, "the node has said that it is ready: two would contradict each other for ever");
+    here.marked = ["another".to_owned()].into();
+    assert_eq!(marks(&here), 1, "a pod of the same name that has come since");
 }
 
 #[test]

@@ -98,3 +98,20 @@ fn of_several_wishes_to_look_again_the_earliest_stands() {
     plan.look_again(Duration::from_secs(5));
     assert_eq!(plan.again, Some(Duration::from_secs(3)));
 }
+
+#[tokio::test]
+async fn nobody_works_on_a_key_before_it_is_known_what_came_of_a_write_that_was_not_answered() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let outcomes: [(fn() -> ActError, u32); 2] =
+        [(|| ActError::Failed("no answer".into()), 3), (|| ActError::Refused("you may not list".into()), 1)];
+    for (outcome, expected) in outcomes {
+        let (asked, writes) = (Arc::new(AtomicU32::new(0)), Writes::default());
+        let count = asked.clone();
+        writes.unanswered(move || {
+            let so_far = count.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async move { if so_far < 2 { Err(outcome()) } else { Ok(Writes::default()) } })
+        });
+        writes.settled().await;
+        assert_eq!(asked.load(Ordering::Relaxed), expected);
+    }
+}
