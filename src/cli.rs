@@ -151,7 +151,7 @@ pub(crate) struct Rollback {
     /// What to take back, as KIND/NAME
     #[arg(value_name = "KIND/NAME")]
     pub(crate) target: String,
-    /// Revision to go back to [default: the one before the current]
+    /// Revision to go back to [default: the last before the current that is not known to fail]
     #[arg(long, value_name = "N")]
     pub(crate) to: Option<i64>,
     /// Show what it would change, and change nothing (releases only)

@@ -23,24 +23,8 @@ pub(crate) async fn rollback(args: cli::Rollback) -> anyhow::Result<()> {
         _ if args.dry_run || args.force => {
             bail!("--dry-run and --force are for releases; see also: proa diff {target} FROM TO")
         }
-        Kind::Deployment => deployment(client, &namespace, &target, args.to).await,
-        _ => bail!("cannot roll back a {target}: use kubectl rollout undo {target}"),
+        _ => show(&inspect::go_back(&client, &namespace, &target, args.to).await?, &args.output),
     }
-}
-
-async fn deployment(client: Client, namespace: &str, target: &Target, to: Option<i64>) -> anyhow::Result<()> {
-    let families = target.family.map_or(vec![Family::Standard, Family::Proa], |family| vec![family]);
-    for family in families {
-        match proa_controllers::rollback(client.clone(), family, namespace, &target.name, to).await {
-            Ok(done) => {
-                println!("{done}");
-                return Ok(());
-            }
-            Err(error) if error.is_not_found() => continue,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    bail!("there is no {target} in namespace {namespace:?}")
 }
 
 /// A release shows first what it would change.

@@ -53,7 +53,6 @@ pub mod taints;
 
 pub use clock::Clock;
 pub use context::Context;
-pub use deployment::{Outcome, RollbackError, rollback};
 pub use election::HasEnded;
 pub use informer::{Change, Informer, Informers};
 pub use key::Key;

@@ -131,6 +131,8 @@ pub const APPLY_SET_PART_OF: &str = "applyset.kubernetes.io/part-of";
 pub const APPLY_SET_KINDS: &str = "applyset.kubernetes.io/contains-group-kinds";
 /// The same as resources, as kubectl before 1.29 wrote it.
 pub const APPLY_SET_RESOURCES: &str = "applyset.kubernetes.io/contains-group-resources";
+/// On the parent of an ApplySet: the tool that applies it, and its version.
+pub const APPLY_SET_TOOLING: &str = "applyset.kubernetes.io/tooling";
 /// On the parent of an ApplySet: the other namespaces its members are in, comma-separated.
 pub const APPLY_SET_NAMESPACES: &str = "applyset.kubernetes.io/additional-namespaces";
 /// The field manager of kubectl's notes on the parent of an ApplySet.

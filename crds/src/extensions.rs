@@ -170,6 +170,8 @@ fn rollout_policies() -> Value {
                 "x-kubernetes-validations": [{"rule": "self.map(step, step.percent).isSorted()", "message": "steps must rise"}]},
         }),
     );
+    // An empty one says enough, and so does none.
+    spec["default"] = json!({});
     spec["x-kubernetes-validations"] = json!([
         {"rule": "!has(self.configuration) || self.configuration == 'Live' || (has(self.kinds) && self.kinds == ['Deployment'])",
             "message": "configuration: Rollout is for Deployments: kinds must be [Deployment]"},

@@ -64,6 +64,8 @@ pub const ROLLED_BACK: &str = "RolledBack";
 pub const ROLLOUT_REFUSED: &str = "RolloutRefused";
 /// Event: a failed revision is tried again because `proa.dev/retry` changed.
 pub const ROLLOUT_RETRIED: &str = "RolloutRetried";
+/// Stalled, and an event: a release was to go back to a revision that its history does not hold.
+pub const REVISION_NOT_FOUND: &str = "RevisionNotFound";
 /// ConfigRevision: the configuration is too large to be kept with its revision.
 pub const TOO_LARGE: &str = "TooLarge";
 /// Event: the configuration of a revision is too large to be kept with it.

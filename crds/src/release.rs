@@ -329,7 +329,7 @@ pub(crate) fn schema() -> Value {
             "force": flag("Take objects that came to belong to somebody else, and make anew what cannot be changed in place."),
         }),
     );
-    let spec = object(
+    let mut spec = object(
         "What belongs to a release, and what is wanted of it.",
         &[],
         json!({
@@ -341,6 +341,8 @@ pub(crate) fn schema() -> Value {
             "rollbackTo": rollback_to,
         }),
     );
+    // Without members it is an ApplySet itself: then there is nothing one must say.
+    spec["default"] = json!({});
     let condition = object(
         "",
         &["type", "status", "lastTransitionTime", "reason", "message"],
@@ -435,6 +437,16 @@ mod tests {
         let mut pruned = full.clone();
         schema.prune(&mut pruned);
         assert_eq!(pruned, full);
+    }
+
+    #[test]
+    fn a_release_that_says_nothing_is_a_release() {
+        let schema = from_openapi_v3(&schema()).unwrap_or_else(|errors| panic!("{errors:?}"));
+        let mut object = json!({"apiVersion": "proa.dev/v1", "kind": "Release", "metadata": {"name": "shop"}});
+        schema.default(&mut object);
+        assert_eq!(object["spec"], json!({"revisionHistoryLimit": DEFAULT_HISTORY}));
+        let read: Release = serde_json::from_value(object).expect("it is of the type");
+        assert_eq!(read.spec.members, Members::default());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::harness::{Cluster, Part, eventually, text};
 const SETS: &str = "
 apiVersion: proa.dev/v1
 kind: StatefulSet
-metadata: {name: db}
+metadata: {name: db, annotations: {proa.dev/rollback: on-failure}}
 spec:
   replicas: 2
   serviceName: db
@@ -18,13 +18,36 @@ spec:
 ---
 apiVersion: proa.dev/v1
 kind: DaemonSet
-metadata: {name: agent}
+metadata: {name: agent, annotations: {proa.dev/rollback: on-failure}}
 spec:
   selector: {matchLabels: {app: agent}}
   template:
     metadata: {labels: {app: agent, family: custom}}
     spec: {terminationGracePeriodSeconds: 0, containers: [{name: main, image: 'example/echo:v1'}]}
 ";
+
+/// The sets of the custom family: a revision that crashes is taken back; then each goes back by hand, and its history says so.
+fn goes_back_by_itself_and_by_hand(cluster: &Cluster) {
+    const SETS_OF_FAMILY: [&str; 2] = ["statefulset.proa.dev/db", "daemonset.proa.dev/agent"];
+    let told = |object: &str, what: &str| {
+        eventually("its history tells it", || {
+            let (_, history) = cluster.command_line(&["history", object]);
+            history.contains(what).then_some(())
+        });
+    };
+    SETS_OF_FAMILY.iter().for_each(|object| told(object, "healthy, current"));
+    cluster.apply(&SETS.replace("echo:v1", "echo:v2"));
+    SETS_OF_FAMILY.iter().for_each(|object| told(object, "example/echo:v2  -              healthy, current"));
+    cluster.apply(&SETS.replace("echo:v1", "echo:broken"));
+    for object in SETS_OF_FAMILY {
+        cluster.kubectl(&["wait", object, "--for=condition=RolledBack", "--timeout=60s"]);
+        told(object, "example/echo:v2      -              healthy, current");
+        let name = object.replace(".proa.dev", "");
+        let (_, said) = cluster.command_line(&["rollback", object]);
+        assert_eq!(said, format!("{name} goes back from revision 4 to revision 1\n"), "the failed one is skipped");
+        told(object, "example/echo:v1      -              healthy, current");
+    }
+}
 
 #[test]
 fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
@@ -73,11 +96,21 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     cluster.wait_for("statefulsets.proa.dev/db", ".status.availableReplicas", "2");
     cluster.wait_for("daemonsets.proa.dev/agent", ".status.numberAvailable", "1");
     cluster.kubectl(&["get", "pods.proa.dev", "db-0", "db-1"]);
+    goes_back_by_itself_and_by_hand(&cluster);
     cluster.kubectl(&["delete", "statefulsets.proa.dev/db", "daemonsets.proa.dev/agent"]);
     eventually("their pods and revisions go with them", || {
         let left = ["get", "pods.proa.dev,controllerrevisions.proa.dev", "-l", "family=custom", "-o", "name"];
         cluster.kubectl(&left).is_empty().then_some(())
     });
+
+    // A Deployment of the family is taken back by itself too.
+    let web = ["annotate", "deployments.proa.dev/web", "proa.dev/rollback=on-failure"];
+    cluster.kubectl(&web);
+    let sample = std::fs::read_to_string(manifest).expect("the sample");
+    cluster.apply(&sample.replace("echo:v1", "echo:broken"));
+    cluster.kubectl(&["wait", "deployments.proa.dev/web", "--for=condition=RolledBack", "--timeout=60s"]);
+    eventually("v1 runs alone", || (images() == "example/echo:v1 example/echo:v1").then_some(()));
+    available();
 
     let second = std::fs::read_to_string(manifest).expect("the sample").replace("echo:v1", "echo:v2");
     cluster.apply(&second);
@@ -94,11 +127,11 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
         assert!(output.status.success(), "{}", text(&output));
         text(&output)
     };
-    assert_eq!(rollback(&["--to", "1"]), "deployment/web goes back from revision 2 to revision 1\n");
+    assert_eq!(rollback(&["--to", "3"]), "deployment/web goes back from revision 4 to revision 3\n");
     eventually("v1 runs again", || (images() == "example/echo:v1 example/echo:v1").then_some(()));
     available();
     assert_ne!(cluster.kubectl(&lease), holder);
-    assert_eq!(rollback(&[]), "deployment/web goes back from revision 3 to revision 2\n");
+    assert_eq!(rollback(&[]), "deployment/web goes back from revision 5 to revision 4\n");
     eventually("v2 runs again", || (images() == "example/echo:v2 example/echo:v2").then_some(()));
     assert_eq!(cluster.kubectl(&["get", "pods", "-o", "name"]), "", "no standard pod was made");
 

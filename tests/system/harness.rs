@@ -162,6 +162,13 @@ impl Cluster {
         command
     }
 
+    /// A `proa` command of the platform's user; whether it succeeded, and what it said.
+    pub(crate) fn command_line(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = self.namespace.command(PROA);
+        let output = command.args(arguments).arg("--kubeconfig").arg(self.kubeconfig()).output().expect("proa runs");
+        (output.status.success(), text(&output))
+    }
+
     /// The process id of `proa up`.
     pub(crate) fn pid(&self) -> nix::unistd::Pid {
         let child = self.child.as_ref().expect("proa up runs");

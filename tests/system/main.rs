@@ -10,6 +10,7 @@ mod faults;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod harness;
+mod history;
 mod jobs;
 mod kubectl;
 mod machines;

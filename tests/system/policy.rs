@@ -138,6 +138,15 @@ fn a_change_of_configuration_rolls_out_and_a_secret_that_is_deleted_comes_back_f
         2
     );
 
+    // A revision that differs in configuration alone is one to go back to, and forth again.
+    for (from, to, greeting) in [(2, 1, "hello"), (3, 2, "goodbye")] {
+        let (_, said) = cluster.command_line(&["rollback", "deployment/web"]);
+        assert_eq!(said, format!("deployment/web goes back from revision {from} to revision {to}\n"));
+        eventually("its configuration is back", || (answers(&cluster, "GREETING") == [greeting]).then_some(()));
+        rolled_out(&cluster);
+    }
+    assert_eq!(template(), before);
+
     cluster.kubectl(&["delete", "secret", "greeting"]);
     cluster.kubectl(&["wait", "deployment/web", "--for=condition=RolledBack", "--timeout=60s"]);
     rolled_out(&cluster);

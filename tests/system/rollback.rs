@@ -156,7 +156,7 @@ spec:
 }
 
 #[test]
-fn a_server_side_apply_after_an_undo_of_stock_kubectl_needs_no_force() {
+fn a_server_side_apply_needs_no_force_after_an_undo_nor_after_a_bad_revision_was_applied_again_and_again() {
     let cluster = Cluster::up();
     let apply = |image: &str, variable: &str| {
         let manifest = guarded(image)
@@ -177,6 +177,26 @@ fn a_server_side_apply_after_an_undo_of_stock_kubectl_needs_no_force() {
     let field = |path: &str| cluster.kubectl(&["get", "deployment", "web", "-o", &format!("jsonpath={{{path}}}")]);
     assert_eq!(field(".spec.template.spec.containers[0].env[*].name"), "ONLY_IN_V3");
     assert_eq!(field(".metadata.annotations.kubernetes\\.io/change-cause"), "ONLY_IN_V3");
+    rolled_out(&cluster);
+
+    // A tool that holds the cluster to what is in Git applies a bad revision, sees that it went, and applies it again.
+    apply("example/echo:broken", "ONLY_IN_V4");
+    rolled_back(&cluster);
+    for _ in 0..2 {
+        let before: i64 = field(".metadata.generation").parse().expect("a number");
+        apply("example/echo:broken", "ONLY_IN_V4");
+        eventually("it is refused", || {
+            let now: i64 = field(".metadata.generation").parse().expect("a number");
+            (now > before && field(".spec.template.spec.containers[0].env[*].name") == "ONLY_IN_V3").then_some(())
+        });
+        assert_eq!(condition(&cluster, "RolloutRefused", "status"), "True");
+        assert_eq!(running_images(&cluster), ["example/echo:v2", "example/echo:v2"]);
+    }
+    // What comes to Git next is what runs, and nobody has to force anything.
+    apply("example/echo:v1", "ONLY_IN_V5");
+    assert_eq!(field(".spec.template.spec.containers[0].env[*].name"), "ONLY_IN_V5");
+    rolled_out(&cluster);
+    assert_ne!(condition(&cluster, "RolloutRefused", "status"), "True");
 }
 
 #[test]

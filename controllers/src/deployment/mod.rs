@@ -8,7 +8,6 @@
 //! loop recognises that annotation, whoever wrote it, and lets configuration and what appliers remember follow. So there
 //! is one way back for a user's undo, for `proa rollback` and for the automatic one.
 
-mod go_back;
 mod hash;
 mod judge;
 mod plan;
@@ -20,7 +19,6 @@ mod status;
 mod tests;
 mod undo;
 
-pub use go_back::{Outcome, RollbackError, rollback};
 pub use plan::{Action, Seen, plan};
 pub(crate) use revisions::same_template;
 

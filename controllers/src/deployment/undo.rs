@@ -123,14 +123,8 @@ fn lost_settings(deployment: &Deployment, before: &ReplicaSet) -> Vec<(String, V
 /// It fails with a conflict when the deployment changed meanwhile.
 pub(super) fn template_patch(deployment: &Deployment, set: &ReplicaSet) -> Value {
     let template = without_hash(&set.spec.template.clone().unwrap_or_default());
-    let mut notes = Map::from_iter([(annotations::REVISION_OF.to_owned(), Value::String(name(set).to_owned()))]);
-    let cause = note(set, annotations::CHANGE_CAUSE);
-    if cause != note(deployment, annotations::CHANGE_CAUSE) {
-        notes.insert(
-            annotations::CHANGE_CAUSE.to_owned(),
-            cause.map_or(Value::Null, |cause| Value::String(cause.to_owned())),
-        );
-    }
+    let mut notes = marks::cause_comes_back(&deployment.metadata, note(set, annotations::CHANGE_CAUSE));
+    notes.insert(annotations::REVISION_OF.to_owned(), Value::String(name(set).to_owned()));
     let mut patch =
         json!({"metadata": {"annotations": notes, "resourceVersion": deployment.metadata.resource_version}});
     if let (Some(change), Some(patch)) = (template_diff(&deployment.spec.template, &template), patch.as_object_mut()) {

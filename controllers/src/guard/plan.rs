@@ -332,7 +332,12 @@ impl<'a> Guard<'a> {
     /// Puts the template of a revision into the object, as `kubectl rollout undo` does.
     fn put_back(&mut self, to: &ControllerRevision) {
         let Some(template) = template_of(to) else { return };
-        let mut patch = json!({"metadata": {"resourceVersion": self.seen.ward.meta.resource_version}});
+        let meta = &self.seen.ward.meta;
+        let mut patch = json!({"metadata": {"resourceVersion": meta.resource_version}});
+        let notes = marks::cause_comes_back(meta, marks::note(&to.metadata, annotations::CHANGE_CAUSE));
+        if !notes.is_empty() {
+            patch["metadata"]["annotations"] = Value::Object(notes);
+        }
         if let Some(change) = merge_diff(&json(&self.seen.ward.template), &json(&template)) {
             patch["spec"] = json!({"template": change});
         }

@@ -6,12 +6,13 @@ use crate::{
     deployment::same_template,
     owners,
     patch::{MANAGER, params},
+    rollback::marks,
 };
 use kube::{
     ResourceExt,
     api::{DeleteParams, Patch, PostParams, Preconditions},
 };
-use proa_crds::ControllerRevision;
+use proa_crds::{ControllerRevision, annotations};
 use serde_json::{Value, json};
 
 /// What became of a write.
@@ -45,8 +46,12 @@ impl Recorder {
                 self.patch(&revision, &owners::patch(&revision.metadata, &owners), writes).await
             }
             Write::Renumber(revision, number) => {
-                let patch = json!({"metadata": {"uid": revision.metadata.uid, "resourceVersion": revision.metadata.resource_version},
+                let mut patch = json!({"metadata": {"uid": revision.metadata.uid, "resourceVersion": revision.metadata.resource_version},
                     "revision": number});
+                // Who brought it back, and when, is the news of this number.
+                if let Some(author) = marks::note(parent.meta, annotations::CHANGED_BY) {
+                    patch["metadata"]["annotations"] = json!({annotations::CHANGED_BY: author});
+                }
                 self.patch(&revision, &patch, writes).await
             }
             Write::Create(revision) => self.create(parent, &revision, writes).await,

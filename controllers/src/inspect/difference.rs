@@ -202,10 +202,6 @@ mod tests {
             number: 1,
             name: "web-1".into(),
             template: json!({"metadata": {"creationTimestamp": null}, "spec": {"containers": [{"name": "echo", "image": image, "env": []}]}}),
-            notes: BTreeMap::new(),
-            made: None,
-            copy: String::new(),
-            current: false,
             configuration: config
                 .iter()
                 .map(|(name, keys)| {
@@ -213,6 +209,7 @@ mod tests {
                     ((*name).to_owned(), keys)
                 })
                 .collect(),
+            ..revisions::Held::default()
         }
     }
 

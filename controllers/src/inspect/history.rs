@@ -38,7 +38,7 @@ pub struct Entry {
     pub images: Vec<String>,
     /// What configuration it runs with.
     pub configuration: Vec<Configuration>,
-    /// `current`, `healthy`, `failed`, `superseded`, `rolling out`, and what else is to be said.
+    /// `current`, `healthy`, `failed`, `superseded`, `rolling out`, `rolled out`, and what else is to be said.
     pub result: String,
     /// Whether it is the current one.
     pub current: bool,
@@ -92,6 +92,8 @@ fn of_workload(held: &revisions::Held, all: &[revisions::Held]) -> Entry {
     let mut result = match (&failure, held.note(annotations::HEALTHY), held.current) {
         (Some(failure), ..) => format!("failed ({})", failure.reason),
         (None, Some(_), _) => "healthy".to_owned(),
+        // Only where something may go back to a revision is it marked as healthy.
+        (None, None, true) if held.complete => "rolled out".to_owned(),
         (None, None, true) => "rolling out".to_owned(),
         (None, None, false) => "superseded".to_owned(),
     };

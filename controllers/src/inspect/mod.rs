@@ -1,17 +1,19 @@
 //! History a person can read: which revisions there are, who made them and why, what they ran, what became of them; and what
-//! differs between two.
+//! differs between two; and going back to one of them by hand.
 //!
 //! Owns: reading revisions of any kind that has them (Deployment, StatefulSet, DaemonSet in both families, Release) into one
-//! shape, and its two faces, text and JSON. Never writes but the wish to try a failed revision again, and never shows the
-//! value of a Secret unless it is asked to.
+//! shape, and its two faces, text and JSON. Never writes but an undo somebody asks for and the wish to try a failed revision
+//! again, and never shows the value of a Secret unless it is asked to.
 
 mod difference;
+mod go_back;
 mod history;
 mod revisions;
 pub mod unified;
 
 pub(crate) use difference::field_changes;
 pub use difference::{Difference, Part, diff};
+pub use go_back::{RollbackError, WentBack, go_back};
 pub use history::{Configuration, Entry, History, history};
 
 use jiff::Timestamp;
@@ -21,7 +23,7 @@ use kube::{
     api::{DynamicObject, Patch, PatchParams},
     core::ApiResource,
 };
-use proa_crds::{Family, annotations, release::release_resource};
+use proa_crds::{Family, annotations, policy::WorkloadKind, release::release_resource};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::fmt;
@@ -140,26 +142,38 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            Kind::Deployment => "deployment",
-            Kind::StatefulSet => "statefulset",
-            Kind::DaemonSet => "daemonset",
-            Kind::Release => "release",
-        };
-        write!(f, "{kind}/{}", self.name)
+        write!(f, "{}/{}", self.kind.word(), self.name)
     }
 }
 
 impl Kind {
+    /// As kubectl names an object of the kind.
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Deployment => "deployment",
+            Kind::StatefulSet => "statefulset",
+            Kind::DaemonSet => "daemonset",
+            Kind::Release => "release",
+        }
+    }
+
     fn resource(self, family: Family) -> ApiResource {
-        let deployment = family.deployment();
-        let (kind, plural) = match self {
-            Kind::Deployment => return deployment,
-            Kind::Release => return release_resource(),
-            Kind::StatefulSet => ("StatefulSet", "statefulsets"),
-            Kind::DaemonSet => ("DaemonSet", "daemonsets"),
-        };
-        ApiResource { kind: kind.to_owned(), plural: plural.to_owned(), ..deployment }
+        match self {
+            Kind::Deployment => family.deployment(),
+            Kind::StatefulSet => family.stateful_set(),
+            Kind::DaemonSet => family.daemon_set(),
+            Kind::Release => release_resource(),
+        }
+    }
+
+    /// What a policy calls the kind, where one can hold for it.
+    fn guarded(self) -> Option<WorkloadKind> {
+        match self {
+            Kind::Deployment => Some(WorkloadKind::Deployment),
+            Kind::StatefulSet => Some(WorkloadKind::StatefulSet),
+            Kind::DaemonSet => Some(WorkloadKind::DaemonSet),
+            Kind::Release => None,
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Which objects belong to a release: what must be watched to know them, and which of what is seen are members. Pure.
 
-use crate::{catalogue::Known, owners, selector};
+use crate::{catalogue::Known, owners, patch::json, selector};
 use kube::core::{ApiResource, DynamicObject, ObjectMeta};
 use proa_crds::{
     annotations,
-    release::{GroupKind, Release},
+    release::{GroupKind, Members, Release},
 };
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The kinds of objects a selector selects when the release names none.
@@ -103,7 +104,35 @@ impl Parent {
     }
 }
 
+/// What a release writes on itself as the tool of its ApplySet: the first kubectl that knew them. The next apply writes its own.
+const TOOLING: &str = "kubectl/v1.27.0";
+
+/// Whether the release is to be the parent of an ApplySet, and is not yet: kubectl makes no parents but ConfigMaps and
+/// Secrets, and takes no object for one that does not say that it is.
+pub(super) fn is_to_be_parent(release: &Release) -> bool {
+    let meta = &release.metadata;
+    release.spec.members == Members::default() && Parent::of(meta.labels.as_ref(), meta.annotations.as_ref()).is_none()
+}
+
 impl Parent {
+    /// The metadata of an object of that kind as the parent of a set that has no members yet (KEP-3659).
+    pub(super) fn founded(meta: &ObjectMeta, resource: &ApiResource) -> ObjectMeta {
+        let mut meta = meta.clone();
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let (name, namespace) = (text(&meta.name), text(&meta.namespace));
+        let identity = format!("{name}.{namespace}.{}.{}", resource.kind, resource.group);
+        let digest = json(&k8s_openapi::ByteString(Sha256::digest(identity).to_vec()));
+        // As in URLs (RFC 4648, section 5), without padding.
+        let digest = digest.as_str().unwrap_or_default().replace('+', "-").replace('/', "_");
+        let id = format!("applyset-{}-v1", digest.trim_end_matches('='));
+        meta.labels.get_or_insert_default().insert(annotations::APPLY_SET_ID.to_owned(), id);
+        let notes = meta.annotations.get_or_insert_default();
+        for (note, value) in [(annotations::APPLY_SET_TOOLING, TOOLING), (annotations::APPLY_SET_KINDS, "")] {
+            notes.entry(note.to_owned()).or_insert_with(|| value.to_owned());
+        }
+        meta
+    }
+
     /// Reads a parent's metadata; `None` when it is none.
     pub(super) fn of(
         labels: Option<&BTreeMap<String, String>>,
@@ -135,7 +164,7 @@ pub(super) fn wants(release: &Release, parent: Option<&Parent>, known: &Known) -
                 Some(resource) => wants.push(Want {
                     resource: resource.api.clone(),
                     namespace: namespace.clone(),
-                    labels: labels.clone(),
+                    labels: but_kept_content(&resource.api, &labels),
                 }),
                 None if named => return Err(Unknown::NoKind(label(&kind.kind, &kind.group))),
                 None => {}
@@ -148,7 +177,8 @@ pub(super) fn wants(release: &Release, parent: Option<&Parent>, known: &Known) -
             let Some(resource) = find(group, &member.kind).filter(|resource| resource.namespaced) else {
                 return Err(Unknown::NoKind(format!("namespaced {}", label(&member.kind, group))));
             };
-            let want = Want { resource: resource.api.clone(), namespace: namespace.clone(), labels: String::new() };
+            let labels = but_kept_content(&resource.api, "");
+            let want = Want { resource: resource.api.clone(), namespace: namespace.clone(), labels };
             if !wants.contains(&want) {
                 wants.push(want);
             }
@@ -176,6 +206,15 @@ pub(super) fn wants(release: &Release, parent: Option<&Parent>, known: &Known) -
         }
     }
     Ok(wants)
+}
+
+/// The label selector without the Secrets that keep what releases held: they are large, and no members.
+fn but_kept_content(resource: &ApiResource, labels: &str) -> String {
+    match (resource.group.as_str(), resource.kind.as_str(), labels) {
+        ("", "Secret", "") => format!("!{}", annotations::RELEASE),
+        ("", "Secret", labels) => format!("{labels},!{}", annotations::RELEASE),
+        (_, _, labels) => labels.to_owned(),
+    }
 }
 
 fn label(kind: &str, group: &str) -> String {
@@ -251,6 +290,38 @@ mod tests {
 
     fn plurals(wants: &[Want]) -> Vec<String> {
         wants.iter().map(|want| format!("{}/{}?{}", want.namespace, want.resource.plural, want.labels)).collect()
+    }
+
+    #[test]
+    fn a_release_without_members_becomes_the_parent_of_an_apply_set_kubectl_takes_it_for() {
+        let empty = release(json!({}));
+        assert!(is_to_be_parent(&empty));
+        assert!(!is_to_be_parent(&release(json!({"applySet": {"kind": "ConfigMap", "name": "p"}}))));
+        let founded = Parent::founded(&empty.metadata, &proa_crds::release::release_resource());
+        // printf %s shop.ns.Release.proa.dev | sha256sum | xxd -r -p | basenc --base64url
+        let labels = founded.labels.clone().expect("labels");
+        assert_eq!(labels[annotations::APPLY_SET_ID], "applyset-cOywuZP8G05b68oaTkpnNUoSHBtm1BWhVAPS125yyL4-v1");
+        let parent = Parent::of(founded.labels.as_ref(), founded.annotations.as_ref()).expect("a parent");
+        assert!(parent.kinds.is_empty());
+        let mut now = empty;
+        now.metadata = founded;
+        assert!(!is_to_be_parent(&now));
+        let grown = Parent::grown(&now.metadata, &[], &[]);
+        let notes = json!({annotations::APPLY_SET_TOOLING: TOOLING, annotations::APPLY_SET_KINDS: ""});
+        assert_eq!((&grown["annotations"], &grown["labels"]), (&notes, &json!(labels)));
+    }
+
+    #[test]
+    fn what_releases_keep_is_not_watched() {
+        let secrets = super::super::core_resource("Secret", "secrets");
+        assert_eq!(but_kept_content(&secrets, ""), "!proa.dev/release");
+        assert_eq!(but_kept_content(&secrets, "a=b"), "a=b,!proa.dev/release");
+        assert_eq!(but_kept_content(&super::super::core_resource("ConfigMap", "configmaps"), "a=b"), "a=b");
+        let mut known = known();
+        known.resources.push(Arc::new(Resource { api: secrets, namespaced: true, verbs: Vec::new() }));
+        let listed = json!({"objects": [{"apiVersion": "v1", "kind": "Secret", "name": "key"}]});
+        let wants = wants(&release(listed), None, &known).expect("it is known");
+        assert_eq!(plurals(&wants), ["ns/secrets?!proa.dev/release"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{
     content::{Content, Id},
     health::Health,
-    membership::Want,
+    membership::{Want, is_to_be_parent},
     records::{self, Record},
     status,
     steps::{Live, Step, due, steps},
@@ -107,6 +107,9 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     let release = &seen.release;
     if release.metadata.deletion_timestamp.is_some() {
         return Plan::nothing();
+    }
+    if is_to_be_parent(release) {
+        return Plan::act(vec![Action::Grow(Vec::new())]);
     }
     if seen.unknown.is_none() && !seen.watching {
         return Plan::act(vec![Action::Watch(seen.wants.clone())]);
@@ -413,7 +416,15 @@ impl Planner<'_> {
             "Healthy"
         };
         self.say(conditions::RECONCILING, busy, reason, "");
-        self.say(conditions::STALLED, if failed { "True" } else { "False" }, reason, if failed { &why } else { "" });
+        // A wish that could not be granted stands there until there is another one, or a new revision.
+        let refused = self.status.conditions.iter().any(|held| {
+            held.type_ == conditions::STALLED && held.status == "True" && held.reason == reasons::REVISION_NOT_FOUND
+        });
+        if failed {
+            self.say(conditions::STALLED, "True", reason, &why);
+        } else if !refused {
+            self.say(conditions::STALLED, "False", reason, "");
+        }
         let spec = &self.seen.release.spec;
         if failed && self.seen.wants_rollback && !spec.paused && spec.rollback_to.is_none() {
             match self.last_healthy(&held).cloned() {
@@ -493,8 +504,8 @@ impl Planner<'_> {
                 self.begin(going);
             }
             Err(why) => {
-                self.say(conditions::STALLED, "True", "RevisionNotFound", &why);
-                self.note("RevisionNotFound", why);
+                self.say(conditions::STALLED, "True", reasons::REVISION_NOT_FOUND, &why);
+                self.note(reasons::REVISION_NOT_FOUND, why);
                 self.settle();
             }
         }
@@ -517,7 +528,7 @@ impl Planner<'_> {
                     (going.to, going.record) = (to.revision, to.record.clone());
                     self.status.rollback = Some(going);
                 }
-                Err(why) => self.say(conditions::STALLED, "True", "RevisionNotFound", &why),
+                Err(why) => self.say(conditions::STALLED, "True", reasons::REVISION_NOT_FOUND, &why),
             }
             self.settle();
             return self.clear_wish();

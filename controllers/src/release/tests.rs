@@ -504,8 +504,12 @@ fn a_wish_for_a_revision_that_is_not_there_is_refused_by_name() {
     world.settle();
     assert!(world.typed().spec.rollback_to.is_none());
     assert_eq!(world.revisions().len(), 2);
+    world.pass(Duration::from_secs(60));
+    world.settle();
+    assert_eq!(world.condition(conditions::STALLED), said, "long after the wish is cleared");
     world.wish(None);
     world.settle();
+    assert_eq!(world.condition(conditions::STALLED), None, "the next wish is granted");
     assert_eq!(world.typed().status.and_then(|status| status.revisions.last()?.rolled_back_to), Some(1));
 }
 

@@ -4,7 +4,8 @@
 //! back. Decides nothing: the plan did.
 
 use super::{
-    Releases, Step, content, content::Content, content::Id, core_resource, member, membership::Parent, status, steps,
+    Releases, Step, content, content::Content, content::Id, core_resource, member, membership, membership::Parent,
+    status, steps,
 };
 use crate::{
     ActError, Key, Writes,
@@ -33,7 +34,10 @@ impl Releases {
     /// finds what it expects, and prunes what it should.
     pub(super) async fn grow(&self, key: &Key, members: &[Id]) -> Result<(), ActError> {
         let release = self.held(key)?;
-        let Some((resource, meta)) = self.parent_object(&release) else { return Ok(()) };
+        let Some((resource, mut meta)) = self.parent_object(&release) else { return Ok(()) };
+        if membership::is_to_be_parent(&release) {
+            meta = Parent::founded(&meta, &resource);
+        }
         let mut kinds = Vec::new();
         for id in members {
             // What is not served yet comes with its definition; then this is done again.

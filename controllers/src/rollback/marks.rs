@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::ObjectMeta;
 use proa_crds::{FailedTemplate, Failure, annotations};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 /// So many bytes of a log are repeated in a condition.
@@ -121,6 +121,13 @@ pub(crate) fn spent_wishes<'a>(object: &ObjectMeta, old: impl Iterator<Item = Re
     old.filter_map(stamped).collect()
 }
 
+/// The change of an object's annotations that makes its change cause that of the revision it goes back to, as an undo of
+/// kubectl does for a Deployment.
+pub(crate) fn cause_comes_back(object: &ObjectMeta, cause: Option<&str>) -> Map<String, Value> {
+    let changes = (cause != note(object, annotations::CHANGE_CAUSE)).then(|| json!(cause));
+    changes.map(|cause| (annotations::CHANGE_CAUSE.to_owned(), cause)).into_iter().collect()
+}
+
 /// What is said of a failed revision that is taken back, or refused when it had not `started` since it was applied again.
 pub(crate) fn going_back(
     failed: Revision<'_>,
@@ -216,6 +223,15 @@ mod tests {
         assert_eq!(after(89), Some(Duration::from_secs(1)));
         assert_eq!(after(90), None);
         assert_eq!(soak_left(&meta(json!({})), soak, now), None);
+    }
+
+    #[test]
+    fn the_change_cause_is_that_of_the_revision_or_none() {
+        let object = meta(json!({annotations::CHANGE_CAUSE: "two"}));
+        let changed = |cause| Value::Object(cause_comes_back(&object, cause));
+        assert_eq!(changed(Some("two")), json!({}));
+        assert_eq!(changed(Some("one")), json!({annotations::CHANGE_CAUSE: "one"}));
+        assert_eq!(changed(None), json!({annotations::CHANGE_CAUSE: null}));
     }
 
     #[test]
