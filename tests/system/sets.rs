@@ -154,5 +154,39 @@ fn a_daemon_set_runs_on_a_cordoned_node_too_and_rolls_and_goes_back_with_its_old
     rollout(&["status", "--timeout=60s"]);
     cluster.kubectl(&["delete", "ds", "agent"]);
     cluster.kubectl(&["wait", "pod", "-l", "app=agent", "--for=delete", "--timeout=60s"]);
+    a_history_is_edited_by_hand(&cluster);
     cluster.assert_nothing_was_forbidden();
+}
+
+/// Conformance: "ControllerRevision [Serial] should manage the lifecycle of a ControllerRevision".
+fn a_history_is_edited_by_hand(cluster: &Cluster) {
+    cluster.apply(&AGENT.replace("agent", "kept"));
+    let rolled_out = || cluster.kubectl(&["rollout", "status", "daemonset/kept", "--timeout=60s"]);
+    rolled_out();
+    let revisions = |path: &str| {
+        let path = format!("jsonpath={{.items[*].{path}}}");
+        let list = cluster.kubectl(&["get", "controllerrevisions", "-l", "app=kept", "-o", &path]);
+        list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let [first] = &revisions("metadata.name")[..] else { panic!("one revision") };
+    let made = cluster.kubectl(&["get", "controllerrevision", first, "-o", "json"]);
+    let mut by_hand: serde_json::Value = serde_json::from_str(&made).expect("an object");
+    let kept = ["labels", "ownerReferences"].map(|field| (field.to_owned(), by_hand["metadata"][field].clone()));
+    by_hand["metadata"] = serde_json::Value::Object(kept.into_iter().collect());
+    by_hand["metadata"]["name"] = "by-hand".into();
+    by_hand["revision"] = 2.into();
+    cluster.kubectl(&["label", "controllerrevision", first, "first=patched"]);
+    cluster.kubectl_stdin(&["create", "-f", "-"], &by_hand.to_string());
+    assert_eq!(revisions("metadata.name").len(), 2, "nobody minds two of one template");
+    cluster.kubectl(&["delete", "controllerrevision", "-l", "first=patched"]);
+    assert_eq!(revisions("metadata.name"), ["by-hand"]);
+    cluster.kubectl(&["label", "controllerrevision", "by-hand", "by-hand=updated"]);
+    let patch = r#"{"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}}"#;
+    cluster.kubectl(&["patch", "daemonset", "kept", "-p", patch]);
+    rolled_out();
+    assert_eq!(revisions("metadata.name").len(), 2);
+    let by_hand = "/apis/apps/v1/namespaces/default/controllerrevisions?labelSelector=by-hand%3Dupdated";
+    cluster.kubectl(&["delete", "--raw", by_hand]);
+    assert_eq!(revisions("revision"), ["3"], "counted on from the one made by hand");
+    cluster.kubectl(&["delete", "ds", "kept", "--timeout=30s"]);
 }
