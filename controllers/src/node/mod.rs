@@ -12,7 +12,6 @@ pub use plan::{Action, GRACE, STARTUP_GRACE, Seen, plan};
 use crate::{
     ActError, Clock, Context, Informer, Key, Loop, Plan, Queue, Writes,
     events::{Kind, Note},
-    informer::Observes,
     patch::params,
     pod_status::{Wanted, set_condition},
     pods,
