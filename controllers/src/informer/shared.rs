@@ -46,10 +46,13 @@ pub(super) trait Tell: Send + Sync {
     fn tell(&self, changes: Vec<Change<dyn Object>>);
 }
 
+type Strip = Box<dyn Fn(&mut dyn Object) + Send + Sync>;
+type Always = Box<dyn Fn(&dyn Object) -> bool + Send + Sync>;
+
 /// Content that is kept only of what was asked for, and of what `always` says.
 pub(super) struct OnDemand {
-    strip: Box<dyn Fn(&mut dyn Object) + Send + Sync>,
-    always: Box<dyn Fn(&dyn Object) -> bool + Send + Sync>,
+    strip: Strip,
+    always: Always,
     wanted: RwLock<HashSet<Key>>,
 }
 
