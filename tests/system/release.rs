@@ -171,3 +171,88 @@ fn a_release_applied_server_side_goes_back_by_itself_when_a_member_fails_and_sta
     assert_eq!(data(&cluster), r#"{"GREETING":"mended","v1":"only"}"#);
     cluster.assert_nothing_was_forbidden();
 }
+
+/// Two objects of an application, without a Deployment: nothing has to roll.
+fn notes(value: &str) -> String {
+    let note = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, labels: {{part: notes}}}}\ndata: {{A: {value}}}\n"
+        )
+    };
+    format!("{}---\n{}", note("one"), note("two"))
+}
+
+const BY_LABEL_AND_BY_NAME: &str = "
+apiVersion: proa.dev/v1
+kind: Release
+metadata: {name: labelled}
+spec: {members: {selector: {matchLabels: {part: notes}}}}
+---
+apiVersion: proa.dev/v1
+kind: Release
+metadata: {name: listed}
+spec: {members: {objects: [{apiVersion: v1, kind: ConfigMap, name: one}]}}
+---
+apiVersion: proa.dev/v1
+kind: Release
+metadata: {name: own}
+";
+
+#[test]
+fn a_release_is_chosen_by_label_or_by_name_or_is_the_set_itself_and_force_takes_what_is_in_the_way() {
+    let cluster = Cluster::up();
+    let ready = |release: &str, revision: &str| {
+        let release = format!("release/{release}");
+        cluster.wait_for(&release, ".status.revision", revision);
+        cluster.kubectl(&["wait", &release, "--for=condition=Ready", "--timeout=60s"]);
+    };
+    let value = |name: &str| cluster.kubectl(&["get", "configmap", name, "-o", "jsonpath={.data.A}"]);
+    cluster.apply(BY_LABEL_AND_BY_NAME);
+    cluster.apply(&notes("first"));
+    ["labelled", "listed"].iter().for_each(|release| ready(release, "1"));
+    cluster.apply(&notes("second"));
+    ["labelled", "listed"].iter().for_each(|release| ready(release, "2"));
+
+    // By name: that one object, and it is told as JSON. By label: all of them.
+    let (done, said) = cluster.command_line(&["rollback", "release/listed", "-o", "json"]);
+    assert!(done && said.contains("\"object\": \"configmap/one\"") && !said.contains("configmap/two"), "{said}");
+    assert_eq!((value("one"), value("two")), ("first".to_owned(), "second".to_owned()));
+    ready("labelled", "3");
+    let (done, said) = cluster.command_line(&["rollback", "release/labelled", "--to", "1"]);
+    assert!(done && said.contains("change configmap/two") && !said.contains("change configmap/one"), "{said}");
+    assert_eq!((value("one"), value("two")), ("first".to_owned(), "first".to_owned()));
+
+    // A wish that cannot be granted is refused by the command, and by a condition that stays.
+    let (done, said) = cluster.command_line(&["rollback", "release/listed", "--to", "9"]);
+    assert!(!done && said.contains("there is no revision 9; its history holds [1, 2, 3]"), "{said}");
+    cluster.kubectl(&["patch", "release", "listed", "--type=merge", "-p", r#"{"spec":{"rollbackTo":{"revision":9}}}"#]);
+    cluster.kubectl(&["wait", "release/listed", "--for=condition=Stalled", "--timeout=60s"]);
+    let listed = |path: &str| cluster.kubectl(&["get", "release", "listed", "-o", &format!("jsonpath={{{path}}}")]);
+    eventually("the wish is taken in", || listed(".spec.rollbackTo").is_empty().then_some(()));
+
+    // What cannot be changed in place stands in the way until somebody says so.
+    cluster.kubectl(&["patch", "configmap", "one", "--type=merge", "-p", r#"{"data":{"A":"last"},"immutable":true}"#]);
+    cluster.wait_for("release/listed", ".status.revision", "4");
+    let (done, said) = cluster.command_line(&["rollback", "release/listed"]);
+    assert!(!done && said.contains("with --force it is removed and made anew"), "{said}");
+    assert_eq!(value("one"), "last");
+    let (done, said) = cluster.command_line(&["rollback", "release/listed", "--to", "3", "--force"]);
+    assert!(done && said.contains("which is now revision 5"), "{said}");
+    assert_eq!(value("one"), "first");
+
+    // Without members it is the parent of an ApplySet, which kubectl takes it for.
+    eventually("it says that it is a parent", || {
+        let labels = ["get", "release", "own", "-o", "jsonpath={.metadata.labels.applyset\\.kubernetes\\.io/id}"];
+        cluster.kubectl(&labels).starts_with("applyset-").then_some(())
+    });
+    let own = |manifest: &str| apply_to(&cluster, "--applyset=releases.proa.dev/own", &[], manifest);
+    own(&notes("third").replace("name: ", "name: my-"));
+    ready("own", "1");
+    own(&notes("fourth").replace("name: two", "name: three").replace("name: ", "name: my-"));
+    ready("own", "2");
+    assert!(!cluster.kubectl(&["get", "configmaps", "-o", "name"]).contains("my-two"), "kubectl prunes");
+    let (done, said) = cluster.command_line(&["rollback", "release/own"]);
+    assert!(done && said.contains("create configmap/my-two") && said.contains("remove configmap/my-three"), "{said}");
+    assert_eq!((value("my-one"), value("my-two")), ("third".to_owned(), "third".to_owned()));
+    cluster.assert_nothing_was_forbidden();
+}
