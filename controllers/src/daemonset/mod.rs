@@ -15,6 +15,7 @@ use crate::{
     ActError, Change, Context, Informer, Key, Loop, Plan, Queue, Writes,
     backoff::Backoff,
     events::{Kind, Note},
+    guard,
     history::{Outcome, Parent, Recorder},
     patch::{json, merge_diff, params},
     pod_control::{Owner, PodControl, wake_by_pods, words},
@@ -139,8 +140,17 @@ impl Loop for DaemonSets {
                 }
             }
         });
-        // Revisions wake nobody: what users make of them by hand is looked at when their set is (conformance:
-        // ControllerRevision, resource lifecycle, has two of one template for a while).
+        // Of a revision only the guard's word on how far it may go wakes its set: what users make of them by hand is looked at
+        // when their set is (conformance: ControllerRevision, resource lifecycle, has two of one template for a while).
+        let (to, kind) = (queue.clone(), self.sets.resource());
+        self.recorder.revisions.on_change(move |change| {
+            let (Some(old), Some(new)) = (change.old.as_ref(), change.new.as_ref()) else { return };
+            let owner = owners::controller_of(&new.metadata)
+                .filter(|owner| owner.kind == kind.kind && owner.api_version == kind.api_version);
+            if let Some(owner) = owner.filter(|_| guard::says_otherwise(&old.metadata, &new.metadata)) {
+                to.add(Key::new(new.metadata.namespace.as_deref().unwrap_or_default(), &owner.name));
+            }
+        });
     }
 
     fn ready(&self) -> BoxFuture<'_, ()> {

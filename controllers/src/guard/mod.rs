@@ -53,6 +53,18 @@ pub(crate) fn reach(object: &kube::core::ObjectMeta, revision: &ControllerRevisi
     }
 }
 
+/// Whether the guard says something else of a revision than before, of how far it may go or what its pods read.
+pub(crate) fn says_otherwise(old: &kube::core::ObjectMeta, new: &kube::core::ObjectMeta) -> bool {
+    let words = [
+        annotations::CURRENT_AS,
+        annotations::FAILURE,
+        annotations::HEALTHY,
+        annotations::ROLLOUT_LIMIT,
+        annotations::CONFIG_REVISION,
+    ];
+    words.iter().any(|word| marks::note(old, word) != marks::note(new, word))
+}
+
 /// The pod as that revision wants it: reading the copy of its configuration, where it was gone back to.
 pub(crate) fn configured(mut pod: Pod, revision: &ControllerRevision) -> Pod {
     if let Some(secret) = marks::note(&revision.metadata, annotations::CONFIG_REVISION) {

@@ -417,13 +417,14 @@ impl Planner<'_> {
         };
         self.say(conditions::RECONCILING, busy, reason, "");
         // A wish that could not be granted stands there until there is another one, or a new revision.
-        let refused = self.status.conditions.iter().any(|held| {
+        let refused = self.status.conditions.iter().find(|held| {
             held.type_ == conditions::STALLED && held.status == "True" && held.reason == reasons::REVISION_NOT_FOUND
         });
-        if failed {
-            self.say(conditions::STALLED, "True", reason, &why);
-        } else if !refused {
-            self.say(conditions::STALLED, "False", reason, "");
+        let refused = refused.map(|held| held.message.clone());
+        match refused {
+            _ if failed => self.say(conditions::STALLED, "True", reason, &why),
+            Some(message) => self.say(conditions::STALLED, "True", reasons::REVISION_NOT_FOUND, &message),
+            None => self.say(conditions::STALLED, "False", reason, ""),
         }
         let spec = &self.seen.release.spec;
         if failed && self.seen.wants_rollback && !spec.paused && spec.rollback_to.is_none() {
