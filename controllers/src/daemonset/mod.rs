@@ -17,6 +17,7 @@ use crate::{
     events::{Kind, Note},
     guard,
     history::{Outcome, Parent, Recorder},
+    owners,
     patch::{json, merge_diff, params},
     pod_control::{Owner, PodControl, wake_by_pods, words},
     selector,
