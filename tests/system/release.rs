@@ -120,7 +120,8 @@ release/shop: from revision 2 to revision 1
     assert!(!managers.contains("manager: proa-release"), "whoever went back owns nothing: {managers}");
 
     // The record of the last apply went back too: what came back and is not in the next manifest goes.
-    apply(&cluster, &[], &shop("v3", "again").replace("example/echo:v3", "example/echo:v2"));
+    // A template that never was: the copy of its configuration follows what is live from the start.
+    apply(&cluster, &[], &shop("v3", "again").replace("example/echo:v3'", "example/echo:v2', imagePullPolicy: Never"));
     healthy(&cluster, "4");
     assert_eq!(data(&cluster), r#"{"GREETING":"again","v3":"only"}"#);
     assert_eq!(names(&cluster), "only-in-v3 settings key web web", "the set prunes what came back with the release");

@@ -17,7 +17,6 @@ use crate::{
     events::{Kind, Note},
     guard,
     history::{Outcome, Parent, Recorder},
-    owners,
     patch::{json, merge_diff, params},
     pod_control::{Owner, PodControl, wake_by_pods, words},
     selector,
@@ -141,17 +140,7 @@ impl Loop for DaemonSets {
                 }
             }
         });
-        // Of a revision only the guard's word on how far it may go wakes its set: what users make of them by hand is looked at
-        // when their set is (conformance: ControllerRevision, resource lifecycle, has two of one template for a while).
-        let (to, kind) = (queue.clone(), self.sets.resource());
-        self.recorder.revisions.on_change(move |change| {
-            let (Some(old), Some(new)) = (change.old.as_ref(), change.new.as_ref()) else { return };
-            let owner = owners::controller_of(&new.metadata)
-                .filter(|owner| owner.kind == kind.kind && owner.api_version == kind.api_version);
-            if let Some(owner) = owner.filter(|_| guard::says_otherwise(&old.metadata, &new.metadata)) {
-                to.add(Key::new(new.metadata.namespace.as_deref().unwrap_or_default(), &owner.name));
-            }
-        });
+        guard::wake_by_revisions(&self.recorder.revisions, self.sets.resource(), queue);
     }
 
     fn ready(&self) -> BoxFuture<'_, ()> {

@@ -19,7 +19,10 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use kube::{ResourceExt, api::Patch};
+use kube::{
+    ResourceExt,
+    api::{ApiResource, Patch},
+};
 use plan::{Action, Seen};
 use proa_crds::{ControllerRevision, DaemonSet, Family, Pod, StatefulSet, annotations};
 use serde_json::{Value, json};
@@ -53,8 +56,23 @@ pub(crate) fn reach(object: &kube::core::ObjectMeta, revision: &ControllerRevisi
     }
 }
 
+/// Wakes the sets of that kind by the guard's word on their revisions. Nothing else of a revision wakes its set: what users
+/// make of them by hand is looked at when their set is (conformance: ControllerRevision, resource lifecycle, has two of one
+/// template for a while).
+pub(crate) fn wake_by_revisions(revisions: &Informer<ControllerRevision>, kind: ApiResource, queue: &Queue) {
+    let to = queue.clone();
+    revisions.on_change(move |change| {
+        let (Some(old), Some(new)) = (change.old.as_ref(), change.new.as_ref()) else { return };
+        let owner = owners::controller_of(&new.metadata)
+            .filter(|owner| owner.kind == kind.kind && owner.api_version == kind.api_version);
+        if let Some(owner) = owner.filter(|_| says_otherwise(&old.metadata, &new.metadata)) {
+            to.add(Key::new(new.metadata.namespace.as_deref().unwrap_or_default(), &owner.name));
+        }
+    });
+}
+
 /// Whether the guard says something else of a revision than before, of how far it may go or what its pods read.
-pub(crate) fn says_otherwise(old: &kube::core::ObjectMeta, new: &kube::core::ObjectMeta) -> bool {
+fn says_otherwise(old: &kube::core::ObjectMeta, new: &kube::core::ObjectMeta) -> bool {
     let words = [
         annotations::CURRENT_AS,
         annotations::FAILURE,

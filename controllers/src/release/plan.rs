@@ -528,6 +528,8 @@ impl Planner<'_> {
                     going.force |= wish.force;
                     (going.to, going.record) = (to.revision, to.record.clone());
                     self.status.rollback = Some(going);
+                    // What stood in the way was said of the wish before.
+                    self.say(conditions::STALLED, "False", "GoingBack", "");
                 }
                 Err(why) => self.say(conditions::STALLED, "True", reasons::REVISION_NOT_FOUND, &why),
             }

@@ -16,6 +16,7 @@ use crate::{
     ActError, Context, Informer, Key, Loop, Plan, Queue, Writes,
     backoff::Backoff,
     events::{Kind, Note},
+    guard,
     history::{Outcome, Parent, Recorder},
     owners,
     patch::{MANAGER, json, merge_diff, params},
@@ -201,7 +202,7 @@ impl Loop for StatefulSets {
                 }
             }
         });
-        // Revisions wake nobody: what users make of them by hand is looked at when their set is.
+        guard::wake_by_revisions(&self.recorder.revisions, self.sets.resource(), queue);
     }
 
     fn ready(&self) -> BoxFuture<'_, ()> {
