@@ -368,7 +368,8 @@ impl<'a> Replicas<'a> {
 
     /// Takes away pods that are not wanted; whether there still are some.
     ///
-    /// In an ordered set one goes at a time, and none while a pod below it is not available.
+    /// In an ordered set one goes at a time, and none while a pod below it is not available. But what is not ready and of an
+    /// earlier revision is not waited for (see [`Self::is_stuck`]): it goes first.
     fn scale_down(&self, plan: &mut Plan<Action>) -> bool {
         for replica in &self.condemned {
             if let Some(pod) = replica.pod {
@@ -383,8 +384,12 @@ impl<'a> Replicas<'a> {
         }
         let Some(last) = self.condemned.first() else { return false };
         let lowest_unavailable = self.condemned.iter().rev().find(|replica| !replica.is_available);
-        let may_go = last.is_available || lowest_unavailable.is_some_and(|lowest| lowest.ordinal == last.ordinal);
-        if let Some(pod) = last.pod.filter(|_| may_go && !last.is_leaving()) {
+        let waited_for = lowest_unavailable.filter(|lowest| !last.is_available && lowest.ordinal != last.ordinal);
+        let next = match waited_for {
+            None => Some(last),
+            Some(lowest) => Some(lowest).filter(|_| self.is_rolling() && !lowest.is_ready && !lowest.is_updated),
+        };
+        if let Some(pod) = next.filter(|next| !next.is_leaving()).and_then(|next| next.pod) {
             plan.actions.push(Action::Delete(vec![pod.clone()], Why::ScaledDown));
         }
         true
