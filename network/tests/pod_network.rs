@@ -42,6 +42,34 @@ fn a_pod_reaches_itself_by_loopback_and_by_its_address() {
 }
 
 #[test]
+fn the_first_packet_to_a_new_pod_arrives() {
+    machine(|| async {
+        let node = Node::new();
+        let sender = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        for i in 0..50 {
+            let pod = node.pod(&format!("pod-{i}")).await;
+            // Nothing is in between: no other packet, no moment to settle.
+            sender.send_to(b"hello", (pod.ip, 9)).unwrap();
+            let received = inside(&pod.netns, || {
+                let deadline = Instant::now() + std::time::Duration::from_secs(5);
+                while received_packets("eth0") == 0 && Instant::now() < deadline {
+                    std::thread::yield_now();
+                }
+                received_packets("eth0")
+            });
+            assert_eq!(received, 1, "pod {i}");
+        }
+    });
+}
+
+/// How many packets an interface of this thread's namespace has received.
+fn received_packets(interface: &str) -> u64 {
+    let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let line = devices.lines().find_map(|l| l.trim().strip_prefix(interface)?.strip_prefix(':')).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
 fn setting_up_twice_gives_the_same_network_even_after_a_restart() {
     machine(|| async {
         let node = Node::new();

@@ -14,6 +14,7 @@ use crate::cidr::Cidr;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
@@ -46,6 +47,7 @@ const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_LOCAL: u16 = 4;
 const IFLA_VXLAN_LEARNING: u16 = 7;
 const IFLA_VXLAN_PORT: u16 = 15;
+const IF_OPER_UP: u8 = 6;
 const NTF_SELF: u8 = 2;
 const NUD_NOARP: u16 = 0x40;
 
@@ -68,6 +70,9 @@ pub(crate) struct Link {
     pub(crate) alias: Option<String>,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
+    /// Whether it also passes packets (RFC 2863, `ifOperStatus` up). The kernel decides so a moment after both ends of
+    /// a pair are up, and drops what is sent before. Asking for one link settles it (Linux 6.9).
+    pub(crate) operational: bool,
 }
 
 /// What a veth pair is made of.
@@ -464,6 +469,7 @@ fn read_link(payload: &[u8]) -> Option<Link> {
         up: word(8) & libc::IFF_UP as u32 != 0,
         name: attributes.text(IFLA_IFNAME)?,
         alias: attributes.text(IFLA_IFALIAS),
+        operational: attributes.get(IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
         mtu: attributes.u32(IFLA_MTU).unwrap_or(1500),
     })
 }

@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::{Inner, PINS, PodNet, PodNetError, PodNetRequest, Swept, namespace};
 use crate::cidr::Cidr;
 use crate::names;
+use crate::netlink::NetlinkError;
 use crate::netlink::route::{Mac, Route, Scope, Veth};
 
 /// Where every pod's default route leads; see the module documentation.
@@ -18,6 +20,10 @@ const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
 
 /// The host's end of every pair; locally administered. The same everywhere: each pair is a link of its own.
 const HOST_MAC: Mac = [0xfe, 0x70, 0x72, 0x6f, 0x61, 0x01];
+
+/// How long the kernel may take to let packets through a new pair: it takes a millisecond, or a second when it is busy
+/// with many interfaces and older than Linux 6.9.
+const OPERATIONAL: Duration = Duration::from_secs(5);
 
 const EVERYWHERE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -151,6 +157,15 @@ impl Inner {
             on_link: false,
         };
         pod.socket.add_neighbours_and_routes(&[(index, GATEWAY, HOST_MAC)], &[to_gateway, default])?;
+        // The host's end was up first, so the kernel opens it for packets only now, in the background. A pod that asked
+        // for a name before would never see the reply, and ask again after five seconds.
+        let deadline = Instant::now() + OPERATIONAL;
+        while !self.socket.lock().link(&net.interface)?.is_some_and(|link| link.operational) {
+            if Instant::now() >= deadline {
+                return Err(NetlinkError::Protocol("the interface just made does not pass packets").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 
@@ -183,7 +198,7 @@ pub(super) fn pins(dir: &Path) -> Vec<PathBuf> {
 pub(super) fn index_of(socket: &mut crate::netlink::Socket, name: &str) -> Result<u32, PodNetError> {
     match socket.link(name)? {
         Some(link) => Ok(link.index),
-        None => Err(crate::netlink::NetlinkError::Protocol("the interface just made is not there").into()),
+        None => Err(NetlinkError::Protocol("the interface just made is not there").into()),
     }
 }
 
