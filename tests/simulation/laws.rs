@@ -71,6 +71,7 @@ impl Records {
                     self.budgets.remove(&**key);
                     self.jobs.deleted(key);
                 }
+                Op::Check { .. } => {}
             }
         }
     }
