@@ -20,10 +20,12 @@ pub(super) fn note(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Objec
     let template_of = |object: &Object| object.get(&["spec", "template"]).cloned();
     let moved = match op {
         Op::Create => true,
-        // What a revision adds to its template, an undo brings along and its loop takes out again, makes none of it new.
+        // What a revision adds to its template an undo brings along, and says who undid. Its loop takes it out again; that says
+        // nothing.
         Op::Update => old.is_none_or(|old| {
             let (old, new) = (template_of(old), template_of(new));
-            old != new && old.map(template::plain) != new.map(template::plain)
+            let undone = || new.as_ref().is_some_and(template::is_of_a_revision);
+            old != new && (undone() || old.map(template::plain) != new.clone().map(template::plain))
         }),
         _ => return Ok(()),
     };

@@ -1,8 +1,9 @@
 //! What to do about one guarded object. Pure.
 //!
 //! The loop of the kind records revisions and moves pods. This plan marks revisions, and changes the object: its template
-//! when it goes back, its annotations so that the loop and the API server know what is held back. Order: follow an undo →
-//! refuse or take back a failed revision → judge → mark what did well → keep its configuration.
+//! when it goes back, its annotations so that the loop and the API server know what is held back. Order: say which
+//! configuration is rolled out → follow an undo → refuse or take back a failed revision → judge → mark what did well → keep its
+//! configuration.
 
 use super::{
     configuration,
