@@ -21,6 +21,8 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 #[cfg(test)]
+mod laws;
+#[cfg(test)]
 mod tests;
 
 /// The digest of the live configuration of the template, where a change of it is a rollout; empty when it refers to none.

@@ -25,20 +25,20 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 const SETS: &str = "statefulsets";
 const REVISIONS: &str = "controllerrevisions";
 
-struct Sim {
-    world: World,
-    policy: Option<RolloutPolicySpec>,
+pub(super) struct Sim {
+    pub(super) world: World,
+    pub(super) policy: Option<RolloutPolicySpec>,
     /// What the pods that were made read first, in order.
-    read: Vec<String>,
+    pub(super) read: Vec<String>,
 }
 
-fn key(name: &str) -> Key {
+pub(super) fn key(name: &str) -> Key {
     Key::new("ns", name)
 }
 
 impl Sim {
     /// A set that reads its variables from the ConfigMap `conf`, at rest.
-    fn new(value: &str) -> Sim {
+    pub(super) fn new(value: &str) -> Sim {
         let mut world = World::new();
         world.create("configmaps", &json!({"metadata": {"name": "conf", "namespace": "ns"}, "data": {"k": value}}));
         world.create(SETS, &json!({
@@ -61,24 +61,24 @@ impl Sim {
         self.world.controlled_by(REVISIONS, &self.set().uid().expect("a uid"))
     }
 
-    fn numbers(&self) -> Vec<i64> {
+    pub(super) fn numbers(&self) -> Vec<i64> {
         let mut numbers: Vec<i64> = self.revisions().iter().map(|held| held.revision).collect();
         numbers.sort_unstable();
         numbers
     }
 
-    fn configure(&mut self, value: &str) {
+    pub(super) fn configure(&mut self, value: &str) {
         assert!(self.world.patch("configmaps", &key("conf"), &json!({"data": {"k": value}})));
         self.world.pass(1);
         self.settle();
     }
 
-    fn edit(&mut self, patch: Value) {
+    pub(super) fn edit(&mut self, patch: Value) {
         assert!(self.world.patch(SETS, &key("db"), &patch));
     }
 
     /// As stock kubectl: the template of that revision as it was recorded.
-    fn undo(&mut self, number: i64) {
+    pub(super) fn undo(&mut self, number: i64) {
         let held = self.revisions().into_iter().find(|held| held.revision == number).expect("that revision");
         let template = json(&crate::history::template_of(&held).expect("a template"));
         if let Some(change) = merge_diff(&self.template(), &template) {
@@ -103,17 +103,21 @@ impl Sim {
         }
     }
 
-    fn running(&self) -> String {
-        self.value(&self.world.get::<Pod>("pods", &key("db-0")).expect("the pod"))
+    pub(super) fn pod(&self) -> Arc<Pod> {
+        self.world.get("pods", &key("db-0")).expect("the pod")
     }
 
-    fn condition(&self, type_: &str) -> Option<(String, String)> {
+    fn running(&self) -> String {
+        self.value(&self.pod())
+    }
+
+    pub(super) fn condition(&self, type_: &str) -> Option<(String, String)> {
         let status = self.set().status.clone()?;
         let held = status.conditions.into_iter().flatten().find(|held| held.type_ == type_)?;
         Some((held.status, held.message.unwrap_or_default()))
     }
 
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..60 {
             let before = self.world.clone();
             self.step_loop();
@@ -237,7 +241,7 @@ impl Sim {
         }
     }
 
-    fn template(&self) -> Value {
+    pub(super) fn template(&self) -> Value {
         json(&self.set().spec.template)
     }
 }
@@ -292,10 +296,7 @@ fn an_undo_of_stock_kubectl_brings_that_configuration_back_until_the_live_one_ch
     assert_eq!(sim.template(), written, "what the undo named is taken out again");
     sim.undo(2);
     assert_eq!((sim.numbers(), sim.running().as_str()), (vec![3, 4], "two"), "an undo of an undo");
-    assert_eq!(
-        marks::note(&sim.world.get::<Pod>("pods", &key("db-0")).expect("it").metadata, annotations::CONFIG_REVISION),
-        None
-    );
+    assert_eq!(marks::note(&sim.pod().metadata, annotations::CONFIG_REVISION), None);
     sim.undo(3);
     sim.configure("three");
     assert_eq!((sim.numbers(), sim.running().as_str()), (vec![4, 5, 6], "three"));
