@@ -34,6 +34,15 @@ const BY_CONFIG: &str = "config";
 const BY_REGISTRY: &str = "unreachable-registry";
 const BY_REVISION: &str = "kept-for";
 
+/// A change of content.
+#[derive(Clone, Copy, Debug)]
+struct Changed {
+    /// When it was seen.
+    at: Timestamp,
+    /// The resource version it came in.
+    version: Option<u64>,
+}
+
 /// The informers a judgement needs.
 pub(crate) struct Sight {
     kind: WorkloadKind,
@@ -48,8 +57,8 @@ pub(crate) struct Sight {
     pub(crate) answers: Answers,
     /// Where they are asked.
     pub(crate) proxies: Proxies,
-    /// When the content of an object that is there was seen to change, and in which resource version.
-    changed: Arc<Mutex<HashMap<(String, Reference), (Timestamp, Option<u64>)>>>,
+    /// When the content of an object that is there was seen to change, by namespace.
+    changed: Arc<Mutex<HashMap<(String, Reference), Changed>>>,
     /// The last resource version in which a pod that reads configuration was seen to wait for a node, by uid.
     waited: Arc<Mutex<HashMap<String, u64>>>,
     /// Since when changes of content are seen.
@@ -160,7 +169,7 @@ impl Sight {
                 None => drop(changed.lock().remove(&id)),
                 // What was there before us and is listed for the first time has not changed.
                 Some(new) if change.old.is_some() || is_made_since(new.as_ref(), since) => {
-                    changed.lock().insert(id, (clock.now(), revision_in(new.meta())));
+                    changed.lock().insert(id, Changed { at: clock.now(), version: revision_in(new.meta()) });
                 }
                 Some(_) => {}
             }
@@ -227,7 +236,7 @@ impl Sight {
             if stripped {
                 live.unknown.insert(reference.clone());
             }
-            if let Some((at, version)) = changed.get(&(namespace.to_owned(), reference.clone())) {
+            if let Some(Changed { at, version }) = changed.get(&(namespace.to_owned(), reference.clone())) {
                 live.changed_in.extend(version.map(|version| (reference.clone(), version)));
                 live.changed.insert(reference, *at);
             }
