@@ -32,7 +32,7 @@ pub enum CommitError {
 }
 
 /// Why a range or a get was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
     /// The revision asked for has left the history.
     #[error("revision {requested} has been compacted, the oldest is {oldest}")]
@@ -50,13 +50,21 @@ pub enum RangeError {
         /// The store's current revision.
         current: Revision,
     },
+    /// A value is in no form we know: somebody else wrote it.
+    #[error("{key} cannot be read: {why}")]
+    Unreadable {
+        /// Its key.
+        key: Key,
+        /// What is wrong with it.
+        why: Arc<str>,
+    },
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
 }
 
 /// Why a watch ended. The watcher must list again and watch from there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
     /// The revision to start after had already left the history.
     #[error("revision {requested} has been compacted, the oldest is {oldest}")]
@@ -73,6 +81,14 @@ pub enum WatchError {
         read: Revision,
         /// The oldest revision that can still be watched from.
         oldest: Revision,
+    },
+    /// A value is in no form we know: somebody else wrote it.
+    #[error("{key} cannot be read: {why}")]
+    Unreadable {
+        /// Its key.
+        key: Key,
+        /// What is wrong with it.
+        why: Arc<str>,
     },
 }
 

@@ -93,7 +93,7 @@ fn check_form(txn: &Txn) -> Result<(), CommitError> {
 }
 
 /// The final bytes: the decimal revision in its place.
-fn finish(value: &Value, revision: Revision) -> Bytes {
+pub(crate) fn finish(value: &Value, revision: Revision) -> Bytes {
     let Some(at) = value.revision_at else { return value.bytes.clone() };
     let digits = revision.to_string();
     let mut out = BytesMut::with_capacity(value.bytes.len() + digits.len());
