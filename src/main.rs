@@ -8,6 +8,7 @@ mod cli;
 mod echo;
 mod identity;
 mod images;
+mod join;
 mod kubeconfig;
 mod node;
 mod paths;
@@ -18,6 +19,8 @@ mod rollback;
 mod rollout;
 mod run;
 mod samples;
+mod security;
+mod token;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -58,6 +61,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::History(args) => rollback::history(args).await,
         Command::Diff(args) => rollback::diff(args).await,
         Command::Retry(args) => rollback::retry(args).await,
+        Command::Token(command) => token::run(command).await,
         Command::Image(command) => images::run(command).await,
         Command::Crds => {
             print!("{}", proa_crds::custom_resource_definitions_yaml());
