@@ -5,7 +5,9 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::audit::sink::SinkOptions;
 use crate::outside::{Clock, Entropy};
+use crate::tokens::TokenOptions;
 
 /// The settings of one API server.
 #[derive(Clone, Debug)]
@@ -27,10 +29,25 @@ pub struct Config {
     /// CustomResourceDefinitions, as JSON, of kinds that belong to the platform: served from the start, and kept as they are
     /// here.
     pub definitions: Vec<serde_json::Value>,
+    /// Keys and words of service-account tokens.
+    pub tokens: TokenOptions,
+    /// An `EncryptionConfiguration`: what of the store is ciphertext, and by which keys.
+    pub encryption: Option<PathBuf>,
+    /// What is written to an audit log.
+    pub audit: Option<AuditOptions>,
     /// Where the time comes from.
     pub clock: Clock,
     /// Where uids, made-up names and free addresses come from.
     pub entropy: Entropy,
+}
+
+/// A policy of the audit log, and where the events go.
+#[derive(Clone, Debug)]
+pub struct AuditOptions {
+    /// A `Policy` of audit.k8s.io/v1.
+    pub policy: PathBuf,
+    /// Where events go.
+    pub sink: SinkOptions,
 }
 
 impl Config {
@@ -45,6 +62,9 @@ impl Config {
             node_port_range: 30000..=32767,
             extra_names: Vec::new(),
             definitions: Vec::new(),
+            tokens: TokenOptions::default(),
+            encryption: None,
+            audit: None,
             clock: Clock::system(),
             entropy: Entropy::system(),
         }

@@ -7,6 +7,7 @@ use proa_store::Log;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::quota::Turns;
+use crate::audit::Audit;
 use crate::agents::Agents;
 use crate::allocate::Allocators;
 use crate::authz::node_pods::NodePods;
@@ -14,6 +15,7 @@ use crate::authz::rbac::Rbac;
 use crate::cache::Caches;
 use crate::config::Config;
 use crate::crd::Definitions;
+use crate::encryption::EncryptedLog;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
@@ -56,6 +58,10 @@ pub struct Core {
     pub usage: Usage,
     /// How many requests run at once.
     pub flow: Flow,
+    /// The audit log, where there is a policy.
+    pub audit: Option<Audit>,
+    /// The store's own view of encrypted values, where there are any.
+    pub encrypted: Option<Arc<EncryptedLog>>,
     /// Ends watches and connections.
     pub stop: CancellationToken,
 }

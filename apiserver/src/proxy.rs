@@ -401,7 +401,10 @@ async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> 
         };
         let agent = hyper::upgrade::on(&mut incoming);
         let stop = call.core.stop.clone();
+        // The answer is complete when the session ends, and not before.
+        let trail = request.trail.clone();
         tokio::spawn(async move {
+            let _trail = trail;
             let (Ok(client), Ok(agent)) = tokio::join!(client, agent) else { return };
             let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
             tokio::select! {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::authn::{self, Known};
 use crate::authz::rbac::Rule;
-use crate::authz::{Attributes, allowed, node};
+use crate::authz::{self, Attributes, node};
 use crate::http::{Response, json as answer};
 use crate::registry::{Call, codec};
 use crate::request_info::{labelled, selected};
@@ -126,9 +126,12 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
         return Err(ApiError::bad_request("spec.resourceAttributes.namespace: must match metadata.namespace"));
     }
     call.core.caches.consistent().await?;
-    let allowed = allowed(call.core, &user, &what);
-    review["status"] =
-        if allowed { json!({"allowed": true, "reason": "RBAC: allowed"}) } else { json!({"allowed": false}) };
+    let verdict = authz::decide(call.core, &user, &what);
+    review["status"] = json!({"allowed": verdict.is_allowed()});
+    let reason = verdict.reason();
+    if !reason.is_empty() {
+        review["status"]["reason"] = reason.into();
+    }
     Ok(answer(StatusCode::CREATED, &review))
 }
 

@@ -1,6 +1,7 @@
 //! Opening and running a server.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -11,16 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::Agents;
 use crate::allocate::Allocators;
-use crate::authn::jwt::KeyError;
+use crate::audit::Audit;
+use crate::audit::policy::Policy;
+use crate::audit::sink::Sink;
 use crate::cache::{Caches, LoadError};
-use crate::config::Config;
+use crate::config::{AuditOptions, Config};
 use crate::core::Core;
+use crate::encryption::{EncryptedLog, Encryption};
 use crate::local::LocalService;
 use crate::pki::{Identity, Pki, PkiError};
 use crate::resources::{Resource, Resources};
-use crate::tokens::Tokens;
+use crate::tokens::{TokenError, Tokens};
 use crate::user::{MASTERS, User};
-use crate::{accept, bootstrap, crd, expiry, kinds};
+use crate::{accept, bootstrap, crd, expiry, kinds, reload};
 
 /// Why a server could not be opened or served.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +35,17 @@ pub enum Error {
     /// The keys.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// The token signing key.
+    /// The keys of service-account tokens.
     #[error(transparent)]
-    Key(#[from] KeyError),
+    Tokens(#[from] TokenError),
+    /// A configuration file.
+    #[error("{path}: {why}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The objects every cluster starts with cannot be written.
     #[error("writing the first objects: {0}")]
     Bootstrap(String),
@@ -48,15 +60,22 @@ pub struct Server {
 impl Server {
     /// Opens a server: keys, caches, the objects every cluster starts with, custom resources.
     pub async fn open(config: Config, log: Arc<dyn Log>) -> Result<Server, Error> {
-        let pki = Arc::new(Pki::open(&config.data_dir)?);
+        let pki = Arc::new(Pki::open(&config.data_dir, config.clock.clone())?);
         let stop = CancellationToken::new();
+        let encryption = config.encryption.as_deref().map(encryption).transpose()?;
+        let encrypted = encryption.map(|keys| Arc::new(EncryptedLog::new(Arc::clone(&log), keys)));
+        let log: Arc<dyn Log> = match &encrypted {
+            Some(encrypted) => Arc::clone(encrypted) as Arc<dyn Log>,
+            None => log,
+        };
+        let audit = config.audit.as_ref().map(|options| audit(options, &config)).transpose()?;
         let caches = Caches::load(Arc::clone(&log), stop.clone()).await?;
-        let tokens = Tokens::new(pki.service_account_key(), &config.cluster_domain)?;
+        let tokens = Tokens::new(pki.service_account_key(), &config.tokens, &config.cluster_domain)?;
         let allocators = Allocators::new(config.service_cidr, config.node_port_range.clone());
         allocators.recover(&caches);
         let core = Arc::new(Core {
             resources: Resources::new(&caches, kinds::builtin().into_iter().chain(kinds::metrics::kinds()).collect()),
-            agents: Agents::new(&pki)?,
+            agents: Agents::new(&pki, config.clock.clone())?,
             config,
             log,
             caches,
@@ -71,6 +90,8 @@ impl Server {
             quota_turns: Default::default(),
             usage: Default::default(),
             flow: Default::default(),
+            audit,
+            encrypted,
             stop,
         });
         let server = Server { core };
@@ -78,13 +99,15 @@ impl Server {
         crd::load(&server.core);
         tokio::spawn(crd::follow(Arc::clone(&server.core)));
         tokio::spawn(expiry::run(Arc::clone(&server.core)));
+        server.follow_files();
         Ok(server)
     }
 
     /// Serves HTTPS on a listener until `shutdown`; then ends watches, lets open requests end, and returns.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
-        let identity = self.serving_identity(listener.local_addr().ok().map(|address| address.ip()))?;
-        let tls = accept::acceptor(&self.core.pki, &identity)?;
+        let (server, bound) = (self.clone(), listener.local_addr().ok().map(|address| address.ip()));
+        let clock = self.core.config.clock.clone();
+        let tls = accept::acceptor(&self.core.pki, clock, move || server.serving_identity(bound))?;
         let core = Arc::clone(&self.core);
         // Watches would keep their connections open for ever: they end when the server is told to.
         let closing = shutdown.clone();
@@ -118,6 +141,19 @@ impl Server {
         self.core.stop.cancel();
     }
 
+    /// Takes up configuration files when they change.
+    fn follow_files(&self) {
+        let core = &self.core;
+        if let (Some(file), Some(encrypted)) = (&core.config.encryption, &core.encrypted) {
+            let (path, keys) = (file.clone(), Arc::clone(encrypted.encryption()));
+            let taken_up = move |contents: &[Vec<u8>]| match contents.iter().try_for_each(|file| keys.replace(file)) {
+                Ok(()) => tracing::info!(file = %path.display(), "the encryption keys were read again"),
+                Err(error) => tracing::error!(file = %path.display(), %error, "the encryption keys stay as they were"),
+            };
+            tokio::spawn(reload::follow(vec![file.clone()], core.stop.clone(), taken_up));
+        }
+    }
+
     /// The server's own certificate: every name and address it can be called by.
     fn serving_identity(&self, bound: Option<IpAddr>) -> Result<Identity, PkiError> {
         let config = &self.core.config;
@@ -144,6 +180,22 @@ impl Server {
     }
 }
 
+fn encryption(path: &Path) -> Result<Arc<Encryption>, Error> {
+    let file = std::fs::read(path).map_err(|error| unusable(path, error))?;
+    Encryption::parse(&file).map(Arc::new).map_err(|error| unusable(path, error))
+}
+
+fn audit(options: &AuditOptions, config: &Config) -> Result<Audit, Error> {
+    let file = std::fs::read(&options.policy).map_err(|error| unusable(&options.policy, error))?;
+    let policy = Policy::parse(&file).map_err(|error| unusable(&options.policy, error))?;
+    let sink = Sink::open(&options.sink, config.clock.clone()).map_err(|error| unusable(&options.sink.path, error))?;
+    Ok(Audit::new(policy, sink, config.clock.clone()))
+}
+
+fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::File { path: path.to_owned(), why: why.to_string() }
+}
+
 /// Creates what every cluster starts with and what is missing of it; never overwrites what is there, but for
 /// the `kubernetes` Service and who stands behind it, which say where this server listens now, and for the definitions of
 /// the platform's own kinds, which are this version's.
@@ -159,6 +211,10 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
     storage_class(server).await?;
     for object in bootstrap::kubernetes_service(&server.core.config) {
         correct(server, &object, bootstrap::moved).await?;
+    }
+    if let Some(object) = bootstrap::cluster_info(&server.core.config, server.core.pki.ca_pem()) {
+        first_object(server, object.clone()).await?;
+        correct(server, &object, bootstrap::told_otherwise).await?;
     }
     for object in bootstrap::definitions(&server.core.config) {
         correct(server, &object, bootstrap::redefined).await?;

@@ -223,7 +223,8 @@ fn change_of(event: &Event) -> (&str, Arc<Change>) {
     }
 }
 
-fn resource_of(key: &str) -> Option<&str> {
+/// The stored resource of a key, for example `secrets` or `deployments.apps`.
+pub fn resource_of(key: &str) -> Option<&str> {
     key.strip_prefix(ROOT)?.split_once('/').map(|(resource, _)| resource)
 }
 

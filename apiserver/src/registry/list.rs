@@ -250,5 +250,6 @@ fn range_error(error: RangeError) -> ApiError {
             ApiError::timeout(format!("Too large resource version: {requested}, current: {current}"), 1)
         }
         RangeError::Closed => ApiError::unavailable("the store is closed"),
+        RangeError::Unreadable { .. } => ApiError::internal(error),
     }
 }

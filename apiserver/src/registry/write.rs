@@ -256,7 +256,7 @@ where
         if ownership == Ownership::Update {
             own(call, options, op, &mut new, Some(&old), &now);
         }
-        if meta::same(&new, &old) {
+        if meta::same(&new, &old) && !stale(call, &item).await? {
             return Ok(Outcome::Stored(resource.served(&item.bytes)));
         }
         let remove = op != Op::Create && finished(&new);
@@ -283,6 +283,15 @@ where
         }
     }
     Err(ApiError::stale(group_resource, name))
+}
+
+/// Whether what is stored has to be written again although it says the same: it is encrypted with a key that is on its way
+/// out, or not at all (Kubernetes' way to rotate keys is to write everything once).
+async fn stale(call: &Call<'_>, item: &Item) -> Result<bool, ApiError> {
+    match &call.core.encrypted {
+        Some(log) => log.is_stale(&item.key).await.map_err(ApiError::internal),
+        None => Ok(false),
+    }
 }
 
 /// Changes fields that only a subresource may change (a pod's node, a namespace's finalizers): the new
