@@ -1,11 +1,13 @@
 //! What all requests share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use proa_store::Log;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::hooks::Hooks;
 use crate::admission::quota::Turns;
 use crate::agents::Agents;
 use crate::allocate::Allocators;
@@ -17,6 +19,7 @@ use crate::crd::Definitions;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
+use crate::outgoing::Outgoing;
 use crate::pki::Pki;
 use crate::resources::Resources;
 use crate::tokens::Tokens;
@@ -56,11 +59,22 @@ pub struct Core {
     pub usage: Usage,
     /// How many requests run at once.
     pub flow: Flow,
+    /// The admission webhooks.
+    pub hooks: Hooks,
+    /// Calls to servers of others.
+    pub outgoing: Outgoing,
+    /// Whether the server serves: what it writes before that is its own, and no webhook could be there to see it.
+    pub open: AtomicBool,
     /// Ends watches and connections.
     pub stop: CancellationToken,
 }
 
 impl Core {
+    /// Whether the server serves.
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
     /// The time.
     pub fn now(&self) -> Timestamp {
         self.config.clock.now()

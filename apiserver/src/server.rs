@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures::StreamExt;
 use proa_apimachinery::object::Object;
@@ -9,6 +10,7 @@ use proa_store::Log;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::hooks::Hooks;
 use crate::agents::Agents;
 use crate::allocate::Allocators;
 use crate::authn::jwt::KeyError;
@@ -59,7 +61,6 @@ impl Server {
             agents: Agents::new(&pki)?,
             config,
             log,
-            caches,
             rbac: Default::default(),
             node_pods: Default::default(),
             pki,
@@ -71,11 +72,16 @@ impl Server {
             quota_turns: Default::default(),
             usage: Default::default(),
             flow: Default::default(),
+            hooks: Hooks::new(&caches),
+            outgoing: Default::default(),
+            open: Default::default(),
+            caches,
             stop,
         });
         let server = Server { core };
         first_objects(&server).await?;
         crd::load(&server.core);
+        server.core.open.store(true, Ordering::Release);
         tokio::spawn(crd::follow(Arc::clone(&server.core)));
         tokio::spawn(expiry::run(Arc::clone(&server.core)));
         Ok(server)
