@@ -3,10 +3,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 use proa_apimachinery::duration;
 use proa_apiserver::audit::sink::{Mode, SinkOptions};
-use proa_apiserver::config::AuditOptions;
+use proa_apiserver::authn::oidc::OidcFlags;
+use proa_apiserver::config::{AuditOptions, Authentication};
 use proa_apiserver::tokens::TokenOptions;
 
 #[derive(Args, Clone)]
@@ -52,6 +54,42 @@ pub(crate) struct Security {
     /// Whom tokens must be meant for to be good here [default: the issuers of service-account tokens]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     api_audiences: Vec<String>,
+    /// Whose tokens are good besides the cluster's own, what their claims mean, and where one may come without: an
+    /// AuthenticationConfiguration of apiserver.config.k8s.io/v1; read again when it changes
+    #[arg(long, value_name = "FILE", conflicts_with = "oidc_issuer_url")]
+    authentication_config: Option<PathBuf>,
+    /// One issuer of OpenID Connect tokens, said by flags
+    #[arg(long, value_name = "URL", requires = "oidc_client_id")]
+    oidc_issuer_url: Option<String>,
+    /// For whom its tokens must be meant
+    #[arg(long, value_name = "NAME", requires = "oidc_issuer_url")]
+    oidc_client_id: Option<String>,
+    /// The claim that is the user's name
+    #[arg(long, value_name = "CLAIM", default_value = "sub", requires = "oidc_issuer_url")]
+    oidc_username_claim: String,
+    /// What is put before it; - for nothing [default: the issuer and #, but before mail addresses nothing]
+    #[arg(long, value_name = "PREFIX", requires = "oidc_issuer_url", allow_hyphen_values = true)]
+    oidc_username_prefix: Option<String>,
+    /// The claim that is the user's groups
+    #[arg(long, value_name = "CLAIM", requires = "oidc_issuer_url")]
+    oidc_groups_claim: Option<String>,
+    /// What is put before each
+    #[arg(long, value_name = "PREFIX", default_value = "", requires = "oidc_groups_claim")]
+    oidc_groups_prefix: String,
+    /// A claim its tokens must have (may be given several times)
+    #[arg(long = "oidc-required-claim", value_name = "CLAIM=VALUE", value_parser = pair, requires = "oidc_issuer_url")]
+    oidc_required_claims: Vec<(String, String)>,
+    /// How its tokens may be signed
+    #[arg(long, value_name = "ALG", value_delimiter = ',', default_value = "RS256", requires = "oidc_issuer_url")]
+    oidc_signing_algs: Vec<String>,
+    /// By whose certificates its server is known [default: the machine's]
+    #[arg(long, value_name = "FILE", requires = "oidc_issuer_url")]
+    oidc_ca_file: Option<PathBuf>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (claim, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not CLAIM=VALUE"))?;
+    Ok((claim.to_owned(), value.to_owned()))
 }
 
 /// A duration as Go writes them, in whole seconds.
@@ -84,6 +122,24 @@ impl Security {
             audiences: self.api_audiences.clone(),
             jwks_uri: self.service_account_jwks_uri.clone(),
             max_expiration: self.service_account_max_token_expiration,
+        };
+        config.authentication = match (&self.authentication_config, &self.oidc_issuer_url) {
+            (Some(file), _) => Authentication::File(file.clone()),
+            (None, Some(url)) => Authentication::Flags(Box::new(OidcFlags {
+                issuer_url: url.clone(),
+                client_id: self.oidc_client_id.clone().unwrap_or_default(),
+                username_claim: self.oidc_username_claim.clone(),
+                username_prefix: self.oidc_username_prefix.clone(),
+                groups_claim: self.oidc_groups_claim.clone(),
+                groups_prefix: self.oidc_groups_prefix.clone(),
+                required_claims: self.oidc_required_claims.clone(),
+                algorithms: self.oidc_signing_algs.clone(),
+                authority: match &self.oidc_ca_file {
+                    Some(file) => std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?,
+                    None => Vec::new(),
+                },
+            })),
+            (None, None) => Authentication::Own,
         };
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::audit::sink::SinkOptions;
+use crate::authn::oidc::OidcFlags;
 use crate::outside::{Clock, Entropy};
 use crate::tokens::TokenOptions;
 
@@ -33,12 +34,26 @@ pub struct Config {
     pub tokens: TokenOptions,
     /// An `EncryptionConfiguration`: what of the store is ciphertext, and by which keys.
     pub encryption: Option<PathBuf>,
+    /// Whose tokens are good besides our own, and who comes without.
+    pub authentication: Authentication,
     /// What is written to an audit log.
     pub audit: Option<AuditOptions>,
     /// Where the time comes from.
     pub clock: Clock,
     /// Where uids, made-up names and free addresses come from.
     pub entropy: Entropy,
+}
+
+/// Who is let in by what others say.
+#[derive(Clone, Debug, Default)]
+pub enum Authentication {
+    /// Nobody; and anybody may come without a credential.
+    #[default]
+    Own,
+    /// An `AuthenticationConfiguration`, read again when it changes.
+    File(PathBuf),
+    /// One issuer, by flags.
+    Flags(Box<OidcFlags>),
 }
 
 /// A policy of the audit log, and where the events go.
@@ -63,6 +78,7 @@ impl Config {
             extra_names: Vec::new(),
             definitions: Vec::new(),
             tokens: TokenOptions::default(),
+            authentication: Authentication::default(),
             encryption: None,
             audit: None,
             clock: Clock::system(),

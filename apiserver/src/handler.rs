@@ -92,7 +92,7 @@ async fn answer(
         from: incoming.from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         received: core.now(),
     };
-    let caller = match authn::authenticate(core, &incoming.headers, incoming.peer.as_ref()).await {
+    let caller = match authn::authenticate(core, &incoming.headers, incoming.peer.as_ref(), &incoming.path).await {
         Ok(caller) => caller,
         Err(refusal) => {
             if let Some(audit) = &core.audit {

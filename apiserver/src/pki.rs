@@ -24,11 +24,16 @@ use crate::outside::Clock;
 /// The user the API server is when it talks to agents; bound to `system:kubelet-api-admin`.
 pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 
+/// The name in the certificate this server shows to aggregated API servers, and the only one they may believe.
+pub const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
+
 /// The CA, the keys made from it, and the key that signs service-account tokens.
 pub struct Pki {
     directory: PathBuf,
     ca_pem: String,
     ca_key_pem: String,
+    front_proxy_ca_pem: String,
+    front_proxy_ca_key_pem: String,
     /// PKCS#8 of the P-256 key that signs service-account tokens.
     service_account_key: Vec<u8>,
     clock: Clock,
@@ -81,9 +86,27 @@ impl Pki {
         let ca_key_pem =
             read_or_make(&directory.join("ca.key"), || Ok(KeyPair::generate()?.serialize_pem().into_bytes()))?;
         let ca_key_pem = utf8(ca_key_pem)?;
-        let ca_pem = read_or_make(&directory.join("ca.crt"), || Ok(certificate_authority(&ca_key_pem)?.into_bytes()))?;
+        let ca_pem =
+            read_or_make(
+                &directory.join("ca.crt"),
+                || Ok(certificate_authority("proa-ca", &ca_key_pem)?.into_bytes()),
+            )?;
+        let front_proxy_ca_key_pem = utf8(read_or_make(&directory.join("front-proxy-ca.key"), || {
+            Ok(KeyPair::generate()?.serialize_pem().into_bytes())
+        })?)?;
+        let front_proxy_ca_pem = read_or_make(&directory.join("front-proxy-ca.crt"), || {
+            Ok(certificate_authority("proa-front-proxy-ca", &front_proxy_ca_key_pem)?.into_bytes())
+        })?;
         let service_account_key = read_or_make(&directory.join("sa.key"), || Ok(KeyPair::generate()?.serialize_der()))?;
-        Ok(Pki { directory, ca_pem: utf8(ca_pem)?, ca_key_pem, service_account_key, clock })
+        Ok(Pki {
+            directory,
+            ca_pem: utf8(ca_pem)?,
+            ca_key_pem,
+            front_proxy_ca_pem: utf8(front_proxy_ca_pem)?,
+            front_proxy_ca_key_pem,
+            service_account_key,
+            clock,
+        })
     }
 
     /// The CA's private key, PEM: for who signs what others ask for.
@@ -99,6 +122,20 @@ impl Pki {
     /// The CA's certificate, PEM: what clients trust and what `kube-root-ca.crt` holds.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// The certificate of the authority by whose signature aggregated API servers know this server, PEM. It is another
+    /// than the cluster's: who has a certificate of that one must not speak for others.
+    pub fn front_proxy_ca_pem(&self) -> &str {
+        &self.front_proxy_ca_pem
+    }
+
+    /// The certificate this server shows to aggregated API servers.
+    pub fn front_proxy_client(&self) -> Result<Identity, PkiError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(FRONT_PROXY_CLIENT, &[]);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        signed(params, &self.front_proxy_ca_pem, &self.front_proxy_ca_key_pem, self.clock.now())
     }
 
     /// PKCS#8 (DER) of the key that signs service-account tokens.
@@ -123,17 +160,8 @@ impl Pki {
         self.sign(params)
     }
 
-    fn sign(&self, mut params: CertificateParams) -> Result<Identity, PkiError> {
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-        params.use_authority_key_identifier_extension = true;
-        let issuer = Issuer::from_ca_cert_pem(&self.ca_pem, KeyPair::from_pem(&self.ca_key_pem)?)?;
-        let key = KeyPair::generate()?;
-        let now = self.clock.now().as_second();
-        let at = |second: i64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(second).unwrap_or(0));
-        (params.not_before, params.not_after) = (at(now - BEFORE), at(now + LIFE));
-        let certificate = params.signed_by(&key, &issuer)?;
-        let renew_at = Timestamp::from_second(now + LIFE / 3 * 2).unwrap_or(Timestamp::MAX);
-        Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem(), renew_at })
+    fn sign(&self, params: CertificateParams) -> Result<Identity, PkiError> {
+        signed(params, &self.ca_pem, &self.ca_key_pem, self.clock.now())
     }
 
     /// A kubeconfig with a client certificate made now.
@@ -150,6 +178,24 @@ impl Pki {
         }
         Ok(roots)
     }
+}
+
+fn signed(
+    mut params: CertificateParams,
+    ca_pem: &str,
+    ca_key_pem: &str,
+    now: Timestamp,
+) -> Result<Identity, PkiError> {
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.use_authority_key_identifier_extension = true;
+    let now = now.as_second();
+    let at = |second: i64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(second).unwrap_or(0));
+    (params.not_before, params.not_after) = (at(now - BEFORE), at(now + LIFE));
+    let issuer = Issuer::from_ca_cert_pem(ca_pem, KeyPair::from_pem(ca_key_pem)?)?;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &issuer)?;
+    let renew_at = Timestamp::from_second(now + LIFE / 3 * 2).unwrap_or(Timestamp::MAX);
+    Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem(), renew_at })
 }
 
 impl Identity {
@@ -221,9 +267,9 @@ fn name(common_name: &str, organizations: &[&str]) -> DistinguishedName {
     name
 }
 
-fn certificate_authority(key_pem: &str) -> Result<String, PkiError> {
+fn certificate_authority(common_name: &str, key_pem: &str) -> Result<String, PkiError> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = name("proa-ca", &[]);
+    params.distinguished_name = name(common_name, &[]);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     Ok(params.self_signed(&KeyPair::from_pem(key_pem)?)?.pem())
@@ -262,7 +308,7 @@ mod tests {
         let again = Pki::open(dir.path(), Clock::system()).unwrap();
         assert_eq!(first.ca_pem(), again.ca_pem());
         assert_eq!(first.service_account_key(), again.service_account_key());
-        for file in ["ca.key", "sa.key"] {
+        for file in ["ca.key", "front-proxy-ca.key", "sa.key"] {
             let mode = fs::metadata(dir.path().join("pki").join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::admission::chain;
 use crate::agents::Pin;
 use crate::core::Core;
 use crate::http::{Body, Response};
@@ -52,6 +53,11 @@ struct Agent {
 pub async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
     let info = &call.request.info;
     call.core.caches.consistent().await?;
+    if info.subresource != "log" {
+        // A proxied name may carry a scheme and a port.
+        let name = split_name(call.name()).map_or(call.name(), |(_, name, _)| name);
+        chain::connect(call, name).await?;
+    }
     let target = match (&*call.resource.kind.plural, info.subresource.as_str()) {
         ("pods", "log") if info.verb == "get" => pod_target(call, "containerLogs", LogOptions::Check)?,
         ("pods", "exec" | "attach") => pod_target(call, &info.subresource, LogOptions::No)?,

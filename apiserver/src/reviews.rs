@@ -53,7 +53,8 @@ fn strings(value: Option<&Value>) -> Vec<String> {
     value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-fn user_info(user: &User) -> Value {
+/// A user as reviews have it (`UserInfo`).
+pub(crate) fn user_info(user: &User) -> Value {
     let mut info = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
         info["uid"] = user.uid.as_str().into();
@@ -70,11 +71,11 @@ async fn token(call: &Call<'_>) -> Result<Response, ApiError> {
     call.core.caches.consistent().await?;
     let asked = strings(spec.get("audiences"));
     let asked = if asked.is_empty() { call.core.tokens.audiences() } else { &asked };
-    review["status"] = match authn::token_user(call.core, text(&spec, "token"), asked) {
-        Some(Known { user, audiences }) => {
+    review["status"] = match authn::identify(call.core, text(&spec, "token"), asked).await? {
+        Ok(Known { user, audiences }) => {
             json!({"authenticated": true, "user": user_info(&user), "audiences": audiences})
         }
-        None => json!({"authenticated": false, "error": "invalid bearer token"}),
+        Err(why) => json!({"authenticated": false, "error": why}),
     };
     Ok(answer(StatusCode::CREATED, &review))
 }

@@ -3,20 +3,24 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use arc_swap::ArcSwap;
 use futures::StreamExt;
 use proa_apimachinery::object::Object;
 use proa_store::Log;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::hooks::Hooks;
 use crate::agents::Agents;
 use crate::allocate::Allocators;
 use crate::audit::Audit;
 use crate::audit::policy::Policy;
 use crate::audit::sink::Sink;
+use crate::authn::oidc::{Issuers, Settings};
 use crate::cache::{Caches, LoadError};
-use crate::config::{AuditOptions, Config};
+use crate::config::{AuditOptions, Authentication, Config};
 use crate::core::Core;
 use crate::encryption::{EncryptedLog, Encryption};
 use crate::local::LocalService;
@@ -71,6 +75,7 @@ impl Server {
         let audit = config.audit.as_ref().map(|options| audit(options, &config)).transpose()?;
         let caches = Caches::load(Arc::clone(&log), stop.clone()).await?;
         let tokens = Tokens::new(pki.service_account_key(), &config.tokens, &config.cluster_domain)?;
+        let settings = settings(&config.authentication, tokens.issuers())?;
         let allocators = Allocators::new(config.service_cidr, config.node_port_range.clone());
         allocators.recover(&caches);
         let core = Arc::new(Core {
@@ -78,7 +83,6 @@ impl Server {
             agents: Agents::new(&pki, config.clock.clone())?,
             config,
             log,
-            caches,
             rbac: Default::default(),
             node_pods: Default::default(),
             pki,
@@ -90,13 +94,19 @@ impl Server {
             quota_turns: Default::default(),
             usage: Default::default(),
             flow: Default::default(),
+            issuers: ArcSwap::from_pointee(Issuers::new(settings)),
             audit,
             encrypted,
+            hooks: Hooks::new(&caches),
+            outgoing: Default::default(),
+            open: Default::default(),
+            caches,
             stop,
         });
         let server = Server { core };
         first_objects(&server).await?;
         crd::load(&server.core);
+        server.core.open.store(true, Ordering::Release);
         tokio::spawn(crd::follow(Arc::clone(&server.core)));
         tokio::spawn(expiry::run(Arc::clone(&server.core)));
         server.follow_files();
@@ -144,6 +154,23 @@ impl Server {
     /// Takes up configuration files when they change.
     fn follow_files(&self) {
         let core = &self.core;
+        if let Authentication::File(file) = &core.config.authentication {
+            let (path, server) = (file.clone(), self.clone());
+            let taken_up = move |contents: &[Vec<u8>]| {
+                for file in contents {
+                    match Settings::parse(file, server.core.tokens.issuers()) {
+                        Ok(settings) => {
+                            server.core.issuers.store(Arc::new(Issuers::new(settings)));
+                            tracing::info!(file = %path.display(), "the authentication configuration was read again");
+                        }
+                        Err(error) => {
+                            tracing::error!(file = %path.display(), %error, "the authentication configuration stays as it was");
+                        }
+                    }
+                }
+            };
+            tokio::spawn(reload::follow(vec![file.clone()], core.stop.clone(), taken_up));
+        }
         if let (Some(file), Some(encrypted)) = (&core.config.encryption, &core.encrypted) {
             let (path, keys) = (file.clone(), Arc::clone(encrypted.encryption()));
             let taken_up = move |contents: &[Vec<u8>]| match contents.iter().try_for_each(|file| keys.replace(file)) {
@@ -177,6 +204,17 @@ impl Server {
         addresses.sort();
         addresses.dedup();
         self.core.pki.server("kube-apiserver", &names, &addresses)
+    }
+}
+
+fn settings(source: &Authentication, own: &[String]) -> Result<Settings, Error> {
+    match source {
+        Authentication::Own => Ok(Settings::none()),
+        Authentication::Flags(flags) => Settings::of_flags(flags, own).map_err(|error| unusable(Path::new("--oidc"), error)),
+        Authentication::File(path) => {
+            let file = std::fs::read(path).map_err(|error| unusable(path, error))?;
+            Settings::parse(&file, own).map_err(|error| unusable(path, error))
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod impersonation;
 pub mod jose;
 pub mod jwt;
+pub mod oidc;
 pub mod x509;
 
 use base64::Engine;
@@ -17,19 +18,49 @@ use crate::authn::jwt::Reference;
 use crate::core::Core;
 use crate::user::{AUTHENTICATED, User};
 
-/// The identity behind a request: the connection's certificate or a bearer token; anonymous otherwise. A
+/// The identity behind a request to that path: the connection's certificate or a bearer token; anonymous otherwise. A
 /// credential that does not hold is an error, never anonymous.
-pub async fn authenticate(core: &Core, headers: &HeaderMap, peer: Option<&User>) -> Result<User, ApiError> {
-    let Some(token) = bearer(headers) else {
-        return Ok(peer.cloned().unwrap_or_else(User::anonymous));
-    };
-    let own = core.tokens.audiences();
-    if let Some(known) = token_user(core, token, own) {
-        return Ok(known.user);
+pub async fn authenticate(
+    core: &Core,
+    headers: &HeaderMap,
+    peer: Option<&User>,
+    path: &str,
+) -> Result<User, ApiError> {
+    if let Some(token) = bearer(headers) {
+        let known = identify(core, token, core.tokens.audiences()).await?;
+        return known.map(|known| known.user).map_err(|_| ApiError::unauthorized());
+    }
+    match peer {
+        Some(peer) => Ok(peer.clone()),
+        None if core.issuers.load().anonymous.may_come_to(path) => Ok(User::anonymous()),
+        None => Err(ApiError::unauthorized()),
+    }
+}
+
+/// The user of a token that is meant for one of `audiences`, whoever issued it; the inner error says why it is nobody's.
+///
+/// # Errors
+/// When the server is about to end.
+pub async fn identify(core: &Core, token: &str, audiences: &[String]) -> Result<Result<Known, String>, ApiError> {
+    if let Some(user) = core.issuers.load_full().user(core, token).await {
+        // What another issuer says, it says to this server alone: for whom else a token is meant is its own affair.
+        return Ok(user.and_then(|user| meant_for(user, core.tokens.audiences(), audiences).ok_or_else(invalid)));
+    }
+    if let Some(known) = token_user(core, token, audiences) {
+        return Ok(Ok(known));
     }
     // What it is bound to may have been created an instant ago, on another connection.
     core.caches.consistent().await?;
-    token_user(core, token, own).map(|known| known.user).ok_or_else(ApiError::unauthorized)
+    Ok(token_user(core, token, audiences).ok_or_else(invalid))
+}
+
+fn invalid() -> String {
+    "invalid bearer token".to_owned()
+}
+
+fn meant_for(user: User, meant: &[String], asked: &[String]) -> Option<Known> {
+    let audiences: Vec<String> = asked.iter().filter(|audience| meant.contains(audience)).cloned().collect();
+    (!audiences.is_empty()).then_some(Known { user, audiences })
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -51,15 +82,14 @@ pub struct Known {
 }
 
 /// The user of a token that is meant for one of `audiences`: a service account's, or a bootstrap token.
-pub fn token_user(core: &Core, token: &str, audiences: &[String]) -> Option<Known> {
+fn token_user(core: &Core, token: &str, audiences: &[String]) -> Option<Known> {
     let (user, meant) = match token.bytes().filter(|byte| *byte == b'.').count() {
         2 => service_account(core, token)?,
         // Only this server knows bootstrap tokens: they are meant for nobody else.
         1 => (bootstrap_token(core, token)?, core.tokens.audiences().to_vec()),
         _ => return None,
     };
-    let audiences: Vec<String> = audiences.iter().filter(|audience| meant.contains(audience)).cloned().collect();
-    (!audiences.is_empty()).then_some(Known { user, audiences })
+    meant_for(user, &meant, audiences)
 }
 
 /// By how many seconds the clocks of two machines may differ.
