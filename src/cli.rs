@@ -393,7 +393,9 @@ mod tests {
                 _ => panic!("{command} pulls nothing"),
             }
         };
-        for command in ["proa up", "proa agent --kubeconfig file", "proa agent", "proa image pull registry.test:5000/app:v1"] {
+        for command in
+            ["proa up", "proa agent --kubeconfig file", "proa agent", "proa image pull registry.test:5000/app:v1"]
+        {
             assert_eq!(registries(command).plain_http, ["registry.test:5000"], "{command}");
         }
     }

@@ -160,14 +160,19 @@ async fn discover(server: &str, token: &Token, digests: &[String]) -> anyhow::Re
         match said.get(&format!("{SIGNATURE}{}", token.id)) {
             Some(signature) => {
                 if !token.signed(text, signature) {
-                    bail!("what {server} says of itself is not signed with this token: it is somebody else, or the token is wrong");
+                    bail!(
+                        "what {server} says of itself is not signed with this token: it is somebody else, or the token is wrong"
+                    );
                 }
                 let authority = Access::parse(text.as_bytes(), CLUSTER_INFO)?.certificate_authority()?;
                 return pinned(authority, digests);
             }
             // Nobody but the signer tells when it is done, and that to nobody without a credential.
             None if started.elapsed() < SIGNED_WITHIN => tokio::time::sleep(Duration::from_secs(1)).await,
-            None => bail!("{server} knows no token {:?}: it may have run out, make another with `proa token create`", token.id),
+            None => bail!(
+                "{server} knows no token {:?}: it may have run out, make another with `proa token create`",
+                token.id
+            ),
         }
     }
 }
@@ -181,7 +186,10 @@ fn pinned(authority: String, digests: &[String]) -> anyhow::Result<String> {
     if digests.is_empty() || found.iter().any(|digest| digests.iter().any(|good| good.eq_ignore_ascii_case(digest))) {
         return Ok(authority);
     }
-    bail!("the cluster's authority has the public key {}, which is none of those given with --ca-hash", found.join(", "))
+    bail!(
+        "the cluster's authority has the public key {}, which is none of those given with --ca-hash",
+        found.join(", ")
+    )
 }
 
 /// Asks for a certificate as that node, and waits for it.
@@ -206,7 +214,8 @@ async fn ask(client: &Client, node: &str) -> anyhow::Result<Identity> {
     let made = requests.create(&PostParams::default(), &wanted).await?;
     let name = made.metadata.name.unwrap_or_default();
     let ended = tokio::time::timeout(ISSUED_WITHIN, await_condition(requests, &name, ended())).await;
-    let object = ended.with_context(|| format!("nobody has signed the request {name} (`kubectl certificate approve {name}`)"))??;
+    let object = ended
+        .with_context(|| format!("nobody has signed the request {name} (`kubectl certificate approve {name}`)"))??;
     let status = object.and_then(|object| object.status).unwrap_or_default();
     if let Some(refusal) = status.conditions.iter().flatten().find(|condition| condition.type_ != "Approved") {
         bail!("{}: {}", refusal.type_, refusal.message.as_deref().unwrap_or("no reason is given"));

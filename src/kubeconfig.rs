@@ -118,7 +118,8 @@ impl Access {
         let info = file.auth_infos.iter().find(|named| named.name == user).and_then(|named| named.auth_info.as_ref());
         let data = info.and_then(|info| info.client_certificate_data.as_deref());
         let data = data.with_context(|| format!("{} holds no client certificate", self.path.display()))?;
-        let pem = base64::engine::general_purpose::STANDARD.decode(data).context("client-certificate-data is no base64")?;
+        let pem =
+            base64::engine::general_purpose::STANDARD.decode(data).context("client-certificate-data is no base64")?;
         String::from_utf8(pem).context("client-certificate-data is no PEM text")
     }
 

@@ -107,7 +107,9 @@ impl DataDir {
     pub(crate) fn empty(&self) -> std::io::Result<Vec<OsString>> {
         self.mark()?;
         let locks = Part::ALL.map(Part::lock);
-        let files = [ADMIN_KUBECONFIG, AGENT_KUBECONFIG].into_iter().flat_map(|name| [name.to_owned(), format!("{name}{UNFINISHED}")]);
+        let files = [ADMIN_KUBECONFIG, AGENT_KUBECONFIG]
+            .into_iter()
+            .flat_map(|name| [name.to_owned(), format!("{name}{UNFINISHED}")]);
         let own = [STORE, IMAGES, AGENT, PKI].map(str::to_owned).into_iter().chain(files).chain(locks);
         for name in own.chain([MARKER.to_owned()]) {
             let path = self.0.join(name);

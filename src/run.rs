@@ -42,19 +42,13 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     parts.spawn("controllers", {
         let shutdown = parts.shutdown.clone();
         // The lock on the data directory lets one such process live at a time: the next one leads again at once.
-        let mut options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"), &args.scheduler)?;
+        let mut options =
+            controller_options(Family::Standard, control.ca(), format!("up-{node_name}"), &args.scheduler)?;
         let pki = control.server.pki();
         options.authority = Some(Arc::new(Authority::from_pem(pki.ca_pem(), pki.ca_key_pem())?));
         async move { Ok(proa_controllers::run(as_controllers, options, shutdown).await?) }
     });
-    let tls = {
-        let identity = control.server.pki().server(
-            &format!("system:node:{node_name}"),
-            std::slice::from_ref(&node_name),
-            &[control.node_ip],
-        )?;
-        proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
-    };
+    let tls = node::self_signed(&node_name, control.node_ip, control.ca())?;
     // The agent is a node like any other: what it may do, one on another machine may too.
     let client = control.client(proa_apiserver::User::node(&node_name), AGENT);
     let agent = node::config(client, Family::Standard, this_node, &control.data, tls, control.address).await?;
@@ -104,7 +98,8 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
     let mut options =
         controller_options(args.family.into(), access.certificate_authority()?, identity, &args.scheduler)?;
     if let (Some(certificate), Some(key)) = (&args.cluster_signing_cert_file, &args.cluster_signing_key_file) {
-        let read = |file: &PathBuf| std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()));
+        let read =
+            |file: &PathBuf| std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()));
         let authority = Authority::from_pem(&read(certificate)?, &read(key)?);
         options.authority = Some(Arc::new(authority.with_context(|| certificate.display().to_string())?));
     }
@@ -142,12 +137,8 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
         }
     };
     let api = access.server()?;
-    let this_node = ThisNode {
-        name,
-        ip: node::ip_towards(api.ip()),
-        pod_cidr: None,
-        registries: args.node.registries.into(),
-    };
+    let this_node =
+        ThisNode { name, ip: node::ip_towards(api.ip()), pod_cidr: None, registries: args.node.registries.into() };
     let tls = node::self_signed(&this_node.name, this_node.ip, access.certificate_authority()?)?;
     let config = node::config(client, args.family.into(), this_node, &data, tls, api).await?;
     let images = config.images.clone();

@@ -43,7 +43,7 @@ pub(crate) struct Peer(pub(crate) User);
 
 /// Where the connection comes from, in the request's extensions.
 #[derive(Clone, Copy)]
-struct From(IpAddr);
+struct Origin(IpAddr);
 
 /// The server's certificate, another one before it runs out: whoever connects then gets that, and nobody is cut off.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ pub async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAcceptor, sto
 async fn connection(core: Arc<Core>, socket: TcpStream, tls: TlsAcceptor, stop: CancellationToken) {
     // Small answers go out at once; failing to say so costs latency only.
     let _ = socket.set_nodelay(true);
-    let from = socket.peer_addr().ok().map(|address| From(address.ip().to_canonical()));
+    let from = socket.peer_addr().ok().map(|address| Origin(address.ip().to_canonical()));
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(socket)).await else { return };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|certificate| x509::user(certificate)).map(Peer);
@@ -156,7 +156,7 @@ fn routes(
         .and(query)
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<Peer>())
-        .and(warp::ext::optional::<From>())
+        .and(warp::ext::optional::<Origin>())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::body::stream())
         .then(
@@ -165,7 +165,7 @@ fn routes(
                   query: String,
                   headers: HeaderMap,
                   peer: Option<Peer>,
-                  from: Option<From>,
+                  from: Option<Origin>,
                   upgrade: Option<OnUpgrade>,
                   body| {
                 let core = Arc::clone(&core);

@@ -55,7 +55,8 @@ pub async fn handle(core: &Arc<Core>, incoming: Incoming) -> Response {
     let id = incoming.headers.get(AUDIT_ID).filter(|id| !id.is_empty() && id.len() <= 64).cloned();
     let id = id.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
     let mut trail = Trail::default();
-    let answered = AssertUnwindSafe(answer(core, incoming, query, info.clone(), id.as_ref(), &mut trail)).catch_unwind();
+    let answered =
+        AssertUnwindSafe(answer(core, incoming, query, info.clone(), id.as_ref(), &mut trail)).catch_unwind();
     let mut response = match answered.await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => wire::error(&error),
@@ -87,7 +88,11 @@ async fn answer(
     }
     let seen = || audit::Seen {
         id: id.and_then(|id| id.to_str().ok()).unwrap_or_default(),
-        uri: if incoming.query.is_empty() { incoming.path.clone() } else { format!("{}?{}", incoming.path, incoming.query) },
+        uri: if incoming.query.is_empty() {
+            incoming.path.clone()
+        } else {
+            format!("{}?{}", incoming.path, incoming.query)
+        },
         headers: &incoming.headers,
         from: incoming.from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         received: core.now(),

@@ -180,12 +180,7 @@ impl Pki {
     }
 }
 
-fn signed(
-    mut params: CertificateParams,
-    ca_pem: &str,
-    ca_key_pem: &str,
-    now: Timestamp,
-) -> Result<Identity, PkiError> {
+fn signed(mut params: CertificateParams, ca_pem: &str, ca_key_pem: &str, now: Timestamp) -> Result<Identity, PkiError> {
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params.use_authority_key_identifier_extension = true;
     let now = now.as_second();

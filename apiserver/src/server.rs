@@ -210,7 +210,9 @@ impl Server {
 fn settings(source: &Authentication, own: &[String]) -> Result<Settings, Error> {
     match source {
         Authentication::Own => Ok(Settings::none()),
-        Authentication::Flags(flags) => Settings::of_flags(flags, own).map_err(|error| unusable(Path::new("--oidc"), error)),
+        Authentication::Flags(flags) => {
+            Settings::of_flags(flags, own).map_err(|error| unusable(Path::new("--oidc"), error))
+        }
         Authentication::File(path) => {
             let file = std::fs::read(path).map_err(|error| unusable(path, error))?;
             Settings::parse(&file, own).map_err(|error| unusable(path, error))

@@ -117,7 +117,12 @@ impl Tokens {
             keys.extend(PublicKey::of_pem(&read(path)?).map_err(unusable(path))?);
         }
         let mut seen = Vec::new();
-        keys.retain(|key| !seen.contains(&key.id) && { seen.push(key.id.clone()); true });
+        keys.retain(|key| {
+            !seen.contains(&key.id) && {
+                seen.push(key.id.clone());
+                true
+            }
+        });
         let mut issuers = options.issuers.clone();
         if let Some(empty) = issuers.iter().find(|issuer| issuer.trim().is_empty()) {
             return Err(TokenError::Option(format!("{empty:?} cannot be an issuer of service-account tokens")));
@@ -138,7 +143,12 @@ impl Tokens {
             (options.audiences.clone(), options.audiences.clone())
         };
         let mut seen = Vec::new();
-        audiences.retain(|audience| !seen.contains(audience) && { seen.push(audience.clone()); true });
+        audiences.retain(|audience| {
+            !seen.contains(audience) && {
+                seen.push(audience.clone());
+                true
+            }
+        });
         let jwks_uri = options.jwks_uri.clone().unwrap_or_else(|| format!("{}/openid/v1/jwks", issuers[0]));
         Ok(Tokens { signing, keys, issuers, usual, audiences, jwks_uri, longest })
     }
@@ -266,7 +276,9 @@ pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
         bind(call, reference, &mut bound)?;
     }
     let token = core.tokens.sign(bound, audiences.clone(), core.now(), Some(seconds)).map_err(ApiError::internal)?;
-    call.request.trail.annotate(ISSUED, || Jws::parse(&token).map(|jws| credential_id(&jws.claims)).unwrap_or_default());
+    call.request
+        .trail
+        .annotate(ISSUED, || Jws::parse(&token).map(|jws| credential_id(&jws.claims)).unwrap_or_default());
     let expires = core.now().checked_add(jiff::SignedDuration::from_secs(seconds)).map_err(ApiError::internal)?;
     body["kind"] = "TokenRequest".into();
     body["apiVersion"] = "authentication.k8s.io/v1".into();

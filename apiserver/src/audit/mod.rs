@@ -204,7 +204,8 @@ impl Trail {
     pub fn panicked(self) {
         let Some(record) = &self.0 else { return };
         let message = "APIServer panic'd: the server failed to answer this request";
-        let status = json!({"metadata": {}, "status": "Failure", "message": message, "reason": "InternalError", "code": 500});
+        let status =
+            json!({"metadata": {}, "status": "Failure", "message": message, "reason": "InternalError", "code": 500});
         record.noted.lock().event.insert("responseStatus".into(), status);
         let _ = record.write(Stage::Panic);
     }

@@ -266,7 +266,13 @@ mod tests {
         let (me, proxy, eve) = (User::new("me", &[]), User::new("system:kube-proxy", &[]), User::new("eve", &[]));
         let path = |path| Attributes { verb: "get", path, ..Attributes::default() };
         let on = |verb, group, resource, subresource, namespace, name| Attributes {
-            verb, group, resource, subresource, namespace, name, ..Attributes::default()
+            verb,
+            group,
+            resource,
+            subresource,
+            namespace,
+            name,
+            ..Attributes::default()
         };
         use Level::{Metadata, None, Request, RequestResponse};
         for (user, what, level) in [
@@ -304,7 +310,10 @@ mod tests {
             ("rules: [{users: [a]}]", "rules[0].level: Required value"),
             ("rules: [{level: Everything}]", "unknown variant `Everything`"),
             ("rules: [{level: None, omitStages: [Later]}]", "unknown variant `Later`"),
-            ("rules: [{level: None, nonResourceURLs: [/a], namespaces: [b]}]", "both regular resources and non-resource"),
+            (
+                "rules: [{level: None, nonResourceURLs: [/a], namespaces: [b]}]",
+                "both regular resources and non-resource",
+            ),
             ("rules: [{level: None, nonResourceURLs: [a]}]", "must begin with a '/'"),
             ("rules: [{level: None, nonResourceURLs: ['/a*b']}]", "must be the final character"),
             ("rules: [{level: None, resources: [{group: apps/v1}]}]", "is not the name of an API group"),

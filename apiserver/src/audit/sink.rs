@@ -250,8 +250,7 @@ mod tests {
 
     fn files(directory: &Path) -> Vec<String> {
         let entries = fs::read_dir(directory).unwrap();
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -304,7 +303,11 @@ mod tests {
     #[test]
     fn in_strict_mode_an_event_that_cannot_be_written_stops_its_request() {
         let full = Path::new("/dev/full");
-        let strict = Output { file: Some((File::options().append(true).open(full).unwrap(), 0)), options: options(full.into()), clock: clock() };
+        let strict = Output {
+            file: Some((File::options().append(true).open(full).unwrap(), 0)),
+            options: options(full.into()),
+            clock: clock(),
+        };
         let sink = Sink { way: Way::Direct(Mutex::new(strict)), mode: Mode::BlockingStrict, lost: Arc::default() };
         assert!(sink.take(b"x".to_vec()).is_err());
         let lenient = Sink { mode: Mode::Blocking, ..sink };

@@ -91,11 +91,7 @@ impl Wish {
             Some(name) => Ok(Some(Wish { name, uid, groups, extra })),
             None if groups.is_empty() && uid.is_none() && extra.is_empty() => Ok(None),
             None => {
-                let kinds = [
-                    ("Group", !groups.is_empty()),
-                    ("UserExtra", !extra.is_empty()),
-                    ("UID", uid.is_some()),
-                ];
+                let kinds = [("Group", !groups.is_empty()), ("UserExtra", !extra.is_empty()), ("UID", uid.is_some())];
                 let asked: Vec<&str> = kinds.iter().filter(|(_, asked)| *asked).map(|(kind, _)| *kind).collect();
                 let asked = asked.join(" ");
                 Err(ApiError::bad_request(format!("requested [{asked}] without impersonating a user")))
@@ -105,7 +101,9 @@ impl Wish {
 
     fn needs(&self) -> impl Iterator<Item = Need<'_>> {
         let user = match account(&self.name) {
-            Some((namespace, name)) => Need { group: "", resource: "serviceaccounts", subresource: "", namespace, name },
+            Some((namespace, name)) => {
+                Need { group: "", resource: "serviceaccounts", subresource: "", namespace, name }
+            }
             None => Need { group: "", resource: "users", subresource: "", namespace: "", name: &self.name },
         };
         let part = |group, resource, name| Need { group, resource, subresource: "", namespace: "", name };
@@ -144,13 +142,14 @@ mod tests {
     use super::*;
 
     fn headers(said: &[(&'static str, &str)]) -> HeaderMap {
-        said.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<Vec<_>>().into_iter().fold(
-            HeaderMap::new(),
-            |mut map, (name, value): (http::HeaderName, http::HeaderValue)| {
+        said.iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .fold(HeaderMap::new(), |mut map, (name, value): (http::HeaderName, http::HeaderValue)| {
                 map.append(name, value);
                 map
-            },
-        )
+            })
     }
 
     #[test]

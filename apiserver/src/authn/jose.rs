@@ -8,7 +8,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proa_apimachinery::der::{bits, null, octets, oid, sequence, unsigned};
 use ring::rand::SystemRandom;
-use ring::signature::{self as ring_signature, EcdsaKeyPair, KeyPair, RsaKeyPair, RsaPublicKeyComponents, UnparsedPublicKey};
+use ring::signature::{
+    self as ring_signature, EcdsaKeyPair, KeyPair, RsaKeyPair, RsaPublicKeyComponents, UnparsedPublicKey,
+};
 use serde_json::{Value, json};
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey as Parsed;
@@ -67,7 +69,10 @@ pub struct PublicKey {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Form {
-    Rsa { n: Vec<u8>, e: Vec<u8> },
+    Rsa {
+        n: Vec<u8>,
+        e: Vec<u8>,
+    },
     /// An uncompressed point.
     P256(Vec<u8>),
     P384(Vec<u8>),
@@ -147,9 +152,7 @@ impl PublicKey {
         for block in pem_blocks(pem)? {
             let key = match block.label.as_str() {
                 "PUBLIC KEY" => PublicKey::of_spki(&block.der),
-                "RSA PUBLIC KEY" => {
-                    PublicKey::of_spki(&sequence(&[sequence(&[oid(RSA), null()]), bits(&block.der)]))
-                }
+                "RSA PUBLIC KEY" => PublicKey::of_spki(&sequence(&[sequence(&[oid(RSA), null()]), bits(&block.der)])),
                 "CERTIFICATE" => x509_parser::parse_x509_certificate(&block.der)
                     .ok()
                     .and_then(|(_, certificate)| PublicKey::of_spki(certificate.public_key().raw)),
@@ -191,10 +194,14 @@ impl PublicKey {
             (Algorithm::PS384, _) => rsa(&ring_signature::RSA_PSS_2048_8192_SHA384),
             (Algorithm::PS512, _) => rsa(&ring_signature::RSA_PSS_2048_8192_SHA512),
             (Algorithm::ES256, Form::P256(point)) => {
-                UnparsedPublicKey::new(&ring_signature::ECDSA_P256_SHA256_FIXED, point).verify(signed, signature).is_ok()
+                UnparsedPublicKey::new(&ring_signature::ECDSA_P256_SHA256_FIXED, point)
+                    .verify(signed, signature)
+                    .is_ok()
             }
             (Algorithm::ES384, Form::P384(point)) => {
-                UnparsedPublicKey::new(&ring_signature::ECDSA_P384_SHA384_FIXED, point).verify(signed, signature).is_ok()
+                UnparsedPublicKey::new(&ring_signature::ECDSA_P384_SHA384_FIXED, point)
+                    .verify(signed, signature)
+                    .is_ok()
             }
             (Algorithm::ES256 | Algorithm::ES384, _) => false,
         }
@@ -445,7 +452,8 @@ pub(crate) mod tests {
         let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
         for header in ["{\"alg\":\"none\"}", "{\"alg\":\"HS256\"}", "{\"alg\":\"ES256\",\"crit\":[\"b64\"]}", "{}"] {
             let forged = format!("{}.{}.", part(header), part("{}"));
-            let taken = Jws::parse(&forged).is_some_and(|jws| jws.is_signed_by(&[key.public().clone()], &Algorithm::ALL));
+            let taken =
+                Jws::parse(&forged).is_some_and(|jws| jws.is_signed_by(&[key.public().clone()], &Algorithm::ALL));
             assert!(!taken, "{header}");
         }
         assert!(Jws::parse("a.b").is_none() && Jws::parse("").is_none());

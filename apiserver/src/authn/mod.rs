@@ -20,12 +20,7 @@ use crate::user::{AUTHENTICATED, User};
 
 /// The identity behind a request to that path: the connection's certificate or a bearer token; anonymous otherwise. A
 /// credential that does not hold is an error, never anonymous.
-pub async fn authenticate(
-    core: &Core,
-    headers: &HeaderMap,
-    peer: Option<&User>,
-    path: &str,
-) -> Result<User, ApiError> {
+pub async fn authenticate(core: &Core, headers: &HeaderMap, peer: Option<&User>, path: &str) -> Result<User, ApiError> {
     if let Some(token) = bearer(headers) {
         let known = identify(core, token, core.tokens.audiences()).await?;
         return known.map(|known| known.user).map_err(|_| ApiError::unauthorized());
@@ -140,7 +135,8 @@ fn service_account(core: &Core, token: &str) -> Option<(User, Vec<String>)> {
 /// Bootstrap Tokens").
 fn bootstrap_token(core: &Core, token: &str) -> Option<User> {
     let (id, secret) = token.split_once('.')?;
-    let plain = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let plain =
+        |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     if !plain(id, 6) || !plain(secret, 16) {
         return None;
     }
@@ -176,7 +172,9 @@ fn bootstrap_token(core: &Core, token: &str) -> Option<User> {
 fn is_bootstrap_group(group: &str) -> bool {
     let Some(rest) = group.strip_prefix("system:bootstrappers:") else { return false };
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    rest.len() <= 256 && rest.bytes().all(|b| plain(b) || b == b':' || b == b'-') && rest.bytes().last().is_some_and(plain)
+    rest.len() <= 256
+        && rest.bytes().all(|b| plain(b) || b == b':' || b == b'-')
+        && rest.bytes().last().is_some_and(plain)
 }
 
 fn data(object: &Object, key: &str) -> Option<String> {

@@ -25,6 +25,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::encryption::ENVELOPE;
+
 /// Where all objects live in the store.
 pub const ROOT: &str = "/registry/";
 
@@ -130,6 +132,10 @@ impl Caches {
             at = Some(chunk.revision);
             after = chunk.entries.last().map(|entry| entry.key.to_string());
             for entry in chunk.entries {
+                if entry.bytes.starts_with(ENVELOPE) {
+                    let why = "is encrypted: its keys are to be given with --encryption-provider-config";
+                    return Err(LoadError(format!("{} {why}", entry.key)));
+                }
                 if let Some(resource) = resource_of(&entry.key) {
                     let resource: Arc<str> = Arc::from(resource);
                     entries.entry(resource).or_default().push(Arc::new(Item::from_entry(entry)));

@@ -137,7 +137,10 @@ impl Rules {
         let file: File = serde_json::from_value(document.clone()).map_err(|error| wrong("file", error.to_string()))?;
         if file.kind != "EncryptionConfiguration" || file.api_version != "apiserver.config.k8s.io/v1" {
             let what = format!("{} of {}", file.kind, file.api_version);
-            return Err(wrong("file", format!("is a {what}, not an EncryptionConfiguration of apiserver.config.k8s.io/v1")));
+            return Err(wrong(
+                "file",
+                format!("is a {what}, not an EncryptionConfiguration of apiserver.config.k8s.io/v1"),
+            ));
         }
         if file.resources.is_empty() {
             return Err(wrong("resources", "Required value: at least one resource is required"));
@@ -198,7 +201,12 @@ fn element_providers(element: Element, path: &str) -> Result<Vec<Provider>, Conf
     ];
     let named = keyed.iter().filter(|(_, keys, ..)| keys.is_some()).count() + usize::from(element.identity.is_some());
     match named {
-        0 => return Err(wrong(path, "Required value: provider does not contain any of the expected providers: KMS, AESGCM, AESCBC, Secretbox, Identity")),
+        0 => {
+            return Err(wrong(
+                path,
+                "Required value: provider does not contain any of the expected providers: KMS, AESGCM, AESCBC, Secretbox, Identity",
+            ));
+        }
         1 => {}
         _ => {
             let why = "more than one provider specified in a single element, should split into different list elements";
@@ -217,7 +225,10 @@ fn element_providers(element: Element, path: &str) -> Result<Vec<Provider>, Conf
 
 fn provider(name: &str, key: &Key, make: Make, lengths: &[usize], path: &str) -> Result<Provider, ConfigError> {
     if key.name.is_empty() {
-        return Err(wrong(format!("{path}.name"), format!("Required value: key.name is a required field for a {name}")));
+        return Err(wrong(
+            format!("{path}.name"),
+            format!("Required value: key.name is a required field for a {name}"),
+        ));
     }
     // The envelope says where the name ends.
     if key.name.contains(':') {
@@ -243,9 +254,8 @@ mod tests {
     use super::*;
 
     fn parse(resources: &str) -> Result<Rules, ConfigError> {
-        let file = format!(
-            "kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\nresources: {resources}\n"
-        );
+        let file =
+            format!("kind: EncryptionConfiguration\napiVersion: apiserver.config.k8s.io/v1\nresources: {resources}\n");
         Rules::parse(file.as_bytes())
     }
 
@@ -280,7 +290,10 @@ mod tests {
             (format!("[{{resources: [], {identity}}}]"), "resources[0].resources: Required value"),
             (format!("[{{resources: ['*'], {identity}}}]"), "use '*.' to encrypt all"),
             (format!("[{{resources: [Secrets], {identity}}}]"), "should not contain capital letters"),
-            (format!("[{{resources: [secrets, '*.'], {identity}}}]"), "resources[0].resources[1]: Invalid value: \"*.\": using overlapping"),
+            (
+                format!("[{{resources: [secrets, '*.'], {identity}}}]"),
+                "resources[0].resources[1]: Invalid value: \"*.\": using overlapping",
+            ),
             (format!("[{{resources: [secrets, secrets], {identity}}}]"), "specified multiple times"),
             (format!("[{{resources: ['secrets.*'], {identity}}}]"), "across groups"),
             (format!("[{{resources: ['*.events.k8s.io'], {identity}}}]"), "Use 'events' instead"),
@@ -294,7 +307,10 @@ mod tests {
             (with("{aescbc: {keys: [{name: a}]}}"), "keys[0].secret: Required value"),
             (with("{aescbc: {keys: [{name: a, secret: '???'}]}}"), "must be base64 encoded"),
             (with("{aescbc: {keys: [{name: a, secret: YWJj}]}}"), "got 3, expected one of [16, 24, 32]"),
-            (with("{aesgcm: {keys: [{name: a, secret: BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcH}]}}"), "got 24, expected one of [16, 32]"),
+            (
+                with("{aesgcm: {keys: [{name: a, secret: BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcH}]}}"),
+                "got 24, expected one of [16, 32]",
+            ),
             (with("{rot13: {}}"), "unknown field `rot13`"),
         ] {
             let error = parse(&resources).map(|_| ()).expect_err(&resources).to_string();

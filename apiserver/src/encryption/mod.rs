@@ -20,7 +20,7 @@ use config::Rules;
 pub use log::EncryptedLog;
 
 /// What every envelope starts with: no JSON and no protobuf of Kubernetes does.
-const ENVELOPE: &[u8] = b"k8s:enc:";
+pub const ENVELOPE: &[u8] = b"k8s:enc:";
 
 /// The keys in force. They can be exchanged while everything runs.
 #[derive(Debug)]
@@ -134,7 +134,11 @@ mod tests {
             let opened = encryption.open("secrets", KEY, &sealed).unwrap();
             assert_eq!(opened, Opened { bytes: plain.clone(), stale: false });
             let before = encryption.open("secrets", KEY, &plain).unwrap();
-            assert_eq!(before, Opened { bytes: plain.clone(), stale: true }, "what was there before is read and is stale");
+            assert_eq!(
+                before,
+                Opened { bytes: plain.clone(), stale: true },
+                "what was there before is read and is stale"
+            );
             assert_eq!(encryption.seal("configmaps", KEY, plain.clone()), plain, "no other resource is encrypted");
         }
     }
@@ -182,7 +186,10 @@ mod tests {
     const FOREIGN: [(&str, &str); 3] = [
         ("aescbc", "AAECAwQFBgcICQoLDA0OD2iI8H6usr1OJtfwCC1O5fgGWI155HYOU3UbEqOYtHNY9lMi4wK0buMer74s9teBuQ=="),
         ("aesgcm", "AAECAwQFBgcICQoLY6OCGXNt+3NV4YD/kD0Y2M0e0u9sA1ULbewCmLT1NGLjUmSf6oDlJkBObIfVnrcfVxbpMRs="),
-        ("secretbox", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXFsBkAiTY+5fr56BQenOjBeE8giblEUD/x8MmaEOzNbXZ1jaWRo5egKorarDeQNB6vQcFfug="),
+        (
+            "secretbox",
+            "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXFsBkAiTY+5fr56BQenOjBeE8giblEUD/x8MmaEOzNbXZ1jaWRo5egKorarDeQNB6vQcFfug=",
+        ),
     ];
 
     proptest! {

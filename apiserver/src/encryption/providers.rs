@@ -83,15 +83,12 @@ impl Cipher {
                 let vector: [u8; BLOCK] = fresh();
                 out.extend_from_slice(&vector);
                 out.extend_from_slice(&match key {
-                    CbcKey::Aes128(key) => {
-                        cbc::Encryptor::<aes::Aes128>::new(key.into(), &vector.into()).encrypt_padded_vec::<Pkcs7>(plain)
-                    }
-                    CbcKey::Aes192(key) => {
-                        cbc::Encryptor::<aes::Aes192>::new(key.into(), &vector.into()).encrypt_padded_vec::<Pkcs7>(plain)
-                    }
-                    CbcKey::Aes256(key) => {
-                        cbc::Encryptor::<aes::Aes256>::new(key.into(), &vector.into()).encrypt_padded_vec::<Pkcs7>(plain)
-                    }
+                    CbcKey::Aes128(key) => cbc::Encryptor::<aes::Aes128>::new(key.into(), &vector.into())
+                        .encrypt_padded_vec::<Pkcs7>(plain),
+                    CbcKey::Aes192(key) => cbc::Encryptor::<aes::Aes192>::new(key.into(), &vector.into())
+                        .encrypt_padded_vec::<Pkcs7>(plain),
+                    CbcKey::Aes256(key) => cbc::Encryptor::<aes::Aes256>::new(key.into(), &vector.into())
+                        .encrypt_padded_vec::<Pkcs7>(plain),
                 });
             }
             Cipher::Gcm(key) => {
@@ -127,17 +124,15 @@ impl Cipher {
                     return Err("data is not a multiple of the block size");
                 }
                 let vector: [u8; BLOCK] = vector.try_into().map_err(|_| SHORT)?;
-                let opened = match key {
-                    CbcKey::Aes128(key) => {
-                        cbc::Decryptor::<aes::Aes128>::new(key.into(), &vector.into()).decrypt_padded_vec::<Pkcs7>(text)
-                    }
-                    CbcKey::Aes192(key) => {
-                        cbc::Decryptor::<aes::Aes192>::new(key.into(), &vector.into()).decrypt_padded_vec::<Pkcs7>(text)
-                    }
-                    CbcKey::Aes256(key) => {
-                        cbc::Decryptor::<aes::Aes256>::new(key.into(), &vector.into()).decrypt_padded_vec::<Pkcs7>(text)
-                    }
-                };
+                let opened =
+                    match key {
+                        CbcKey::Aes128(key) => cbc::Decryptor::<aes::Aes128>::new(key.into(), &vector.into())
+                            .decrypt_padded_vec::<Pkcs7>(text),
+                        CbcKey::Aes192(key) => cbc::Decryptor::<aes::Aes192>::new(key.into(), &vector.into())
+                            .decrypt_padded_vec::<Pkcs7>(text),
+                        CbcKey::Aes256(key) => cbc::Decryptor::<aes::Aes256>::new(key.into(), &vector.into())
+                            .decrypt_padded_vec::<Pkcs7>(text),
+                    };
                 opened.map_err(|_| "invalid padding on input")
             }
             Cipher::Gcm(key) => {

@@ -32,7 +32,9 @@ pub struct Delete {
 /// Decides whether a token has run out.
 fn plan(secret: &Secret, now: Timestamp) -> Plan<Delete> {
     let ours = secret.metadata.namespace.as_deref() == Some(NAMESPACE) && secret.metadata.deletion_timestamp.is_none();
-    let Some(expires) = Token::of(secret).filter(|_| ours).and_then(|token| token.expires) else { return Plan::nothing() };
+    let Some(expires) = Token::of(secret).filter(|_| ours).and_then(|token| token.expires) else {
+        return Plan::nothing();
+    };
     if expires <= now {
         return Plan::act(vec![Delete { uid: secret.metadata.uid.clone() }]);
     }

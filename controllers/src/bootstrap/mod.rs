@@ -8,5 +8,5 @@ mod signer;
 pub mod token;
 
 pub use cleaner::{Delete, TokenCleaner};
-pub use signer::{BootstrapSigner, CLUSTER_INFO, Changes, Seen, KUBECONFIG, PUBLIC, SIGNATURE};
+pub use signer::{BootstrapSigner, CLUSTER_INFO, Changes, KUBECONFIG, PUBLIC, SIGNATURE, Seen};
 pub use token::Token;

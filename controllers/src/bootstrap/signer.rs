@@ -64,7 +64,9 @@ fn plan(seen: &Seen, now: Timestamp) -> Plan<Changes> {
     for key in data.keys().filter(|key| key.starts_with(SIGNATURE) && !wanted.contains_key(*key)) {
         changes.insert(key.clone(), None);
     }
-    changes.extend(wanted.into_iter().filter(|(key, value)| data.get(key) != Some(value)).map(|(key, value)| (key, Some(value))));
+    changes.extend(
+        wanted.into_iter().filter(|(key, value)| data.get(key) != Some(value)).map(|(key, value)| (key, Some(value))),
+    );
     if !changes.is_empty() {
         plan.actions.push(changes);
     }
@@ -149,7 +151,8 @@ mod tests {
         let made = plan(&seen, now);
         let signature = tokens[0].signature("text");
         let expected: Changes =
-            [("jws-kubeconfig-signer".to_owned(), Some(signature.clone())), ("jws-kubeconfig-gone00".to_owned(), None)].into();
+            [("jws-kubeconfig-signer".to_owned(), Some(signature.clone())), ("jws-kubeconfig-gone00".to_owned(), None)]
+                .into();
         assert_eq!(made.actions, [expected]);
         assert_eq!(made.again, Some(std::time::Duration::from_secs(3600)));
         let settled = Seen { map: map(json!({"kubeconfig": "text", "jws-kubeconfig-signer": signature})), tokens };

@@ -165,7 +165,9 @@ mod tests {
         let mut unreadable = secret;
         unreadable.data.as_mut().unwrap().insert("expiration".into(), ByteString(b"tomorrow".to_vec()));
         assert!(Token::of(&unreadable).unwrap().is_over(Timestamp::MIN), "what cannot be read has run out");
-        for text in ["abcdef", "abcde.0123456789abcdef", "ABCDEF.0123456789abcdef", "abcdef.0123456789abcdeF", "abcdef.short"] {
+        for text in
+            ["abcdef", "abcde.0123456789abcdef", "ABCDEF.0123456789abcdef", "abcdef.0123456789abcdeF", "abcdef.short"]
+        {
             assert_eq!(Token::parse(text), None, "{text}");
         }
         assert_eq!(Token::parse("abcdef.0123456789abcdef").unwrap().id, "abcdef");

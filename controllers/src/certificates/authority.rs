@@ -154,7 +154,8 @@ impl Authority {
         };
         let used = |usage: &str| content.usages.iter().any(|have| have == usage);
         let mut all = Vec::new();
-        let mask = KEY_USAGES.iter().filter(|(usage, _)| used(usage)).fold(0u16, |mask, (_, bit)| mask | 1 << (15 - bit));
+        let mask =
+            KEY_USAGES.iter().filter(|(usage, _)| used(usage)).fold(0u16, |mask, (_, bit)| mask | 1 << (15 - bit));
         if mask != 0 {
             let bytes = mask.to_be_bytes();
             let bytes = if bytes[1] == 0 { &bytes[..1] } else { &bytes[..] };

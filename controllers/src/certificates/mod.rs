@@ -12,8 +12,8 @@ mod signers;
 mod tests;
 
 pub use authority::{Authority, AuthorityError, Content};
-pub use request::Names;
 pub use plan::{Action, Leave, Seen, plan};
+pub use request::Names;
 
 use crate::{
     ActError, Context, Informer, Key, Loop, Plan, Queue, Writes,
@@ -38,11 +38,7 @@ pub struct Certificates {
 impl Certificates {
     /// The loop of that context; without an authority nothing is signed.
     pub fn new(context: &Context, authority: Option<Arc<Authority>>) -> Self {
-        Certificates {
-            requests: context.informers.of(),
-            reviews: Api::all(context.client.clone()),
-            authority,
-        }
+        Certificates { requests: context.informers.of(), reviews: Api::all(context.client.clone()), authority }
     }
 
     /// The first of these that who asks has.

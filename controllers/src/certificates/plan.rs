@@ -67,10 +67,7 @@ const NODE: Leave = Leave {
     message: "Auto approving kubelet client certificate after SubjectAccessReview.",
 };
 
-fn condition<'a>(
-    object: &'a CertificateSigningRequest,
-    type_: &str,
-) -> Option<&'a CertificateSigningRequestCondition> {
+fn condition<'a>(object: &'a CertificateSigningRequest, type_: &str) -> Option<&'a CertificateSigningRequestCondition> {
     let conditions = object.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().find(|condition| condition.type_ == type_)
 }
@@ -92,7 +89,8 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
         Some(until) => plan.look_again(Duration::try_from(until.duration_since(now)).unwrap_or_default()),
         None => {}
     }
-    let over = certificate(object).is_some() || ["Denied", "Failed"].iter().any(|type_| condition(object, type_).is_some());
+    let over =
+        certificate(object).is_some() || ["Denied", "Failed"].iter().any(|type_| condition(object, type_).is_some());
     let signer = object.spec.signer_name.as_str();
     if over || !signers::ALL.contains(&signer) {
         return plan;

@@ -56,7 +56,8 @@ impl Request {
         let unsigned = |error| format!("unable to verify certificate request signature: {error}");
         parsed.verify_signature().map_err(unsigned)?;
         let info = &parsed.certification_request_info;
-        let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
+        let text =
+            |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
         let mut names = Names::default();
         for extension in parsed.requested_extensions().into_iter().flatten() {
             let ParsedExtension::SubjectAlternativeName(alternative) = extension else { continue };

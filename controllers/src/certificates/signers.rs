@@ -98,7 +98,11 @@ fn one_of(usages: &[String], sets: &[&[&str]]) -> Result<(), String> {
     let mut sorted: Vec<&str> = usages.iter().map(String::as_str).collect();
     sorted.sort_unstable();
     sorted.dedup();
-    if sets.contains(&sorted.as_slice()) { Ok(()) } else { Err(format!("usages did not match [{}]", sets[0].join(" "))) }
+    if sets.contains(&sorted.as_slice()) {
+        Ok(())
+    } else {
+        Err(format!("usages did not match [{}]", sets[0].join(" ")))
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +112,8 @@ mod tests {
 
     #[test]
     fn each_signer_signs_what_it_is_for_and_says_why_not() {
-        let node = Request { common_name: "system:node:a".into(), organizations: vec![NODES.into()], ..Request::default() };
+        let node =
+            Request { common_name: "system:node:a".into(), organizations: vec![NODES.into()], ..Request::default() };
         let dns = Names { dns: vec!["a".into()], ..Names::default() };
         let mail = Names { emails: vec!["a@b".into()], ips: vec!["10.0.0.1".parse().unwrap()], ..Names::default() };
         let with = |names: &Names| Request { names: names.clone(), ..node.clone() };
@@ -123,7 +128,12 @@ mod tests {
             (CLIENT, &user, server, "invalid usage for client certificate: server auth"),
             (KUBELET_CLIENT, &node, client, ""),
             (KUBELET_CLIENT, &node, "client auth,key encipherment,digital signature", ""),
-            (KUBELET_CLIENT, &node, "client auth", "usages did not match [client auth digital signature key encipherment]"),
+            (
+                KUBELET_CLIENT,
+                &node,
+                "client auth",
+                "usages did not match [client auth digital signature key encipherment]",
+            ),
             (KUBELET_CLIENT, &node, server, "usages did not match"),
             (KUBELET_CLIENT, &user, client, "subject organization is not system:nodes"),
             (KUBELET_CLIENT, &both, client, "subject organization is not system:nodes"),
@@ -133,12 +143,20 @@ mod tests {
             (KUBELET_SERVING, &with(&dns), "server auth,digital signature", ""),
             (KUBELET_SERVING, &node, server, "DNS or IP subjectAltName is required"),
             (KUBELET_SERVING, &with(&mail), server, "Email subjectAltNames are not allowed"),
-            (KUBELET_SERVING, &with(&dns), client, "usages did not match [digital signature key encipherment server auth]"),
+            (
+                KUBELET_SERVING,
+                &with(&dns),
+                client,
+                "usages did not match [digital signature key encipherment server auth]",
+            ),
             (LEGACY_UNKNOWN, &user, "code signing", ""),
         ] {
             let usages: Vec<String> = usages.split(',').map(str::to_owned).collect();
             let said = check(signer, request, &usages).err().unwrap_or_default();
-            assert!(said.starts_with(expected) && said.is_empty() == expected.is_empty(), "{signer} {usages:?}: {said}");
+            assert!(
+                said.starts_with(expected) && said.is_empty() == expected.is_empty(),
+                "{signer} {usages:?}: {said}"
+            );
         }
     }
 }

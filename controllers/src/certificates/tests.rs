@@ -114,7 +114,8 @@ fn a_certificate_lives_as_long_as_asked_within_bounds() {
         assert_eq!((content.not_before, content.not_after), (at(from), at(until)), "{asked}");
     }
     let seen = Seen { object: object(decided("Approved", NOW)), authority_until: Some(at("2027-01-01T00:00:00Z")) };
-    let Action::Sign(content) = &plan(&seen, at(NOW)).actions[0] else { panic!("not signed") };
+    let Plan { actions, .. } = plan(&seen, at(NOW));
+    let [Action::Sign(content)] = actions.as_slice() else { panic!("not signed") };
     assert_eq!(content.not_after, at("2027-01-01T00:00:00Z"), "never longer than the authority");
 }
 

@@ -298,7 +298,10 @@ fn issuer(jwt: Jwt, algorithms: &[Algorithm], path: &str) -> Result<Issuer, Conf
         return Err(wrong(format!("{here}.egressSelectorType"), "egress selectors are not supported by Proa"));
     }
     if form.audiences.is_empty() {
-        return Err(wrong(format!("{here}.audiences"), format!("Required value: at least one {here}.audiences is required")));
+        return Err(wrong(
+            format!("{here}.audiences"),
+            format!("Required value: at least one {here}.audiences is required"),
+        ));
     }
     if let Some(at) = form.audiences.iter().position(String::is_empty) {
         return Err(wrong(format!("{here}.audiences[{at}]"), "Required value: audience can't be empty"));
@@ -310,7 +313,9 @@ fn issuer(jwt: Jwt, algorithms: &[Algorithm], path: &str) -> Result<Issuer, Conf
             return Err(wrong(format!("{here}.audienceMatchPolicy"), format!("Invalid value: {policy:?}: {why}")));
         }
     }
-    if !form.certificate_authority.is_empty() && crate::pki::certificates(&form.certificate_authority).map_or(true, |all| all.is_empty()) {
+    if !form.certificate_authority.is_empty()
+        && crate::pki::certificates(&form.certificate_authority).map_or(true, |all| all.is_empty())
+    {
         let why = "Invalid value: \"<omitted>\": data does not contain any valid RSA or ECDSA certificates";
         return Err(wrong(format!("{here}.certificateAuthority"), why));
     }
@@ -424,9 +429,8 @@ fn source(form: SourceForm, prefixed: bool, path: &str) -> Result<Option<Source>
         (true, false) if form.prefix.is_some() => {
             Err(wrong(format!("{path}.prefix"), "Invalid value: prefix can't be set when expression is set"))
         }
-        (true, false) => {
-            compiled(&form.expression, "claims", format!("{path}.expression")).map(|made| Some(Source::Expression(made)))
-        }
+        (true, false) => compiled(&form.expression, "claims", format!("{path}.expression"))
+            .map(|made| Some(Source::Expression(made))),
         (false, true) => match (form.prefix, prefixed) {
             (None, true) => {
                 let why = "prefix is required when claim is set. It can be set to an empty string to disable prefixing";
@@ -443,7 +447,8 @@ fn verified_mail(forms: &Mappings, rules: &[ClaimRuleForm], path: &str) -> Resul
         .chain(forms.extra.iter().map(|form| form.value_expression.as_str()))
         .chain(rules.iter().map(|form| form.expression.as_str()));
     let mail = forms.username.expression.replace("claims.email_verified", "");
-    let uses_mail = mail.contains("claims.email") || mail.contains("claims[\"email\"]") || mail.contains("claims['email']");
+    let uses_mail =
+        mail.contains("claims.email") || mail.contains("claims[\"email\"]") || mail.contains("claims['email']");
     if uses_mail && !expressions.into_iter().any(|text| text.contains("email_verified")) {
         let why = "claims.email_verified must be used in claimMappings.username.expression or \
                    claimMappings.extra[*].valueExpression or claimValidationRules[*].expression when claims.email is used in \
@@ -496,26 +501,50 @@ mod tests {
             (jwt("url: 'http://a', audiences: [b]", user), "URL scheme must be https"),
             (jwt("url: 'https://u:p@a', audiences: [b]", user), "must not contain a username or password"),
             (jwt("url: 'https://a?b', audiences: [b]", user), "must not contain a query"),
-            (jwt("url: 'https://kubernetes.default.svc', audiences: [b]", user), "must not overlap with disallowed issuers"),
+            (
+                jwt("url: 'https://kubernetes.default.svc', audiences: [b]", user),
+                "must not overlap with disallowed issuers",
+            ),
             (jwt("url: 'https://a'", user), "at least one jwt[0].issuer.audiences is required"),
             (jwt("url: 'https://a', audiences: [b, c]", user), "must be MatchAny for multiple audiences"),
             (jwt(&format!("{good}, discoveryURL: 'https://a/'"), user), "must be different from URL"),
             (jwt(&format!("{good}, certificateAuthority: x"), user), "does not contain any valid"),
             (jwt(&format!("{good}, egressSelectorType: cluster"), user), "egress selectors are not supported by Proa"),
-            (format!("jwt: [{{issuer: {{{good}}}, {user}}}, {{issuer: {{{good}}}, {user}}}]"), "jwt[1].issuer.url: Duplicate value"),
+            (
+                format!("jwt: [{{issuer: {{{good}}}, {user}}}, {{issuer: {{{good}}}, {user}}}]"),
+                "jwt[1].issuer.url: Duplicate value",
+            ),
             (maps(""), "claimMappings.username: Required value: claim or expression is required"),
-            (maps("username: {claim: sub}"), "claimMappings.username.prefix: Required value: prefix is required when claim is set"),
+            (
+                maps("username: {claim: sub}"),
+                "claimMappings.username.prefix: Required value: prefix is required when claim is set",
+            ),
             (maps("username: {claim: sub, expression: claims.sub}"), "claim and expression can't both be set"),
-            (maps("username: {expression: 'claims.'}"), "claimMappings.username.expression: Invalid value: \"claims.\": compilation failed"),
+            (
+                maps("username: {expression: 'claims.'}"),
+                "claimMappings.username.expression: Invalid value: \"claims.\": compilation failed",
+            ),
             (maps("username: {expression: 'user.name'}"), "compilation failed"),
             (maps("username: {expression: claims.email}"), "claims.email_verified must be used"),
-            (maps(&format!("{named}, extra: [{{key: Foo, valueExpression: claims.a}}]")), "must be a domain-prefixed path"),
-            (maps(&format!("{named}, extra: [{{key: a.kubernetes.io/b, valueExpression: claims.a}}]")), "reserved for Kubernetes use"),
+            (
+                maps(&format!("{named}, extra: [{{key: Foo, valueExpression: claims.a}}]")),
+                "must be a domain-prefixed path",
+            ),
+            (
+                maps(&format!("{named}, extra: [{{key: a.kubernetes.io/b, valueExpression: claims.a}}]")),
+                "reserved for Kubernetes use",
+            ),
             (maps(&format!("{named}, extra: [{{key: a.b/c}}]")), "valueExpression is required"),
             (jwt(good, &format!("{user}, claimValidationRules: [{{}}]")), "claimValidationRules[0]: Required value"),
-            (jwt(good, &format!("{user}, claimValidationRules: [{{claim: a, message: b}}]")), "message can't be set when claim is set"),
+            (
+                jwt(good, &format!("{user}, claimValidationRules: [{{claim: a, message: b}}]")),
+                "message can't be set when claim is set",
+            ),
             (jwt(good, &format!("{user}, claimValidationRules: [{{expression: '1'}}]")), "must evaluate to bool"),
-            (jwt(good, &format!("{user}, userValidationRules: [{{}}]")), "userValidationRules[0].expression: Required value"),
+            (
+                jwt(good, &format!("{user}, userValidationRules: [{{}}]")),
+                "userValidationRules[0].expression: Required value",
+            ),
             ("anonymous: {enabled: false, conditions: [{path: /livez}]}".to_owned(), "enabled should be set to true"),
             ("webhooks: []".to_owned(), "unknown field `webhooks`"),
         ] {
@@ -554,7 +583,8 @@ mod tests {
             let user = settings.issuers[0].mapping.user(&claims);
             user.map(|user| (user.name, user.groups))
         };
-        let claims = json!({"sub": "me", "email": "me@x", "email_verified": true, "groups": ["g"], "hd": "example.com"});
+        let claims =
+            json!({"sub": "me", "email": "me@x", "email_verified": true, "groups": ["g"], "hd": "example.com"});
         let (name, groups) = user(&flags, claims.clone()).unwrap();
         assert_eq!((name.as_str(), groups[0].as_str()), ("https://a#me", "oidc:g"));
         let mail = OidcFlags { username_claim: "email".into(), ..flags.clone() };

@@ -74,7 +74,8 @@ impl Mapping {
         }
         for (key, expression) in &self.extra {
             let value = expression.value(&scope, &mut budget).map_err(|why| format!("oidc: extra {key:?}: {why}"))?;
-            let texts: Vec<String> = texts(&value).ok_or_else(|| format!("oidc: extra {key:?} is no string or list"))?;
+            let texts: Vec<String> =
+                texts(&value).ok_or_else(|| format!("oidc: extra {key:?} is no string or list"))?;
             let texts: Vec<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
             if !texts.is_empty() {
                 user.extra.insert(key.clone(), texts);
@@ -132,7 +133,8 @@ impl Source {
             Source::Expression(expression) => {
                 let value = expression.value(scope, budget);
                 let value = value.map_err(|why| format!("oidc: error evaluating {what} claim expression: {why}"))?;
-                texts(&value).ok_or_else(|| format!("oidc: {what} claim expression must return a string or a list of strings"))
+                texts(&value)
+                    .ok_or_else(|| format!("oidc: {what} claim expression must return a string or a list of strings"))
             }
         }
     }

@@ -45,6 +45,7 @@ struct Known {
 #[derive(Default)]
 struct Keys {
     keys: Arc<[PublicKey]>,
+    /// When the issuer was last asked although there were keys, or had no answer.
     asked: Option<Instant>,
 }
 
@@ -97,13 +98,20 @@ impl Known {
             }
             return Ok(Arc::clone(&held.keys));
         }
-        held.asked = Some(Instant::now());
-        match fetch_keys(core, &self.issuer).await {
+        let first = held.keys.is_empty();
+        let fetched = fetch_keys(core, &self.issuer).await;
+        if !first || fetched.is_err() {
+            held.asked = Some(Instant::now());
+        }
+        match fetched {
             Ok(keys) => held.keys = keys.into(),
             Err(why) => {
                 tracing::warn!(issuer = self.issuer.url, why, "the keys of an issuer of tokens cannot be had");
                 if held.keys.is_empty() {
-                    return Err(format!("oidc: authenticator for issuer {:?} is not initialized: {why}", self.issuer.url));
+                    return Err(format!(
+                        "oidc: authenticator for issuer {:?} is not initialized: {why}",
+                        self.issuer.url
+                    ));
                 }
             }
         }
@@ -133,7 +141,11 @@ fn meant(claims: &Value, audiences: &[String]) -> Result<(), String> {
         Value::Array(list) => list.iter().any(for_one),
         one => for_one(one),
     };
-    if good { Ok(()) } else { Err(format!("oidc: verify token: oidc: expected audience in {audiences:?} got {}", claims["aud"])) }
+    if good {
+        Ok(())
+    } else {
+        Err(format!("oidc: verify token: oidc: expected audience in {audiences:?} got {}", claims["aud"]))
+    }
 }
 
 /// The discovery document (OpenID Connect Discovery 1.0 §4), and the key set it leads to.
@@ -141,7 +153,10 @@ async fn fetch_keys(core: &Core, issuer: &Issuer) -> Result<Vec<PublicKey>, Stri
     let document = fetch(core, &issuer.discovery_url, &issuer.authority).await?;
     if document["issuer"] != issuer.url.as_str() {
         let url = &issuer.url;
-        return Err(format!("issuer URL provided to client ({url:?}) did not match the issuer URL returned by provider ({})", document["issuer"]));
+        return Err(format!(
+            "issuer URL provided to client ({url:?}) did not match the issuer URL returned by provider ({})",
+            document["issuer"]
+        ));
     }
     let at = document["jwks_uri"].as_str().ok_or("the discovery document names no jwks_uri")?;
     let set = fetch(core, at, &issuer.authority).await?;
@@ -172,9 +187,13 @@ mod tests {
             assert_eq!(timely(&claims, 100).is_ok(), good, "{claims}");
         }
         let own = ["a".to_owned(), "b".to_owned()];
-        for (audience, good) in
-            [(json!("a"), true), (json!(["x", "b"]), true), (json!("x"), false), (json!([]), false), (json!(null), false)]
-        {
+        for (audience, good) in [
+            (json!("a"), true),
+            (json!(["x", "b"]), true),
+            (json!("x"), false),
+            (json!([]), false),
+            (json!(null), false),
+        ] {
             assert_eq!(meant(&json!({"aud": audience}), &own).is_ok(), good, "{audience}");
         }
     }
