@@ -9,6 +9,7 @@ mod cli;
 mod echo;
 mod identity;
 mod images;
+mod join;
 mod kubeconfig;
 mod node;
 mod paths;
@@ -19,7 +20,9 @@ mod rollback;
 mod rollout;
 mod run;
 mod samples;
+mod security;
 mod store;
+mod token;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -60,6 +63,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::History(args) => rollback::history(args).await,
         Command::Diff(args) => rollback::diff(args).await,
         Command::Retry(args) => rollback::retry(args).await,
+        Command::Token(command) => token::run(command).await,
         Command::Image(command) => images::run(command).await,
         Command::Backup(args) => backup::backup(args).await,
         Command::Restore(args) => backup::restore(args).await,

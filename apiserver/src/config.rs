@@ -5,7 +5,10 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::audit::sink::SinkOptions;
+use crate::authn::oidc::OidcFlags;
 use crate::outside::{Clock, Entropy};
+use crate::tokens::TokenOptions;
 
 /// The settings of one API server.
 #[derive(Clone, Debug)]
@@ -31,10 +34,39 @@ pub struct Config {
     /// CustomResourceDefinitions, as JSON, of kinds that belong to the platform: served from the start, and kept as they are
     /// here.
     pub definitions: Vec<serde_json::Value>,
+    /// Keys and words of service-account tokens.
+    pub tokens: TokenOptions,
+    /// An `EncryptionConfiguration`: what of the store is ciphertext, and by which keys.
+    pub encryption: Option<PathBuf>,
+    /// Whose tokens are good besides our own, and who comes without.
+    pub authentication: Authentication,
+    /// What is written to an audit log.
+    pub audit: Option<AuditOptions>,
     /// Where the time comes from.
     pub clock: Clock,
     /// Where uids, made-up names and free addresses come from.
     pub entropy: Entropy,
+}
+
+/// Who is let in by what others say.
+#[derive(Clone, Debug, Default)]
+pub enum Authentication {
+    /// Nobody; and anybody may come without a credential.
+    #[default]
+    Own,
+    /// An `AuthenticationConfiguration`, read again when it changes.
+    File(PathBuf),
+    /// One issuer, by flags.
+    Flags(Box<OidcFlags>),
+}
+
+/// A policy of the audit log, and where the events go.
+#[derive(Clone, Debug)]
+pub struct AuditOptions {
+    /// A `Policy` of audit.k8s.io/v1.
+    pub policy: PathBuf,
+    /// Where events go.
+    pub sink: SinkOptions,
 }
 
 impl Config {
@@ -51,6 +83,10 @@ impl Config {
             node_port_range: 30000..=32767,
             extra_names: Vec::new(),
             definitions: Vec::new(),
+            tokens: TokenOptions::default(),
+            authentication: Authentication::default(),
+            encryption: None,
+            audit: None,
             clock: Clock::system(),
             entropy: Entropy::system(),
         }

@@ -334,5 +334,15 @@ fn request(method: Method, path: &str, query: &str, body: &Value) -> Request {
     headers.insert(http::header::USER_AGENT, http::HeaderValue::from_static("proa-apiserver"));
     let body = if body.is_null() { bytes::Bytes::new() } else { bytes::Bytes::from(body.to_string()) };
     let user = User::new("system:apiserver", &[MASTERS]);
-    Request { method, path: path.to_owned(), query, headers, body, user, info, upgrade: None }
+    Request {
+        method,
+        path: path.to_owned(),
+        query,
+        headers,
+        body,
+        user,
+        info,
+        upgrade: None,
+        trail: Default::default(),
+    }
 }

@@ -191,7 +191,8 @@ mod tests {
     async fn a_server_with_other_keys_than_its_cluster_is_refused_by_name() {
         let log = proa_store::Memory::new(100);
         let dir = tempfile::tempdir().unwrap();
-        let [ours, theirs] = ["ours", "theirs"].map(|name| Pki::open(&dir.path().join(name)).unwrap());
+        let [ours, theirs] =
+            ["ours", "theirs"].map(|name| Pki::open(&dir.path().join(name), crate::outside::Clock::system()).unwrap());
         for _ in 0..2 {
             same_keys(&log, &ours).await.unwrap();
         }

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::admission::chain;
 use crate::agents::Pin;
 use crate::core::Core;
 use crate::http::{Body, Response};
@@ -56,6 +57,11 @@ struct Agent {
 pub async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
     let info = &call.request.info;
     call.core.caches.consistent().await?;
+    if info.subresource != "log" {
+        // A proxied name may carry a scheme and a port.
+        let name = split_name(call.name()).map_or(call.name(), |(_, name, _)| name);
+        chain::connect(call, name).await?;
+    }
     let target = match (&*call.resource.kind.plural, info.subresource.as_str()) {
         ("pods", "log") if info.verb == "get" => pod_target(call, "containerLogs", LogOptions::Check)?,
         ("pods", "exec" | "attach") => pod_target(call, &info.subresource, LogOptions::No)?,
@@ -427,7 +433,10 @@ async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> 
         };
         let agent = hyper::upgrade::on(&mut incoming);
         let stop = call.core.stop.clone();
+        // The answer is complete when the session ends, and not before.
+        let trail = request.trail.clone();
         tokio::spawn(async move {
+            let _trail = trail;
             let (Ok(client), Ok(agent)) = tokio::join!(client, agent) else { return };
             let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
             tokio::select! {

@@ -76,7 +76,7 @@ pub enum RangeError {
 }
 
 /// Why a watch ended. The watcher must list again and watch from there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
     /// The revision to start after had already left the history.
     #[error("revision {requested} has been compacted, the oldest is {oldest}")]
@@ -93,6 +93,14 @@ pub enum WatchError {
         read: Revision,
         /// The oldest revision that can still be watched from.
         oldest: Revision,
+    },
+    /// A value is in no form we know: somebody else wrote it.
+    #[error("{key} cannot be read: {why}")]
+    Unreadable {
+        /// Its key.
+        key: Key,
+        /// What is wrong with it.
+        why: Arc<str>,
     },
 }
 

@@ -55,6 +55,11 @@ impl Value {
     pub fn with_revision_at(bytes: impl Into<Bytes>, offset: usize) -> Value {
         Value { bytes: bytes.into(), revision_at: Some(offset) }
     }
+
+    /// The bytes once they are committed at this revision.
+    pub fn at_revision(&self, revision: Revision) -> Bytes {
+        crate::resolve::finish(self, revision)
+    }
 }
 
 /// What must be true of a key for a transaction to go through.

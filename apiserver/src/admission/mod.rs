@@ -1,10 +1,16 @@
-//! What guards or completes a write beyond the kind's own rules. Built in, in a fixed order; webhooks
-//! are not there yet.
+//! What guards or completes a write beyond the kind's own rules.
+//!
+//! Owns what is built in, in a fixed order, and the [`chain`] it forms with webhooks.
 
+pub mod attributes;
+mod authorizer;
 mod authors;
 mod certificates;
+pub mod chain;
+pub mod hooks;
 mod known_to_fail;
 mod limit_range;
+pub mod matching;
 mod node;
 mod pod_security;
 mod pods;
@@ -29,8 +35,8 @@ pub use node::may_request_token;
 /// Namespaces the system needs.
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
-/// Completes an object before validation.
-pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
+/// What is built in completes an object before anybody else sees it.
+async fn complete(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
     node::admit(call, op, new, old)?;
     let kind = &call.resource.kind;
     match (&*kind.group, &*kind.plural) {
@@ -53,8 +59,8 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     }
 }
 
-/// Refuses what is complete and valid in itself and yet may not be here.
-pub async fn validate(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
+/// What is built in refuses what is complete and valid in itself and yet may not be here.
+async fn refuse(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
     let kind = &call.resource.kind;
     let refusal = match (&*kind.group, &*kind.plural, op) {
         ("", "pods", Op::Create) => limit_range::refuse_pod(new, &limit_ranges(call)),
@@ -126,7 +132,7 @@ pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> 
 }
 
 /// The namespaces everything rests on stay; a node ends its own pods only.
-pub fn may_delete(call: &Call<'_>, old: &Object) -> Result<(), ApiError> {
+fn may_delete(call: &Call<'_>, old: &Object) -> Result<(), ApiError> {
     let kind = &call.resource.kind;
     if kind.group.is_empty() && kind.plural == "namespaces" && IMMORTAL.contains(&old.name()) {
         return Err(ApiError::forbidden(

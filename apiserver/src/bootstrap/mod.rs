@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::kinds;
+use crate::user::{ANONYMOUS, NODES};
 
 mod roles;
 
@@ -108,11 +109,15 @@ fn rules(text: &str) -> Vec<Value> {
                 list => list.split(',').collect(),
             };
             let what: Vec<&str> = what.split(',').collect();
-            Some(match group {
+            let mut rule = match group {
                 "url" => json!({"nonResourceURLs": what, "verbs": verbs}),
                 "core" => json!({"apiGroups": [""], "resources": what, "verbs": verbs}),
                 group => json!({"apiGroups": [group], "resources": what, "verbs": verbs}),
-            })
+            };
+            if let Some(names) = words.next() {
+                rule["resourceNames"] = names.split(',').collect();
+            }
+            Some(rule)
         })
         .collect()
 }
@@ -175,9 +180,22 @@ pub fn bindings() -> Vec<Object> {
             ],
         ));
     }
+    // How machines join, under the names kubeadm gives it: tokens made by either let in alike.
+    for (name, role, group) in [
+        ("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", NODE_TOKENS),
+        ("kubeadm:node-autoapprove-bootstrap", NODE_CLIENT, NODE_TOKENS),
+        ("kubeadm:node-autoapprove-certificate-rotation", SELF_NODE_CLIENT, NODES),
+    ] {
+        all.push(binding(name, role, vec![json!({"kind": "Group", "apiGroup": GROUP, "name": group})]));
+    }
     all.extend(namespaced_roles());
     all
 }
+
+/// The group of the tokens nodes join with.
+const NODE_TOKENS: &str = "system:bootstrappers:kubeadm:default-node-token";
+const NODE_CLIENT: &str = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
+const SELF_NODE_CLIENT: &str = "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient";
 
 fn binding(name: &str, role: &str, subjects: Vec<Value>) -> Object {
     let mut made = object(json!({
@@ -193,7 +211,14 @@ fn binding(name: &str, role: &str, subjects: Vec<Value>) -> Object {
 
 /// What the platform's own parts may do in `kube-system` and `kube-public` only.
 fn namespaced_roles() -> Vec<Object> {
-    const ROLES: [(&str, &str, &str, &str); 4] = [
+    const ROLES: [(&str, &str, &str, &str); 5] = [
+        (
+            // Who joins knows nothing yet but the token: what they read here is signed with it.
+            "kube-public",
+            "kubeadm:bootstrap-signer-clusterinfo",
+            "get core configmaps cluster-info",
+            ANONYMOUS,
+        ),
         (
             "kube-system",
             "extension-apiserver-authentication-reader",
@@ -215,7 +240,7 @@ fn namespaced_roles() -> Vec<Object> {
         (
             "kube-public",
             "system:controller:bootstrap-signer",
-            "get,list,watch,update core configmaps",
+            "get,list,watch,patch,update core configmaps",
             "system:kube-controller-manager",
         ),
     ];
@@ -305,6 +330,29 @@ pub fn kubernetes_service(config: &Config, servers: &[IpAddr]) -> Vec<Object> {
         "endpoints": slice_endpoints,
         "ports": [{"name": "https", "protocol": "TCP", "port": port}]});
     [service, endpoints, slice].map(object).to_vec()
+}
+
+/// What newcomers are told: where the API server is, and by which authority it is known. Nothing when no socket is served.
+pub fn cluster_info(config: &Config, ca_pem: &str) -> Option<Object> {
+    use base64::Engine;
+    let port = config.listen?.port();
+    let address = std::net::SocketAddr::new(config.advertise, port);
+    let ca = base64::engine::general_purpose::STANDARD.encode(ca_pem);
+    let kubeconfig = format!(
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    server: https://{address}\n  name: \"\"\n\
+         contexts: null\ncurrent-context: \"\"\nkind: Config\npreferences: {{}}\nusers: null\n"
+    );
+    Some(object(json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "cluster-info", "namespace": "kube-public"}, "data": {"kubeconfig": kubeconfig}})))
+}
+
+/// What is to be patched so that a stored [`cluster_info`] is true; its signatures are somebody else's.
+pub fn told_otherwise(stored: &Object, wanted: &Object) -> Option<Object> {
+    let path = &["data", "kubeconfig"][..];
+    let text = wanted.get(path).filter(|text| stored.get(path) != Some(text))?;
+    let mut patch = Object::default();
+    patch.set(path, text.clone());
+    Some(patch)
 }
 
 /// What is to be patched so that a stored object of [`kubernetes_service`] says where the server is now;

@@ -25,6 +25,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::encryption::ENVELOPE;
+
 /// Where all objects live in the store.
 pub const ROOT: &str = "/registry/";
 
@@ -145,6 +147,10 @@ impl Caches {
             at = Some(chunk.revision);
             after = chunk.entries.last().map(|entry| entry.key.to_string());
             for entry in chunk.entries {
+                if entry.bytes.starts_with(ENVELOPE) {
+                    let why = "is encrypted: its keys are to be given with --encryption-provider-config";
+                    return Err(LoadError(format!("{} {why}", entry.key)));
+                }
                 if let Some(resource) = resource_of(&entry.key) {
                     let resource: Arc<str> = Arc::from(resource);
                     entries.entry(resource).or_default().push(Arc::new(Item::from_entry(entry)));
@@ -237,7 +243,8 @@ fn change_of(event: &Event) -> (&str, Arc<Change>) {
     }
 }
 
-fn resource_of(key: &str) -> Option<&str> {
+/// The stored resource of a key, for example `secrets` or `deployments.apps`.
+pub fn resource_of(key: &str) -> Option<&str> {
     key.strip_prefix(ROOT)?.split_once('/').map(|(resource, _)| resource)
 }
 

@@ -155,13 +155,18 @@ fn text<'a>(bytes: &'a [u8], begin: &[u8]) -> Option<&'a [u8]> {
     Some(&rest[end + 1..])
 }
 
-/// The resource version of stored bytes: it comes first in their metadata ([`encode`]). 0 when it does not.
-pub fn revision(stored: &[u8]) -> u64 {
+/// Where the resource version of stored bytes begins: it comes first in their metadata ([`encode`]).
+pub fn revision_place(stored: &[u8]) -> Option<usize> {
     const BEFORE: &[u8] = b"\"resourceVersion\":\"";
     // Kind and version are short: further in it is somebody else's.
     let head = &stored[..stored.len().min(512)];
-    let Some(at) = head.windows(BEFORE.len()).position(|window| window == BEFORE) else { return 0 };
-    let digits = stored[at + BEFORE.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+    head.windows(BEFORE.len()).position(|window| window == BEFORE).map(|at| at + BEFORE.len())
+}
+
+/// The resource version of stored bytes. 0 when they have none.
+pub fn revision(stored: &[u8]) -> u64 {
+    let Some(at) = revision_place(stored) else { return 0 };
+    let digits = stored[at..].iter().take_while(|byte| byte.is_ascii_digit());
     digits.fold(0, |value: u64, byte| value.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')))
 }
 

@@ -11,11 +11,12 @@ use serde_json::Value;
 
 use super::options::{FieldValidation, WriteOptions};
 use super::{Call, codec, fields, meta};
+use crate::admission::{self, chain};
 use crate::allocate::{Around, Claims};
 use crate::authz::escalation;
 use crate::cache::Item;
+use crate::crd;
 use crate::kinds::{self, Op};
-use crate::{admission, crd};
 
 /// How often a write that lost a race starts over before the client is told.
 const ATTEMPTS: usize = 64;
@@ -29,22 +30,31 @@ pub enum Ownership {
     Applied,
 }
 
-/// Default → admit → prepare → validate → allocate. What is allocated is taken by the commit of the claims.
+/// A new state that may be stored.
+struct Completed {
+    /// What is allocated for it; taken by the commit of the claims.
+    claims: Claims,
+    /// The state as its writer meant it, where a webhook changed it since.
+    written: Option<Object>,
+}
+
+/// Default → mutating admission → prepare → validate → validating admission → allocate.
 async fn complete(
     call: &Call<'_>,
     op: Op,
+    options: &WriteOptions,
     new: &mut Object,
     old: Option<&Object>,
     missing: FieldErrors,
-) -> Result<Claims, ApiError> {
+) -> Result<Completed, ApiError> {
     let kind = &call.resource.kind;
     kind.strategy.default(new);
-    admission::mutate(call, op, new, old).await?;
+    let written = chain::mutate(call, op, options, new, old).await?;
     kind.strategy.prepare(op, new, old);
     let mut errors = kind.strategy.validate(op, new, old);
     // What was missing when the object came may have been filled in since. Status is written by
     // controllers, whom Kubernetes does not hold to the schema either.
-    if !missing.is_empty() {
+    if !missing.is_empty() || written.is_some() {
         let checked = kind.schema.check(&new.to_value());
         let held = op != Op::UpdateStatus || call.resource.custom.is_some();
         for error in if held { checked.missing } else { checked.unset_times } {
@@ -68,22 +78,45 @@ async fn complete(
             return Err(error);
         }
         escalation::check(call.core, call.user(), &kind.group, &kind.plural, new.namespace(), new, old)?;
-        admission::validate(call, op, new, old).await?;
+    }
+    chain::validate(call, op, options, new, old).await?;
+    if op != Op::UpdateStatus {
         for warning in kind.strategy.warnings(new) {
             call.warn(warning);
         }
     }
     let allocations = kind.strategy.allocate(op, new, old);
     if allocations.is_empty() {
-        return Ok(Claims::default());
+        return Ok(Completed { claims: Claims::default(), written });
     }
     // What was let go a moment ago, on another connection, is free.
     call.core.caches.consistent().await?;
     let now = meta::time(call.core.now());
-    call.core
+    let claims = call
+        .core
         .allocators
         .fulfil(allocations, new, &around(call, &now))
-        .map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))
+        .map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))?;
+    Ok(Completed { claims, written })
+}
+
+/// The fields a write sets belong to its writer; what webhooks made of it since belongs to nobody, as on Kubernetes:
+/// whoever applies the same again must not take it away.
+fn own_written(
+    call: &Call<'_>,
+    options: &WriteOptions,
+    op: Op,
+    (new, old): (&mut Object, Option<&Object>),
+    written: Option<Object>,
+    now: &str,
+) {
+    let Some(mut written) = written else { return own(call, options, op, new, old, now) };
+    call.resource.kind.strategy.prepare(op, &mut written, old);
+    own(call, options, op, &mut written, old, now);
+    match written.metadata_mut().shift_remove("managedFields") {
+        Some(fields) => drop(new.metadata_mut().insert("managedFields".into(), fields)),
+        None => drop(new.metadata_mut().shift_remove("managedFields")),
+    }
 }
 
 fn around<'a>(call: &'a Call<'_>, now: &'a str) -> Around<'a> {
@@ -120,9 +153,10 @@ pub async fn create(
             new.metadata_mut().insert("name".into(), Value::from(name));
         }
         meta::stamp(&mut new, &now, &call.core.config.entropy);
-        let claims = complete(call, Op::Create, &mut new, None, missing.clone()).await?;
+        let Completed { claims, written } =
+            complete(call, Op::Create, options, &mut new, None, missing.clone()).await?;
         if ownership == Ownership::Update {
-            own(call, options, Op::Create, &mut new, None, &now);
+            own_written(call, options, Op::Create, (&mut new, None), written, &now);
         }
         let charge = admission::quota::charge(call, Op::Create, &new, None).await?;
         let name = new.name().to_owned();
@@ -184,10 +218,17 @@ fn definition_accepts(call: &Call<'_>) -> Result<Option<StoreOp>, ApiError> {
     Err(error)
 }
 
-/// A definition is served as it now is by the time its writer is answered.
+/// A definition is served as it now is by the time its writer is answered, and a configuration of admission holds for
+/// whatever is written after.
 pub async fn take_up(call: &Call<'_>) {
-    if call.resource.kind.plural == "customresourcedefinitions" && call.resource.custom.is_none() {
-        crd::serve_now(call.core).await;
+    if call.resource.custom.is_some() {
+        return;
+    }
+    match &*call.resource.kind.group {
+        "apiextensions.k8s.io" => crd::serve_now(call.core).await,
+        // A server that is closing admits nothing any more.
+        "admissionregistration.k8s.io" => drop(call.core.caches.consistent().await),
+        _ => {}
     }
 }
 
@@ -274,11 +315,11 @@ where
         }
         let now = meta::time(call.core.now());
         keep_managed_fields(&mut new, &old);
-        let claims = complete(call, op, &mut new, Some(&old), missing).await?;
+        let Completed { claims, written } = complete(call, op, options, &mut new, Some(&old), missing).await?;
         if ownership == Ownership::Update {
-            own(call, options, op, &mut new, Some(&old), &now);
+            own_written(call, options, op, (&mut new, Some(&old)), written, &now);
         }
-        if meta::same(&new, &old) {
+        if meta::same(&new, &old) && !stale(call, &item).await? {
             return Ok(Outcome::Stored(resource.served(&item.bytes)));
         }
         let remove = op != Op::Create && finished(&new);
@@ -307,6 +348,15 @@ where
         }
     }
     Err(ApiError::stale(group_resource, name))
+}
+
+/// Whether what is stored has to be written again although it says the same: it is encrypted with a key that is on its way
+/// out, or not at all (Kubernetes' way to rotate keys is to write everything once).
+async fn stale(call: &Call<'_>, item: &Item) -> Result<bool, ApiError> {
+    match &call.core.encrypted {
+        Some(log) => log.is_stale(&item.key).await.map_err(ApiError::internal),
+        None => Ok(false),
+    }
 }
 
 /// Changes fields that only a subresource may change (a pod's node, a namespace's finalizers): the new

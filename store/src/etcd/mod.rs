@@ -175,7 +175,8 @@ impl Etcd {
                         return oldest;
                     }
                     Some(Ok(batch)) if batch.events.is_empty() => {}
-                    Some(Ok(_)) | None => return Revision::FIRST,
+                    // What cannot be read was written after the beginning.
+                    Some(Ok(_) | Err(WatchError::Unreadable { .. })) | None => return Revision::FIRST,
                 }
             }
         };
