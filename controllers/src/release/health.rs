@@ -20,6 +20,15 @@ pub enum Health {
         /// Since when it says so, if it tells.
         since: Option<Timestamp>,
     },
+    /// It has failed, and went back by itself: what it is now is not what failed.
+    WentBack {
+        /// One word.
+        reason: String,
+        /// What the object says.
+        message: String,
+        /// Since when it says so, if it tells.
+        since: Option<Timestamp>,
+    },
 }
 
 fn condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
@@ -63,7 +72,15 @@ pub(super) fn health(group: &str, kind: &str, object: &Value) -> Health {
     }
     // A revision that was taken back, refused or found failing: said of every workload by Proa's own loops.
     if let Some(found) = conditions::OF_FAILURE.iter().find(|type_| is(object, type_, "True")) {
-        return condition(object, found).map_or(Health::Current, |condition| failed(condition, found));
+        let health = condition(object, found).map_or(Health::Current, |condition| failed(condition, found));
+        return match health {
+            Health::Failed { reason, message, since }
+                if [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED].contains(found) =>
+            {
+                Health::WentBack { reason, message, since }
+            }
+            other => other,
+        };
     }
     let group = if group == "proa.dev" { proa_twin(kind) } else { group };
     match (group, kind) {
@@ -248,7 +265,9 @@ mod tests {
         let failed =
             Health::Failed { reason: "R".into(), message: "m".into(), since: "2026-11-21T10:00:00Z".parse().ok() };
         assert_eq!(with("apps", "Deployment", "Progressing", "False"), failed);
-        assert_eq!(with("apps", "DaemonSet", "RolledBack", "True"), failed);
+        let went_back = |type_| matches!(with("apps", "DaemonSet", type_, "True"), Health::WentBack { .. });
+        assert!(went_back("RolledBack") && went_back("RolloutRefused"));
+        assert_eq!(with("apps", "DaemonSet", "RolloutPaused", "True"), failed);
         assert_eq!(with("batch", "Job", "Failed", "True"), failed);
         assert_eq!(with("example.com", "Widget", "Stalled", "True"), failed);
         assert!(matches!(with("batch", "Job", "Failed", "False"), Health::InProgress(_)));

@@ -30,6 +30,8 @@ use std::{
 pub(super) const REST: Duration = Duration::from_secs(2);
 /// How long a healthy revision may still be found failing, as a Deployment's is.
 pub(super) const PROBATION: Duration = Duration::from_secs(90);
+/// Why a release is stalled whose revision has failed, and what it would go back to is what it is.
+const NOTHING_TO_GO_BACK_TO: &str = "NothingToGoBackTo";
 /// What is awaited wakes us; this is the slow look behind it.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -295,10 +297,30 @@ impl Planner<'_> {
         };
         // What failed before the members came to rest failed with them.
         let failure = before.filter(|_| rolled_back.is_none()).and_then(|before| self.failure_after(before));
-        if let Some((reason, message)) = failure {
-            let failed = Outcome::Failed;
-            let retry = self.retry().to_owned();
-            revision = Revision { result: failed, decided_at: self.stamp(), reason, message, retry, ..revision };
+        let well = self
+            .status
+            .revisions
+            .iter()
+            .rev()
+            .find(|held| held.digest == record.digest && held.result == Outcome::Healthy && self.went_back());
+        let well = well.map(|held| held.revision);
+        let (retry, decided_at) = (self.retry().to_owned(), self.stamp());
+        match (failure, well) {
+            (None, _) => {}
+            // Its members went back by themselves, and all is as it was when it was well: so has the release.
+            (Some((reason, message)), Some(to)) => {
+                revision.rolled_back_to = Some(to);
+                revision.cause = Some(format!("rolled back to revision {to}"));
+                // One that was well is what they left. One that was under way may have been changed before they did.
+                if let Some(failed) = self.status.revisions.last_mut().filter(|last| last.result == Outcome::Healthy) {
+                    failed.result = Outcome::Failed;
+                    (failed.decided_at, failed.retry) = (decided_at, retry);
+                    (failed.reason, failed.message) = (reason, message);
+                }
+            }
+            (Some((reason, message)), None) => {
+                revision = Revision { result: Outcome::Failed, decided_at, reason, message, retry, ..revision };
+            }
         }
         if let Some(before) = self.status.revisions.last_mut().filter(|before| before.result == Outcome::Progressing) {
             before.result = Outcome::Superseded;
@@ -328,11 +350,18 @@ impl Planner<'_> {
     fn failure(&self, since: Option<Timestamp>, strictly: bool) -> Option<(String, String)> {
         let from = since.map_or(i64::MIN, |since| since.as_second() + i64::from(strictly));
         self.seen.members.iter().find_map(|member| match &member.health {
-            Health::Failed { reason, message, since } if since.is_none_or(|since| since.as_second() >= from) => {
+            Health::Failed { reason, message, since } | Health::WentBack { reason, message, since }
+                if since.is_none_or(|since| since.as_second() >= from) =>
+            {
                 Some((reason.clone(), format!("{}: {message}", member.live.content.id)))
             }
             _ => None,
         })
+    }
+
+    /// Whether the members that have failed all went back by themselves: what they are now is not what failed.
+    fn went_back(&self) -> bool {
+        !self.seen.members.iter().any(|member| matches!(member.health, Health::Failed { .. }))
     }
 
     /// The first member that has failed since that revision was there, or was last found well. One that was gone back to
@@ -362,6 +391,8 @@ impl Planner<'_> {
         // What failed before its members came to rest has failed it: that stands until no member says so any longer.
         let failure = match held.result {
             Outcome::Failed => self.failure(None, false),
+            // It was well as it is now, and members that went back have come back to that.
+            Outcome::Healthy if self.went_back() => None,
             _ => self.failure_after(&held),
         };
         let ailing = self.seen.members.iter().find_map(|member| match &member.health {
@@ -421,6 +452,12 @@ impl Planner<'_> {
             held.type_ == conditions::STALLED && held.status == "True" && held.reason == reasons::REVISION_NOT_FOUND
         });
         let refused = refused.map(|held| held.message.clone());
+        let stuck = self.status.conditions.iter().any(|held| {
+            held.type_ == conditions::STALLED && held.status == "True" && held.reason == NOTHING_TO_GO_BACK_TO
+        });
+        if failed && stuck {
+            return;
+        }
         match refused {
             _ if failed => self.say(conditions::STALLED, "True", reason, &why),
             Some(message) => self.say(conditions::STALLED, "True", reasons::REVISION_NOT_FOUND, &message),
@@ -622,6 +659,12 @@ impl Planner<'_> {
             let next_second = Timestamp::from_second(self.now.as_second() + 1).unwrap_or(self.now);
             if let Some(last) = self.status.revisions.last_mut().filter(|last| last.result == Outcome::Healthy) {
                 last.decided_at = Some(MicroTime(next_second));
+            }
+            // Nothing was left to change: going back from here again would go on for ever.
+            if self.status.revisions.last().is_some_and(|last| last.result == Outcome::Failed) {
+                let message =
+                    format!("revision {} failed ({why}), and revision {} asks for the same", going.from, going.to);
+                self.say(conditions::STALLED, "True", NOTHING_TO_GO_BACK_TO, &message);
             }
             self.judge();
             self.settle();
