@@ -11,6 +11,7 @@
 mod command;
 pub mod content;
 mod health;
+mod judge;
 mod membership;
 mod order;
 mod plan;
