@@ -33,6 +33,55 @@ pub enum Health {
     },
 }
 
+/// Whether an object may be judged by what it lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judging {
+    /// Nothing was ever said against it.
+    Always,
+    /// Not now: it says that the cluster is to blame.
+    Paused,
+    /// The cluster was to blame until then.
+    Since(Timestamp),
+}
+
+/// What the object says of the cluster around it (the condition `JudgingPaused` of workloads).
+pub(super) fn judging(object: &Value) -> Judging {
+    let Some(paused) = condition(object, conditions::JUDGING_PAUSED) else { return Judging::Always };
+    match text(paused, "status") {
+        "True" => Judging::Paused,
+        _ => text(paused, "lastTransitionTime").parse().map_or(Judging::Always, Judging::Since),
+    }
+}
+
+/// How a Service is, given the slices of its endpoints and the templates of the release's workloads that want pods: one that
+/// selects such pods leads nowhere while none of them is ready. What selects none, or nobody's, is as it was asked for.
+pub(super) fn service<'a>(
+    object: &Value,
+    mut slices: impl Iterator<Item = &'a Value>,
+    mut wanted: impl Iterator<Item = &'a Value>,
+) -> Health {
+    let selector = object.pointer("/spec/selector").and_then(Value::as_object).filter(|selector| !selector.is_empty());
+    let Some(selector) = selector.filter(|_| object.pointer("/spec/type") != Some(&Value::from("ExternalName"))) else {
+        return Health::Current;
+    };
+    let selects = |labels: &Value| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+    let ready = |endpoint: &Value| endpoint.pointer("/conditions/ready").and_then(Value::as_bool) != Some(false);
+    let leads_somewhere =
+        |slice: &Value| slice.get("endpoints").and_then(Value::as_array).is_some_and(|list| list.iter().any(ready));
+    if !wanted.any(selects) || slices.any(leads_somewhere) {
+        return Health::Current;
+    }
+    Health::InProgress("none of its endpoints is ready".into())
+}
+
+/// The labels of the pods a workload wants, when it wants any.
+pub(super) fn wanted_pods(object: &Value) -> Option<&Value> {
+    let daemons = object.pointer("/status/desiredNumberScheduled").and_then(Value::as_i64);
+    let wanted = daemons.unwrap_or_else(|| number(object, "/spec/replicas", 1));
+    let serves = object.pointer("/spec/template").is_some() && object.pointer("/spec/completions").is_none();
+    object.pointer("/spec/template/metadata/labels").filter(|_| serves && wanted > 0)
+}
+
 fn condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
     let conditions = object.pointer("/status/conditions")?.as_array()?;
     conditions.iter().find(|condition| condition.get("type").and_then(Value::as_str) == Some(type_))
@@ -266,6 +315,27 @@ mod tests {
             ),
             Health::Current
         );
+    }
+
+    #[test]
+    fn a_service_of_pods_the_release_wants_is_well_when_one_of_them_is_ready() {
+        let of = |selector: Value, ready: Option<bool>, labels: Value, replicas: i64| {
+            let object = json!({"spec": {"selector": selector}});
+            let slice = json!({"endpoints": [{"conditions": {"ready": ready}}]});
+            let slices: Vec<&Value> = ready.iter().map(|_| &slice).collect();
+            let workload = json!({"spec": {"replicas": replicas, "template": {"metadata": {"labels": labels}}}});
+            service(&object, slices.into_iter(), wanted_pods(&workload).into_iter())
+        };
+        let none = Health::InProgress("none of its endpoints is ready".into());
+        let (web, labels) = (json!({"app": "web"}), json!({"app": "web", "x": "y"}));
+        assert_eq!(of(web.clone(), Some(true), labels.clone(), 1), Health::Current);
+        assert_eq!(of(web.clone(), Some(false), labels.clone(), 1), none);
+        assert_eq!(of(web.clone(), None, labels.clone(), 1), none);
+        assert_eq!(of(web.clone(), None, labels.clone(), 0), Health::Current, "nobody wants pods");
+        assert_eq!(of(web, None, json!({"app": "db"}), 1), Health::Current, "they are somebody else's");
+        assert_eq!(of(json!({}), None, labels, 1), Health::Current, "its endpoints are written by hand");
+        let job = json!({"spec": {"completions": 1, "template": {"metadata": {"labels": {"app": "web"}}}}});
+        assert_eq!(wanted_pods(&job), None);
     }
 
     #[test]

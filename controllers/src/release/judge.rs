@@ -1,18 +1,68 @@
-//! Whether the current revision of a release is well, by what its members say. Pure.
+//! Whether a release is well, and what is done when it is not. Pure.
+//!
+//! A revision has failed when one of its members says so, or when it is not complete and no member has come any further for as
+//! long as its deadline says. What the cluster is to blame for is held against no revision.
 
 use super::{
-    health::Health,
-    plan::{NOTHING_TO_GO_BACK_TO, PROBATION, Planner},
-    status,
+    health::{Health, Judging},
+    plan::Planner,
 };
 use jiff::Timestamp;
 use proa_crds::{
     conditions, reasons,
-    release::{GoingBack, Outcome, Revision},
+    release::{DEFAULT_DEADLINE, GoingBack, Outcome, Revision},
 };
 use std::time::Duration;
 
+/// How long a healthy revision may still be found failing where no policy says: as a Deployment's is.
+pub(super) const PROBATION: Duration = Duration::from_secs(90);
+/// Why a release is stalled whose revision has failed, and what it would go back to is what it is.
+pub(super) const NOTHING_TO_GO_BACK_TO: &str = "NothingToGoBackTo";
+
 impl Planner<'_> {
+    fn probation(&self) -> Duration {
+        self.seen.policy.as_ref().map_or(PROBATION, crate::rollback::policy::soak)
+    }
+
+    /// The first member that is on its way, and where it stands.
+    fn ailing(&self) -> Option<String> {
+        self.seen.members.iter().find_map(|member| match &member.health {
+            Health::InProgress(why) | Health::WentBack { busy: Some(why), .. } => {
+                Some(format!("{}: {why}", member.live.content.id))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether the members that have failed all went back by themselves: what they are now is not what failed.
+    pub(super) fn went_back(&self) -> bool {
+        !self.seen.members.iter().any(|member| matches!(member.health, Health::Failed { .. }))
+    }
+
+    /// That the revision has stood still for as long as it may, on account of that member. While a member says that the cluster is
+    /// to blame the time does not run, and afterwards it runs anew.
+    fn timed_out(&mut self, revision: &Revision, ailing: Option<&str>) -> Option<(String, String)> {
+        let open = matches!(revision.result, Outcome::Progressing | Outcome::Superseded);
+        let ignored = self.seen.policy.as_ref().is_some_and(|policy| policy.failure.progress_deadline.ignore);
+        let paused = self.seen.members.iter().any(|member| member.judging == Judging::Paused);
+        let ailing = ailing.filter(|_| open && !ignored && !paused && !self.seen.release.spec.paused)?;
+        let resumed = self.seen.members.iter().filter_map(|member| match member.judging {
+            Judging::Since(since) => Some(since),
+            Judging::Always | Judging::Paused => None,
+        });
+        let recorded = revision.recorded_at.as_ref().map(|at| at.0);
+        let since = resumed.chain(recorded).fold(self.seen.progressed, Timestamp::max);
+        let seconds = self.seen.release.spec.progress_deadline_seconds.unwrap_or(DEFAULT_DEADLINE).max(1);
+        let deadline = Duration::from_secs(seconds.unsigned_abs().into());
+        let stood = Duration::try_from(self.now.duration_since(since)).unwrap_or_default();
+        if let Some(left) = deadline.checked_sub(stood).filter(|left| !left.is_zero()) {
+            self.plan.look_again(left);
+            return None;
+        }
+        let message = format!("{ailing}; nothing has come further for {seconds} s");
+        Some((reasons::PROGRESS_DEADLINE_EXCEEDED.to_owned(), message))
+    }
+
     /// The first member that has failed since that time. `strictly`: a failure of that very second is an older one's.
     fn failure(&self, since: Option<Timestamp>, strictly: bool) -> Option<(String, String)> {
         let from = since.map_or(i64::MIN, |since| since.as_second() + i64::from(strictly));
@@ -24,11 +74,6 @@ impl Planner<'_> {
             }
             _ => None,
         })
-    }
-
-    /// Whether the members that have failed all went back by themselves: what they are now is not what failed.
-    pub(super) fn went_back(&self) -> bool {
-        !self.seen.members.iter().any(|member| matches!(member.health, Health::Failed { .. }))
     }
 
     /// The first member that has failed since that revision was there, or was last found well. One that was gone back to
@@ -68,19 +113,15 @@ impl Planner<'_> {
             }
             _ => self.failure_after(&held),
         };
-        let ailing = self.seen.members.iter().find_map(|member| match &member.health {
-            Health::InProgress(why) | Health::WentBack { busy: Some(why), .. } => {
-                Some(format!("{}: {why}", member.live.content.id))
-            }
-            _ => None,
-        });
+        let ailing = self.ailing();
         let open = match held.result {
             Outcome::Progressing | Outcome::Superseded => true,
             Outcome::Healthy => held.decided_at.as_ref().is_some_and(|at| {
-                Duration::try_from(self.now.duration_since(at.0)).is_ok_and(|stood| stood < PROBATION)
+                Duration::try_from(self.now.duration_since(at.0)).is_ok_and(|stood| stood < self.probation())
             }),
             Outcome::Failed => false,
         };
+        let failure = failure.or_else(|| self.timed_out(&held, ailing.as_deref()));
         match (&failure, &ailing) {
             (Some((reason, message)), _) if open => {
                 held.result = Outcome::Failed;
@@ -139,7 +180,7 @@ impl Planner<'_> {
             None => self.say(conditions::STALLED, "False", reason, ""),
         }
         let spec = &self.seen.release.spec;
-        if failed && self.seen.wants_rollback && !spec.paused && spec.rollback_to.is_none() {
+        if failed && self.wants_rollback() && !spec.paused && spec.rollback_to.is_none() {
             match self.last_healthy(&held).cloned() {
                 Some(to) => {
                     let going = GoingBack {

@@ -2,7 +2,8 @@
 
 use super::{
     content::{Content, Id},
-    health::Health,
+    health::{Health, Judging},
+    judge::NOTHING_TO_GO_BACK_TO,
     membership::{Want, is_to_be_parent},
     records::{self, Record},
     status,
@@ -16,7 +17,9 @@ use crate::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use proa_crds::{
-    annotations, conditions, reasons,
+    RolloutPolicySpec, annotations, conditions,
+    policy::FailureAction,
+    reasons,
     release::{GoingBack, Member as ListedMember, Outcome, Release, ReleaseStatus, Revision},
 };
 use serde_json::{Value, json};
@@ -28,10 +31,6 @@ use std::{
 
 /// Members that have not changed for so long have come to rest: an apply of many objects is one revision.
 pub(super) const REST: Duration = Duration::from_secs(2);
-/// How long a healthy revision may still be found failing, as a Deployment's is.
-pub(super) const PROBATION: Duration = Duration::from_secs(90);
-/// Why a release is stalled whose revision has failed, and what it would go back to is what it is.
-pub(super) const NOTHING_TO_GO_BACK_TO: &str = "NothingToGoBackTo";
 /// What is awaited wakes us; this is the slow look behind it.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -42,6 +41,8 @@ pub struct Member {
     pub live: Live,
     /// Whether it is well.
     pub health: Health,
+    /// Whether the cluster rather than its revision is to blame for what it lacks.
+    pub judging: Judging,
     /// Who wrote it, and when last.
     pub authors: BTreeMap<String, Timestamp>,
 }
@@ -63,8 +64,10 @@ pub struct Seen {
     pub members: Vec<Member>,
     /// Since when they say what they say.
     pub stands_since: Timestamp,
-    /// Whether the release, or its namespace, wants a failed revision taken back.
-    pub wants_rollback: bool,
+    /// The policy that holds for it.
+    pub policy: Option<RolloutPolicySpec>,
+    /// Since when its members are as they are: the last time one came further, or fell back.
+    pub progressed: Timestamp,
     /// The members of the revision that comes back, once they were read.
     pub target: Option<Arc<Vec<Content>>>,
     /// The objects of it whose kind the server does not serve (yet).
@@ -151,7 +154,7 @@ pub(super) struct Planner<'a> {
     /// As it is to be.
     pub(super) status: ReleaseStatus,
     contents: Vec<Content>,
-    plan: Plan<Action>,
+    pub(super) plan: Plan<Action>,
 }
 
 impl Planner<'_> {
@@ -166,6 +169,11 @@ impl Planner<'_> {
 
     pub(super) fn note(&mut self, reason: &'static str, message: String) {
         self.act(Action::Note(Note { kind: Kind::Warning, reason, message }));
+    }
+
+    /// Whether a failed revision is to be taken back.
+    pub(super) fn wants_rollback(&self) -> bool {
+        self.seen.policy.as_ref().is_some_and(|policy| policy.action == FailureAction::Rollback)
     }
 
     /// The value of `proa.dev/retry`.
@@ -246,7 +254,7 @@ impl Planner<'_> {
             let digest = records::digest(&self.contents);
             let bad =
                 self.status.revisions.iter().rev().find(|held| held.digest == digest && held.result == Outcome::Failed);
-            if let Some(bad) = bad.filter(|bad| self.seen.wants_rollback && !self.is_retried(bad)).cloned()
+            if let Some(bad) = bad.filter(|bad| self.wants_rollback() && !self.is_retried(bad)).cloned()
                 && let Some(to) = self.last_healthy(&bad).cloned()
             {
                 let going = GoingBack {

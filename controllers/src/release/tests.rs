@@ -2,16 +2,17 @@
 
 use super::{
     content::{Content, Id, MANAGER},
-    health::Health,
+    health::{Health, Judging},
+    judge::PROBATION,
     order::rank,
-    plan::{Action, Member, PROBATION, REST, Seen, plan},
+    plan::{Action, Member, REST, Seen, plan},
     records::{Blob, Entry, Record},
     steps::{Live, Step, anew, due, steps},
 };
 use crate::sim::merge;
 use jiff::Timestamp;
 use proa_crds::{
-    annotations, conditions,
+    RolloutPolicySpec, annotations, conditions,
     release::{Outcome, Release},
 };
 use proptest::prelude::*;
@@ -21,6 +22,9 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+
+mod judging;
+mod went_back;
 
 /// A release, its members on a server, and what was kept of its revisions.
 #[derive(Clone)]
@@ -34,6 +38,11 @@ struct World {
     failing: BTreeMap<Id, Timestamp>,
     /// Members that failed and went back by themselves.
     went_back: BTreeMap<Id, Timestamp>,
+    /// Members that are on their way.
+    slow: BTreeMap<Id, String>,
+    judging: Judging,
+    progressed: Timestamp,
+    policy: Option<RolloutPolicySpec>,
     /// What a crash forgets.
     target: Option<Arc<Vec<Content>>>,
     returned: BTreeSet<Id>,
@@ -65,6 +74,10 @@ impl World {
             changed: now,
             failing: BTreeMap::new(),
             went_back: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            judging: Judging::Always,
+            progressed: now,
+            policy: None,
             target: None,
             returned: BTreeSet::new(),
             automatic: false,
@@ -98,7 +111,7 @@ impl World {
                 }),
             );
         }
-        self.changed = self.now;
+        (self.changed, self.progressed) = (self.now, self.now);
         self.failing.clear();
     }
 
@@ -114,22 +127,32 @@ impl World {
     }
 
     fn seen(&self) -> Seen {
-        let members =
-            self.live()
-                .into_iter()
-                .map(|live| Member {
-                    health: match self.failing.get(&live.content.id) {
-                        Some(since) => {
-                            Health::Failed { reason: "CrashLoop".into(), message: "boom".into(), since: Some(*since) }
-                        }
-                        None => self.went_back.get(&live.content.id).map_or(Health::Current, |since| {
-                            Health::WentBack { reason: "CrashLoop".into(), message: "boom".into(), since: Some(*since) }
-                        }),
+        let members = self
+            .live()
+            .into_iter()
+            .map(|live| Member {
+                health: match self.failing.get(&live.content.id) {
+                    Some(since) => {
+                        Health::Failed { reason: "CrashLoop".into(), message: "boom".into(), since: Some(*since) }
+                    }
+                    None => match self.went_back.get(&live.content.id) {
+                        Some(since) => Health::WentBack {
+                            reason: "CrashLoop".into(),
+                            message: "boom".into(),
+                            since: Some(*since),
+                            busy: self.slow.get(&live.content.id).cloned(),
+                        },
+                        None => self
+                            .slow
+                            .get(&live.content.id)
+                            .map_or(Health::Current, |why| Health::InProgress(why.clone())),
                     },
-                    authors: BTreeMap::from([("kubectl".into(), self.now)]),
-                    live,
-                })
-                .collect();
+                },
+                judging: self.judging,
+                authors: BTreeMap::from([("kubectl".into(), self.now)]),
+                live,
+            })
+            .collect();
         Seen {
             release: Arc::new(serde_json::from_value(self.release.clone()).expect("a release")),
             unknown: None,
@@ -138,7 +161,8 @@ impl World {
             cause: None,
             members,
             stands_since: self.changed,
-            wants_rollback: self.automatic,
+            policy: self.policy.clone().or(self.automatic.then(RolloutPolicySpec::default)),
+            progressed: self.progressed,
             target: self.target.clone(),
             unserved: BTreeSet::new(),
             returned: self.returned.clone(),
@@ -601,65 +625,4 @@ proptest! {
         let same = a.iter().map(|content| &content.object).eq(b.iter().map(|content| &content.object));
         prop_assert_eq!(Record::of(&a).expect("small").digest == Record::of(&b).expect("small").digest, same);
     }
-}
-
-/// Found by the simulation (seed 202): the release took a healthy revision back because a member had left another one.
-#[test]
-fn members_that_went_back_by_themselves_do_not_take_a_healthy_revision_with_them() {
-    const BAD: [(&str, &str, &str); 4] = [
-        ("ConfigMap", "settings", "b"),
-        ("Deployment", "web", "bad"),
-        ("Deployment", "worker", "b"),
-        ("Secret", "key", "b"),
-    ];
-    // Whether the failure came before the members had been at rest, or after that.
-    for rests in [false, true] {
-        let mut world = two_revisions();
-        world.automatic = true;
-        world.apply(&BAD);
-        if rests {
-            world.settle();
-            world.pass(Duration::from_secs(5));
-        }
-        world.apply(&SECOND);
-        world.went_back.insert(id("Deployment", "web"), world.now);
-        world.written.clear();
-        world.settle();
-        assert_eq!(world.written, [] as [&str; 0], "nothing is left to take back");
-        let mut expected = vec![(1, Outcome::Healthy), (2, Outcome::Healthy)];
-        if rests {
-            expected.extend([(3, Outcome::Failed), (4, Outcome::Healthy)]);
-        }
-        assert_eq!(world.revisions(), expected);
-        assert!(world.condition(conditions::READY).is_some());
-    }
-}
-
-/// Found by the simulation (seed 450): a size that somebody gave since is kept, so what it went back to never became what
-/// was wanted, and it went back again and again.
-#[test]
-fn going_back_to_what_differs_in_its_size_alone_ends() {
-    let mut world = World::new();
-    world.apply(&FIRST);
-    let web = id("Deployment", "web");
-    world.objects.get_mut(&web).expect("it")["spec"]["replicas"] = json!(1);
-    world.settle();
-    world.pass(Duration::from_secs(10));
-    let scaled = json!({"manager": "kubectl", "operation": "Update", "apiVersion": "apps/v1", "subresource": "scale",
-        "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:replicas": {}}}});
-    let object = world.objects.get_mut(&web).expect("it");
-    object["spec"]["replicas"] = json!(5);
-    object["metadata"]["managedFields"].as_array_mut().expect("entries").push(scaled);
-    world.changed = world.now;
-    world.settle();
-    assert_eq!(world.revisions(), [(1, Outcome::Healthy), (2, Outcome::Healthy)]);
-    world.automatic = true;
-    world.failing.insert(web.clone(), world.now);
-    world.settle();
-    assert_eq!(world.revisions(), [(1, Outcome::Healthy), (2, Outcome::Failed)]);
-    assert_eq!(world.objects[&web]["spec"]["replicas"], 5);
-    assert!(world.condition(conditions::STALLED).is_some_and(|why| why.ends_with("revision 1 asks for the same")));
-    world.failing.clear();
-    world.settle();
-    assert_eq!(world.revisions(), [(1, Outcome::Healthy), (2, Outcome::Healthy)], "it came good");
 }
