@@ -4,6 +4,7 @@
 //! crate could hold.
 
 mod apply;
+mod backup;
 mod cli;
 mod echo;
 mod identity;
@@ -18,6 +19,7 @@ mod rollback;
 mod rollout;
 mod run;
 mod samples;
+mod store;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -59,6 +61,10 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Diff(args) => rollback::diff(args).await,
         Command::Retry(args) => rollback::retry(args).await,
         Command::Image(command) => images::run(command).await,
+        Command::Backup(args) => backup::backup(args).await,
+        Command::Restore(args) => backup::restore(args).await,
+        Command::Etcd(cli::EtcdCommand::Export(args)) => backup::export(args).await,
+        Command::Etcd(cli::EtcdCommand::Import(args)) => backup::import(args).await,
         Command::Crds => {
             print!("{}", proa_crds::custom_resource_definitions_yaml());
             Ok(())

@@ -10,17 +10,18 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::agents::Agents;
-use crate::allocate::Allocators;
+use crate::allocate::{Allocators, Around};
 use crate::authn::jwt::KeyError;
 use crate::cache::{Caches, LoadError};
-use crate::config::Config;
+use crate::config::{Config, Shared};
 use crate::core::Core;
 use crate::local::LocalService;
 use crate::pki::{Identity, Pki, PkiError};
+use crate::registry::meta;
 use crate::resources::{Resource, Resources};
 use crate::tokens::Tokens;
 use crate::user::{MASTERS, User};
-use crate::{accept, bootstrap, crd, expiry, kinds};
+use crate::{accept, bootstrap, crd, expiry, kinds, members};
 
 /// Why a server could not be opened or served.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,14 @@ pub enum Error {
     /// The token signing key.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The store belongs to a cluster with other keys.
+    #[error(
+        "the store belongs to a cluster with other keys than those in {directory}: copy the pki directory of one of its API servers there, or name it with --pki-dir"
+    )]
+    OtherKeys {
+        /// Where ours are.
+        directory: String,
+    },
     /// The objects every cluster starts with cannot be written.
     #[error("writing the first objects: {0}")]
     Bootstrap(String),
@@ -42,18 +51,24 @@ pub enum Error {
 /// An API server over a store.
 #[derive(Clone)]
 pub struct Server {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
 }
 
 impl Server {
     /// Opens a server: keys, caches, the objects every cluster starts with, custom resources.
     pub async fn open(config: Config, log: Arc<dyn Log>) -> Result<Server, Error> {
-        let pki = Arc::new(Pki::open(&config.data_dir)?);
+        let pki = Arc::new(Pki::open(&config.pki())?);
         let stop = CancellationToken::new();
         let caches = Caches::load(Arc::clone(&log), stop.clone()).await?;
         let tokens = Tokens::new(pki.service_account_key(), &config.cluster_domain)?;
         let allocators = Allocators::new(config.service_cidr, config.node_port_range.clone());
-        allocators.recover(&caches);
+        if config.shared == Shared::Yes {
+            members::same_keys(&*log, &pki).await?;
+        }
+        let now = meta::time(config.clock.now());
+        let around = Around { caches: &caches, entropy: &config.entropy, now: &now };
+        allocators.repair(&*log, &around).await.map_err(|error| Error::Bootstrap(error.to_string()))?;
+        caches.consistent().await.map_err(|error| Error::Bootstrap(error.to_string()))?;
         let core = Arc::new(Core {
             resources: Resources::new(&caches, kinds::builtin().into_iter().chain(kinds::metrics::kinds()).collect()),
             agents: Agents::new(&pki)?,
@@ -78,6 +93,10 @@ impl Server {
         crd::load(&server.core);
         tokio::spawn(crd::follow(Arc::clone(&server.core)));
         tokio::spawn(expiry::run(Arc::clone(&server.core)));
+        tokio::spawn(Allocators::keep(Arc::clone(&server.core)));
+        if server.core.config.shared == Shared::Yes {
+            tokio::spawn(members::run(server.clone()));
+        }
         Ok(server)
     }
 
@@ -157,11 +176,20 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
         }
     }
     storage_class(server).await?;
-    for object in bootstrap::kubernetes_service(&server.core.config) {
-        correct(server, &object, bootstrap::moved).await?;
+    // Servers that share a store say together where they are.
+    if server.core.config.shared == Shared::No {
+        stand_behind(server, &[server.core.config.advertise]).await?;
     }
     for object in bootstrap::definitions(&server.core.config) {
         correct(server, &object, bootstrap::redefined).await?;
+    }
+    Ok(())
+}
+
+/// Says behind the `kubernetes` Service where API servers can be reached.
+pub(crate) async fn stand_behind(server: &Server, servers: &[IpAddr]) -> Result<(), Error> {
+    for object in bootstrap::kubernetes_service(&server.core.config, servers) {
+        correct(server, &object, bootstrap::moved).await?;
     }
     Ok(())
 }
@@ -220,7 +248,13 @@ fn place_of(server: &Server, object: &Object) -> Result<(Arc<Resource>, String),
 }
 
 /// One write as the server itself. Somebody else having been faster is as good.
-async fn write(server: &Server, method: http::Method, uri: String, body: &Object, about: &Object) -> Result<(), Error> {
+pub(crate) async fn write(
+    server: &Server,
+    method: http::Method,
+    uri: String,
+    body: &Object,
+    about: &Object,
+) -> Result<(), Error> {
     let media = if method == http::Method::PATCH { "application/merge-patch+json" } else { "application/json" };
     let request = http::Request::builder()
         .method(method)

@@ -76,6 +76,7 @@ impl Records {
                     self.roster.delete(key);
                     self.templates.delete(key);
                 }
+                Op::Check { .. } => {}
             }
         }
         // A quota is charged in the commit of what it is charged for.

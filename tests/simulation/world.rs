@@ -10,10 +10,9 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use proa_store::{Chunk, CommitError, Committed, Entry, Event, Log, Memory, Op, RangeError, Revision, Txn, WatchError};
+use proa_store::{Batch, Chunk, CommitError, Committed, Entry, Log, Memory, Op, RangeError, Revision, Txn, WatchError};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 use tokio::time::Instant;
 
 /// When every simulated world begins.
@@ -109,7 +108,7 @@ impl Observed {
         let mut trace = self.trace.lock();
         let at = trace.origin.elapsed();
         let mut what = format!("{:>9.3} r{}", at.as_secs_f64(), committed.revision);
-        for op in &txn.ops {
+        for op in txn.ops.iter().filter(|op| !matches!(op, Op::Check { .. })) {
             op.key().hash(&mut trace.hash);
             let idle = ["/registry/leases.", "/registry/events"].iter().any(|prefix| op.key().starts_with(prefix));
             trace.changes += u64::from(!idle);
@@ -158,12 +157,16 @@ impl Log for Observed {
         self.memory.get(key)
     }
 
-    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Batch, WatchError>> {
         self.memory.watch(prefix, after)
     }
 
     fn revision(&self) -> Revision {
         self.memory.revision()
+    }
+
+    fn current(&self) -> BoxFuture<'_, Result<Revision, RangeError>> {
+        self.memory.current()
     }
 
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>> {
