@@ -13,6 +13,7 @@ use proa_apimachinery::object::Object;
 use proa_store::{Form, Key, Value as Stored};
 
 use crate::cache::ROOT;
+use crate::encryption::ENVELOPE;
 use crate::http::protobuf;
 use crate::kinds::{self, Kind};
 use crate::registry::codec;
@@ -29,9 +30,6 @@ const ELSEWHERE: [(&str, &str); 7] = [
     ("customresourcedefinitions.apiextensions.k8s.io", "apiextensions.k8s.io/customresourcedefinitions"),
     ("apiservices.apiregistration.k8s.io", "apiregistration.k8s.io/apiservices"),
 ];
-
-/// What Kubernetes' encryption at rest begins its values with.
-const ENCRYPTED: &[u8] = b"k8s:enc:";
 
 /// Kubernetes' places and forms, below one prefix.
 pub struct KubernetesLayout {
@@ -56,6 +54,24 @@ impl KubernetesLayout {
             kinds.iter().map(storage_name).map(|name| (name.clone(), place(&name))).collect();
         let resources = places.iter().map(|(name, place)| (place.clone(), name.clone())).collect();
         KubernetesLayout { root: format!("/{}/", prefix.trim_matches('/')), places, resources, kinds }
+    }
+
+    /// A plain value, whoever wrote it, as we store it: ours as it is, others' decoded and written anew.
+    ///
+    /// # Errors
+    /// Says what is wrong with bytes that are no object we can keep.
+    pub fn adopt(&self, plain: &Bytes) -> Result<Stored, String> {
+        if let Some(value) = codec::reopened(plain) {
+            return Ok(value);
+        }
+        let value = if plain.starts_with(protobuf::MAGIC) {
+            protobuf::decode(plain).map_err(|error| error.to_string())?
+        } else {
+            serde_json::from_slice(plain)
+                .map_err(|error| format!("it is neither JSON nor Kubernetes' protobuf: {error}"))?
+        };
+        let object = Object::from_value(value).map_err(|_| "it is no object".to_owned())?;
+        Ok(codec::encode(&self.adopted(object)?))
     }
 
     /// An object somebody else wrote, as we store it: in the version we keep its kind in.
@@ -106,23 +122,9 @@ impl Form for KubernetesLayout {
     }
 
     fn value_in(&self, _key: &str, kept: &Bytes) -> Result<Stored, String> {
-        if let Some(value) = codec::reopened(kept) {
-            return Ok(value);
-        }
-        if kept.starts_with(ENCRYPTED) {
-            return Err(
-                "it is encrypted by Kubernetes: have its kube-apiserver write it anew with the identity provider first"
-                    .to_owned(),
-            );
-        }
-        let value = if kept.starts_with(protobuf::MAGIC) {
-            protobuf::decode(kept).map_err(|error| error.to_string())?
-        } else {
-            serde_json::from_slice(kept)
-                .map_err(|error| format!("it is neither JSON nor Kubernetes' protobuf: {error}"))?
-        };
-        let object = Object::from_value(value).map_err(|_| "it is no object".to_owned())?;
-        Ok(codec::encode(&self.adopted(object)?))
+        // Whoever has the keys opens an envelope, ours or a kube-apiserver's, and adopts what is in it; without them the
+        // server does not start.
+        if kept.starts_with(ENVELOPE) { Ok(Stored::plain(kept.clone())) } else { self.adopt(kept) }
     }
 
     fn mark(&self) -> String {
@@ -211,7 +213,7 @@ mod tests {
         let old = json!({"kind": "Ingress", "apiVersion": "networking.k8s.io/v1beta1", "metadata": {"name": "a"}});
         assert!(read(old).unwrap_err().contains("networking.k8s.io/v1beta1, which is no longer served"));
         let sealed = Bytes::from_static(b"k8s:enc:aescbc:v1:key1:...");
-        assert!(layout().value_in("k", &sealed).unwrap_err().contains("encrypted by Kubernetes"));
+        assert_eq!(layout().value_in("k", &sealed), Ok(Stored::plain(sealed)), "it is opened further up");
     }
 
     #[test]
