@@ -22,6 +22,7 @@ pub mod names;
 pub mod object;
 pub mod patch;
 pub mod pod_resources;
+pub mod protobuf;
 pub mod quantity;
 pub mod quota;
 pub mod schema;
