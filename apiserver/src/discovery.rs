@@ -5,8 +5,8 @@ use proa_apimachinery::status::ApiError;
 use serde_json::{Map, Value, json};
 
 use crate::core::Core;
-use crate::http::negotiate::aggregated_discovery;
-use crate::http::{Request, Response, json as answer};
+use crate::http::negotiate::{Encoding, aggregated_discovery};
+use crate::http::{Request, Response, answer, json as plain, object};
 use crate::kinds::{Kind, Scope, Subresource};
 use crate::resources::{Group, GroupVersion, Resource, Table, api_version};
 
@@ -16,13 +16,13 @@ pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let table = core.resources.table();
     let found = match parts.as_slice() {
-        ["version"] => Some(answer(StatusCode::OK, &version())),
+        ["version"] => Some(plain(StatusCode::OK, &version())),
         ["api"] => Some(match aggregated_discovery(&request.headers) {
-            Some(version) => aggregated(&table, version, true),
+            Some((version, encoding)) => aggregated(&table, version, encoding, true),
             None => answer(StatusCode::OK, &legacy()),
         }),
         ["apis"] => Some(match aggregated_discovery(&request.headers) {
-            Some(version) => aggregated(&table, version, false),
+            Some((version, encoding)) => aggregated(&table, version, encoding, false),
             None => answer(StatusCode::OK, &groups(&table)),
         }),
         ["apis", group] => table.group(group).filter(|_| !group.is_empty()).map(|group| {
@@ -127,7 +127,7 @@ fn resource_list(group: &str, version: &GroupVersion) -> Value {
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, &version.version), "resources": resources})
 }
 
-fn aggregated(table: &Table, api: &'static str, core_group: bool) -> Response {
+fn aggregated(table: &Table, api: &'static str, encoding: Encoding, core_group: bool) -> Response {
     let items: Vec<Value> = table
         .groups
         .iter()
@@ -151,7 +151,7 @@ fn aggregated(table: &Table, api: &'static str, core_group: bool) -> Response {
         })
         .collect();
     let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{api}"), "metadata": {}, "items": items});
-    let mut response = answer(StatusCode::OK, &list);
+    let mut response = object(StatusCode::OK, list.to_string(), Some(encoding));
     let content_type = match api {
         "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
         _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",

@@ -46,6 +46,7 @@ const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 pub async fn handle(core: &Arc<Core>, incoming: Incoming) -> Response {
     let started = Instant::now();
     let query = Query::parse(&incoming.query);
+    let wanted = wire::form::Wanted::of(&incoming.headers);
     let info = RequestInfo::parse(&incoming.method, &incoming.path, &query);
     let answered = AssertUnwindSafe(answer(core, incoming, query, info.clone())).catch_unwind().await;
     let mut response = match answered {
@@ -56,6 +57,7 @@ pub async fn handle(core: &Arc<Core>, incoming: Incoming) -> Response {
             wire::error(&ApiError::internal("the server failed to answer this request"))
         }
     };
+    response = wire::form::finish(response, &wanted).await;
     if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
         response.headers_mut().insert(AUDIT_ID, id);
     }

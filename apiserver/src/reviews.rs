@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::authn::{self, Known};
 use crate::authz::rbac::Rule;
 use crate::authz::{Attributes, allowed, node};
-use crate::http::{Response, json as answer};
+use crate::http::{Response, answer};
 use crate::registry::{Call, codec};
 use crate::request_info::{labelled, selected};
 use crate::resources::Resource;

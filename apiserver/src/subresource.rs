@@ -9,7 +9,7 @@ use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::json;
 
-use crate::http::{Response, json as answer};
+use crate::http::{Response, answer};
 use crate::kinds::namespace;
 use crate::registry::options::WriteOptions;
 use crate::registry::write;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::admission;
 use crate::authn::jwt::{Bound, Claims, KeyError, Reference, Signer};
-use crate::http::{Response, json as answer};
+use crate::http::{Response, answer};
 use crate::registry::{Call, codec, meta};
 
 /// The shortest life of a token, in seconds (KEP-1205).

@@ -4,6 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proa_apimachinery::object::Object;
+use proa_apimachinery::protobuf;
+use proa_apimachinery::status::ApiError;
 use proa_store::{Entry, Key};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -124,8 +126,12 @@ pub struct Change {
     pub item: Arc<Item>,
     /// The object before the change. Filled by the cache, which knows it already.
     pub previous: Option<Arc<Item>>,
-    frames: [OnceLock<Bytes>; 3],
+    frames: Frames,
+    protobuf_frames: OnceLock<Box<Frames>>,
 }
+
+/// The event on the wire, by its type.
+type Frames = [OnceLock<Bytes>; 3];
 
 /// The type of a watch event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,17 +154,49 @@ impl EventType {
 
 impl Change {
     pub(super) fn put(revision: u64, item: Arc<Item>) -> Self {
-        Change { revision, kind: ChangeKind::Put, item, previous: None, frames: Default::default() }
+        Change {
+            revision,
+            kind: ChangeKind::Put,
+            item,
+            previous: None,
+            frames: Frames::default(),
+            protobuf_frames: OnceLock::new(),
+        }
     }
 
     pub(super) fn delete(revision: u64, item: Arc<Item>) -> Self {
-        Change { revision, kind: ChangeKind::Delete, item, previous: None, frames: Default::default() }
+        Change {
+            revision,
+            kind: ChangeKind::Delete,
+            item,
+            previous: None,
+            frames: Frames::default(),
+            protobuf_frames: OnceLock::new(),
+        }
+    }
+
+    /// The event's frame in protobuf, encoded once for all watchers that want it so.
+    pub fn protobuf_frame(&self, event: EventType) -> Bytes {
+        let frames = self.protobuf_frames.get_or_init(Box::default);
+        frames[event as usize].get_or_init(|| protobuf_frame(event.name(), &self.item.bytes)).clone()
     }
 
     /// The event's line on the wire, encoded once for all watchers.
     pub fn frame(&self, event: EventType) -> Bytes {
         self.frames[event as usize].get_or_init(|| event_line(event.name(), &self.item.bytes)).clone()
     }
+}
+
+/// An event in protobuf, given its object's JSON. An object that does not fit its type is told as an error: the client
+/// lists again, and learns there which it is.
+pub fn protobuf_frame(event: &str, object: &[u8]) -> Bytes {
+    let encoded = protobuf::encode(object).map(|object| protobuf::frame(event, &object));
+    let told = encoded.or_else(|error| {
+        tracing::error!(%error, "an event could not be encoded");
+        let status = ApiError::internal(error).to_status().to_string();
+        protobuf::encode(status.as_bytes()).map(|status| protobuf::frame("ERROR", &status))
+    });
+    told.unwrap_or_default().into()
 }
 
 /// `{"type":…,"object":…}` and a newline.

@@ -3,17 +3,17 @@
 use bytes::Bytes;
 use proa_apimachinery::Path;
 use proa_apimachinery::object::Object;
+use proa_apimachinery::protobuf::{self, ProtobufError};
 use proa_apimachinery::status::ApiError;
 use proa_apimachinery::{json, yaml};
 use proa_store::Value as Stored;
 use serde_json::{Map, Value};
 
-use crate::http::protobuf::{self, ProtobufError};
 use crate::http::{MAX_DEPTH, Request};
 use crate::resources::Resource;
 
 /// What a body may be sent as.
-pub const BODY_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+pub const BODY_TYPES: &[&str] = &["application/json", "application/yaml", protobuf::MEDIA_TYPE];
 
 /// A decoded body and the paths of fields that were given twice.
 pub struct Decoded {
@@ -29,12 +29,12 @@ pub fn media_type(request: &Request) -> String {
     header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// Decodes a JSON or YAML body.
+/// Decodes a body of any form.
 pub fn decode(request: &Request) -> Result<Decoded, ApiError> {
     match media_type(request).as_str() {
         "" | "application/json" | "*/*" => decode_json(&request.body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => decode_yaml(&request.body),
-        "application/vnd.kubernetes.protobuf" => match protobuf::decode(&request.body) {
+        protobuf::MEDIA_TYPE => match protobuf::decode(&request.body) {
             Ok(value) => Ok(Decoded { value, duplicates: Vec::new() }),
             Err(ProtobufError::UnknownKind(_)) => Err(ApiError::unsupported_media_type(BODY_TYPES)),
             Err(error) => Err(ApiError::bad_request(error.to_string())),

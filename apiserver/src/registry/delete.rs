@@ -14,7 +14,7 @@ use super::selection::Selection;
 use super::{Call, codec, get, list, meta, options, write};
 use crate::admission;
 use crate::cache::Item;
-use crate::http::{Response, json};
+use crate::http::{Response, answer};
 use crate::kinds::{Graceful, Op};
 
 /// How many objects of a collection are deleted at a time: they share the store's writes.
@@ -171,7 +171,7 @@ pub async fn delete(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = DeleteOptions::read(call)?;
     match delete_named(call, call.name(), &options).await? {
         Deleted::Gone(object) => {
-            Ok(json(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid())))
+            Ok(answer(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid())))
         }
         Deleted::Marked(bytes) => get::answer(call, StatusCode::OK, bytes),
     }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::selection::Selection;
 use super::{Call, codec, get, table};
 use crate::cache::Item;
-use crate::http::negotiate::{Encoding, Shape, choose};
+use crate::http::negotiate::{Encoding, Shape};
 use crate::http::{Body, Response, respond};
 
 /// Where a paged list goes on. Opaque to clients.
@@ -47,25 +47,25 @@ pub async fn list(call: &Call<'_>) -> Result<Response, ApiError> {
 
 /// Answers with a page in the form the client wants.
 pub fn answer(call: &Call<'_>, page: Page) -> Result<Response, ApiError> {
-    let chosen = choose(&call.request.headers)?;
+    let chosen = call.chosen()?;
     let metadata = codec::list_metadata(page.revision, page.next.clone(), page.remaining);
     match chosen.shape {
-        Shape::Object => items(call, page, metadata, chosen.encoding),
+        Shape::Object => Ok(items(call, page, metadata, chosen.encoding)),
         Shape::Table => {
             let objects: Vec<Object> = page.items.iter().map(|item| item.object()).collect();
             let table = table::of(call, &objects, metadata, true, chosen.version)?;
-            get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(table.to_string()))
+            Ok(get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(table.to_string())))
         }
         Shape::Partial => {
             let objects: Vec<Object> = page.items.iter().map(|item| item.object()).collect();
             let mut list = wire::partial_metadata_list(objects.iter().map(|object| &object.0), metadata);
             table::set_version(&mut list, chosen.version);
-            get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(list.to_string()))
+            Ok(get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(list.to_string())))
         }
     }
 }
 
-fn items(call: &Call<'_>, page: Page, metadata: Map<String, Value>, encoding: Encoding) -> Result<Response, ApiError> {
+fn items(call: &Call<'_>, page: Page, metadata: Map<String, Value>, encoding: Encoding) -> Response {
     let head = format!(
         "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
         Value::from(call.resource.kind.list_kind.as_ref()),
@@ -82,18 +82,8 @@ fn items(call: &Call<'_>, page: Page, metadata: Map<String, Value>, encoding: En
             })
             .collect()
     };
-    match encoding {
-        Encoding::Json => Ok(respond(
-            StatusCode::OK,
-            "application/json",
-            Body::list(Bytes::from(head), items, Bytes::from_static(b"]}\n")),
-        )),
-        Encoding::Yaml => {
-            let parts: Vec<&[u8]> = items.iter().map(|item| &item.bytes[..]).collect();
-            let json = [head.as_bytes(), &parts.join(&b','), b"]}"].concat();
-            get::encoded(StatusCode::OK, encoding, Bytes::from(json))
-        }
-    }
+    let body = Body::list(Bytes::from(head), items, Bytes::from_static(b"]}\n"), encoding);
+    respond(StatusCode::OK, "application/json", body)
 }
 
 /// The page a request asks for.

@@ -19,9 +19,9 @@ use tokio::time::Instant;
 
 use super::selection::Selection;
 use super::{Call, codec, table};
-use crate::cache::{Change, ChangeKind, EventType, Item, event_line};
+use crate::cache::{Change, ChangeKind, EventType, Item, event_line, protobuf_frame};
 use crate::core::Core;
-use crate::http::negotiate::{Chosen, Encoding, Shape, choose};
+use crate::http::negotiate::{Chosen, Encoding, STREAMS, Shape};
 use crate::http::{Body, Response, respond};
 use crate::metrics::Gauge;
 use crate::outside::Entropy;
@@ -66,10 +66,8 @@ struct Form {
 pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
     let core = call.core;
     let query = &call.request.query;
-    let chosen = choose(&call.request.headers)?;
-    if chosen.encoding == Encoding::Yaml {
-        return Err(ApiError::not_acceptable(&["application/json", "application/json;stream=watch"]));
-    }
+    let chosen = call.chosen()?;
+    let media_type = chosen.encoding.stream_type().ok_or_else(|| ApiError::not_acceptable(STREAMS))?;
     let include = query.get("includeObject").unwrap_or_default();
     let include = wire::IncludeObject::parse(include)
         .ok_or_else(|| ApiError::bad_request(format!("unrecognized includeObject value: {include:?}")))?;
@@ -138,7 +136,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
         let lines = watcher.next().await?;
         Some((Ok(lines), watcher))
     });
-    let mut response = respond(StatusCode::OK, "application/json", Body::stream(lines));
+    let mut response = respond(StatusCode::OK, media_type, Body::stream(lines));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
 }
@@ -205,7 +203,7 @@ impl Watcher {
         let mut out = BytesMut::new();
         while let Some(item) = self.initial.pop_front() {
             let object = self.form.show(&self.core, &self.resource, &item.bytes);
-            out.extend_from_slice(&event_line(EventType::Added.name(), &object));
+            out.extend_from_slice(&self.form.event(EventType::Added.name(), &object));
             if out.len() >= CHUNK {
                 break;
             }
@@ -245,10 +243,13 @@ impl Watcher {
             ChangeKind::Delete => return None,
         };
         if self.form.chosen.shape == Shape::Object && self.resource.stored_as_served() {
-            return Some(change.frame(event));
+            return Some(match self.form.chosen.encoding {
+                Encoding::Protobuf => change.protobuf_frame(event),
+                _ => change.frame(event),
+            });
         }
         let object = self.form.show(&self.core, &self.resource, &change.item.bytes);
-        Some(event_line(event.name(), &object))
+        Some(self.form.event(event.name(), &object))
     }
 
     /// An object that no longer matches is deleted as far as this watcher sees: it gets the last state
@@ -257,7 +258,7 @@ impl Watcher {
         let mut object = change.previous.as_ref()?.object();
         object.metadata_mut().insert("resourceVersion".into(), Value::from(change.revision.to_string()));
         let object = self.form.show(&self.core, &self.resource, &codec::plain(&object));
-        Some(event_line(EventType::Deleted.name(), &object))
+        Some(self.form.event(EventType::Deleted.name(), &object))
     }
 
     fn bookmark(&self, end_of_initial: bool) -> Bytes {
@@ -284,16 +285,24 @@ impl Watcher {
                 table
             }
         };
-        event_line("BOOKMARK", object.to_string().as_bytes())
+        self.form.event("BOOKMARK", object.to_string().as_bytes())
     }
 
     fn expired(&self, floor: u64) -> Bytes {
         let error = ApiError::expired(format!("too old resource version: {} ({floor})", self.cursor));
-        event_line("ERROR", error.to_status().to_string().as_bytes())
+        self.form.event("ERROR", error.to_status().to_string().as_bytes())
     }
 }
 
 impl Form {
+    /// An event on the wire, given its object's JSON.
+    fn event(&self, name: &str, object: &[u8]) -> Bytes {
+        match self.chosen.encoding {
+            Encoding::Protobuf => protobuf_frame(name, object),
+            _ => event_line(name, object),
+        }
+    }
+
     fn show(&mut self, core: &Core, resource: &Resource, bytes: &Bytes) -> Bytes {
         let bytes = resource.served(bytes);
         if self.chosen.shape == Shape::Object {
