@@ -12,7 +12,7 @@ use super::table::{Kind, Message, kind};
 use super::wire::{Reader, Wire, put_bytes, put_varint};
 
 /// What every object starts with.
-pub(super) const MAGIC: &[u8] = b"k8s\0";
+pub const MAGIC: &[u8] = b"k8s\0";
 
 /// The media type of watch frames.
 pub const WATCH_MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf;stream=watch";

@@ -16,7 +16,7 @@ mod table;
 mod tests;
 mod wire;
 
-pub use envelope::{List, WATCH_MEDIA_TYPE, decode, encode, encode_as, event, frame};
+pub use envelope::{List, MAGIC, WATCH_MEDIA_TYPE, decode, encode, encode_as, event, frame};
 pub use table::{Message, kind};
 
 /// The media type (`runtime.ContentTypeProtobuf`).

@@ -109,6 +109,30 @@ impl Body {
         Body::Gzip(Gzip { inner: Box::new(inner), encoder: Some(GzEncoder::new(Vec::new(), Compression::new(1))) })
     }
 
+    /// Everything at once, where it is not a stream: a list is joined.
+    pub fn whole(&mut self) -> Option<Bytes> {
+        if let Body::List(list) = self {
+            let mut all = BytesMut::with_capacity(list.left as usize);
+            while let Some(frame) = list.next_frame() {
+                all.extend_from_slice(&frame);
+            }
+            *self = Body::Object(all.freeze(), Some(list.encoding));
+        }
+        match self {
+            Body::Full(bytes) | Body::Object(bytes, _) => Some(bytes.clone()),
+            Body::List(_) | Body::Pieces(_) | Body::Gzip(_) | Body::Stream(_) => None,
+        }
+    }
+
+    /// The same; `held` is dropped with it.
+    pub fn holding(self, held: impl Send + 'static) -> Self {
+        let Body::Stream(stream) = self else { return self };
+        Body::stream(stream.into_inner().map(move |chunk| {
+            let _ = &held;
+            chunk
+        }))
+    }
+
     /// The exact length, where it is known before sending.
     pub fn length(&self) -> Option<u64> {
         match self {
