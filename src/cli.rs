@@ -46,6 +46,13 @@ pub(crate) enum Command {
     /// Load, pull, list and remove container images
     #[command(subcommand)]
     Image(Image),
+    /// Write all that a cluster stores to FILE, with its keys, while it runs or not
+    Backup(Backup),
+    /// Put what `proa backup` wrote into an empty data directory, or an empty etcd
+    Restore(Backup),
+    /// Move what is stored between a data directory and an etcd
+    #[command(subcommand)]
+    Etcd(EtcdCommand),
     /// Print the custom resource definitions of the proa.dev family
     Crds,
     /// Stop what still runs in a data directory and remove everything that belongs to it
@@ -66,6 +73,10 @@ pub(crate) struct DataDir {
 pub(crate) struct ServerArgs {
     #[command(flatten)]
     pub(crate) data: DataDir,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
     /// Address and port the API is served on
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
     pub(crate) listen: SocketAddr,
@@ -74,6 +85,63 @@ pub(crate) struct ServerArgs {
     pub(crate) kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) security: Security,
+}
+
+/// The keys of a cluster.
+#[derive(Args, Clone)]
+pub(crate) struct Keys {
+    /// Directory of the cluster's keys, which API servers with one store have in common [default: DIR/pki]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pki_dir: Option<PathBuf>,
+}
+
+/// An etcd to keep everything in.
+#[derive(Args, Clone)]
+pub(crate) struct EtcdArgs {
+    /// Keep everything in this etcd (its members' URLs) instead of the data directory
+    #[arg(long = "etcd-servers", value_name = "URL", value_delimiter = ',')]
+    pub(crate) servers: Vec<String>,
+    /// Certificates its members are known by (PEM)
+    #[arg(long = "etcd-cafile", value_name = "FILE", requires = "servers")]
+    pub(crate) cafile: Option<PathBuf>,
+    /// Our certificate for it (PEM)
+    #[arg(long = "etcd-certfile", value_name = "FILE", requires = "servers", requires = "keyfile")]
+    pub(crate) certfile: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long = "etcd-keyfile", value_name = "FILE", requires = "servers", requires = "certfile")]
+    pub(crate) keyfile: Option<PathBuf>,
+    /// What all keys in it begin with
+    #[arg(long = "etcd-prefix", value_name = "PREFIX", default_value = "/registry")]
+    pub(crate) prefix: String,
+}
+
+#[derive(Args)]
+pub(crate) struct Backup {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) data: DataDir,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum EtcdCommand {
+    /// Copy what an etcd holds into an empty data directory
+    Export(EtcdMove),
+    /// Copy what a data directory holds into an etcd that holds no objects; no server may run on either
+    Import(EtcdMove),
+}
+
+#[derive(Args)]
+pub(crate) struct EtcdMove {
+    #[command(flatten)]
+    pub(crate) data: DataDir,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
 }
 
 #[derive(Args)]

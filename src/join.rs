@@ -63,7 +63,7 @@ impl Member {
             config.auth_info.token = Some(format!("{}.{}", token.id, token.secret).into());
             let client = Client::try_from(config)?;
             let identity = ask(&client, node).await.context("the cluster gives this node no certificate")?;
-            write_private(&file, &identity.kubeconfig(server, &authority, node))?;
+            write_private(&file, identity.kubeconfig(server, &authority, node).as_bytes())?;
         }
         let client = Access::read(&file)?.client(AGENT).await?;
         Ok(Member { file, node: node.to_owned(), current: Arc::new(RwLock::new(client)) })
@@ -103,7 +103,7 @@ impl Member {
         let access = Access::read(&self.file)?;
         let (server, authority) = (access.url()?.to_owned(), access.certificate_authority()?);
         let identity = ask(&self.client(), &self.node).await?;
-        write_private(&self.file, &identity.kubeconfig(&server, &authority, &self.node))?;
+        write_private(&self.file, identity.kubeconfig(&server, &authority, &self.node).as_bytes())?;
         let client = Access::read(&self.file)?.client(AGENT).await?;
         *self.current.write() = client;
         tracing::info!("the node's certificate was renewed");

@@ -4,6 +4,7 @@
 //! crate could hold.
 
 mod apply;
+mod backup;
 mod cli;
 mod echo;
 mod identity;
@@ -20,6 +21,7 @@ mod rollout;
 mod run;
 mod samples;
 mod security;
+mod store;
 mod token;
 
 use clap::Parser;
@@ -63,6 +65,10 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Retry(args) => rollback::retry(args).await,
         Command::Token(command) => token::run(command).await,
         Command::Image(command) => images::run(command).await,
+        Command::Backup(args) => backup::backup(args).await,
+        Command::Restore(args) => backup::restore(args).await,
+        Command::Etcd(cli::EtcdCommand::Export(args)) => backup::export(args).await,
+        Command::Etcd(cli::EtcdCommand::Import(args)) => backup::import(args).await,
         Command::Crds => {
             print!("{}", proa_crds::custom_resource_definitions_yaml());
             Ok(())

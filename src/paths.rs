@@ -164,6 +164,10 @@ impl DataDir {
         self.0.join(STORE)
     }
 
+    pub(crate) fn pki(&self) -> PathBuf {
+        self.0.join(PKI)
+    }
+
     pub(crate) fn images(&self) -> PathBuf {
         self.0.join(IMAGES)
     }

@@ -20,7 +20,7 @@ use crate::kubeconfig::{AGENT, Access, COMMAND_LINE, CONTROLLERS, UserAgent};
 use crate::node::ThisNode;
 use crate::paths::{DataDir, Part, UNFINISHED};
 use crate::progress::Progress;
-use crate::{apply, identity, join, node, preflight, samples};
+use crate::{apply, identity, join, node, preflight, samples, store};
 
 /// `proa up`: store, API server, controllers and agent in this process.
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
@@ -35,8 +35,9 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let this_node = ThisNode {
         name: node_name.clone(),
         ip: control.node_ip,
-        // Asked before the controllers start: then nobody assigns the same to another.
-        pod_cidr: node::first_block(&as_controllers).await?,
+        // Asked before the controllers start: then nobody assigns the same to another. Beside other API servers the
+        // controllers that lead assign it.
+        pod_cidr: if args.server.etcd.servers.is_empty() { node::first_block(&as_controllers).await? } else { None },
         registries: args.node.registries.into(),
     };
     parts.spawn("controllers", {
@@ -266,25 +267,24 @@ impl ControlPlane {
         let listen = listener.local_addr()?;
         let node_ip = node::ip_towards(listen.ip());
         let address = SocketAddr::new(node::advertised(listen.ip(), node_ip), listen.port());
-        let store = proa_store::Embedded::open(&data.store(), proa_store::Options::default())
-            .await
-            .with_context(|| format!("cannot open the store in {}", data.store().display()))?;
+        let (store, shared) = store::open(&data, &args.etcd).await?;
         let mut config = proa_apiserver::Config {
             listen: Some(listen),
+            pki_dir: args.keys.pki_dir.clone(),
+            shared,
             advertise: address.ip(),
             definitions: proa_crds::extension_definitions(),
             ..proa_apiserver::Config::new(data.root())
         };
         args.security.configure(&mut config)?;
-        let server =
-            proa_apiserver::Server::open(config, Arc::new(store)).await.context("cannot start the API server")?;
+        let server = proa_apiserver::Server::open(config, store).await.context("cannot start the API server")?;
         let url = format!("https://{address}");
         let files: Vec<PathBuf> = std::iter::once(data.admin_kubeconfig()).chain(args.kubeconfig.clone()).collect();
         let administrator = {
             let (server, url) = (server.clone(), url.clone());
             move || -> anyhow::Result<()> {
                 let kubeconfig = server.kubeconfig(&url, "kubernetes-admin", &["system:masters"])?;
-                files.iter().try_for_each(|file| write_private(file, &kubeconfig))
+                files.iter().try_for_each(|file| write_private(file, kubeconfig.as_bytes()))
             }
         };
         administrator()?;
@@ -367,7 +367,7 @@ async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
 }
 
 /// Writes a file only its owner may read: it holds a private key.
-pub(crate) fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     if let Some(parent) = path.parent() {
@@ -381,7 +381,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
         .write(true)
         .mode(0o600)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -15,6 +15,10 @@ use crate::tokens::TokenOptions;
 pub struct Config {
     /// Where `pki/` is kept.
     pub data_dir: PathBuf,
+    /// Where the keys are, when not in `pki/` there: what API servers that share a store must have in common.
+    pub pki_dir: Option<PathBuf>,
+    /// Whether other API servers may have the same store.
+    pub shared: Shared,
     /// The address clients will use, if a socket is served: it goes into the server's certificate.
     pub listen: Option<SocketAddr>,
     /// The address of the API server as pods see it (the endpoint of the `kubernetes` Service).
@@ -70,6 +74,8 @@ impl Config {
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Config {
             data_dir: data_dir.into(),
+            pki_dir: None,
+            shared: Shared::No,
             listen: None,
             advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
             service_cidr: Cidr { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 16 },
@@ -84,6 +90,27 @@ impl Config {
             clock: Clock::system(),
             entropy: Entropy::system(),
         }
+    }
+}
+
+/// Whether a store is one server's alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// It is.
+    No,
+    /// Any number of servers may have it: they say where each can be reached, and must have the same keys.
+    Yes,
+}
+
+impl Config {
+    /// Where the keys are.
+    pub fn pki(&self) -> PathBuf {
+        self.pki_dir.clone().unwrap_or_else(|| self.data_dir.join("pki"))
+    }
+
+    /// The port clients use.
+    pub fn port(&self) -> u16 {
+        self.listen.map_or(6443, |listen| listen.port())
     }
 }
 

@@ -27,7 +27,8 @@ use crate::request_info::{Query, RequestInfo};
 use crate::resources::{Custom, Resource};
 use crate::user::{MASTERS, User};
 
-const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
+/// Where definitions are stored.
+pub const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 /// How long what failed waits (a full disk, say).
 const RETRY: Duration = Duration::from_secs(5);

@@ -1,6 +1,6 @@
 //! The cluster's own certificate authority and keys.
 //!
-//! Owns `<data_dir>/pki`: made at the first start, read at every later one, readable by the owner
+//! Owns a directory of its own (`<data_dir>/pki` unless it is told otherwise): made at the first start, read at every later one, readable by the owner
 //! alone. Never sends a private key anywhere; certificates for others are made on the spot.
 
 use std::fs;
@@ -79,9 +79,9 @@ pub enum PkiError {
 }
 
 impl Pki {
-    /// Reads the keys of a data directory, making those that are missing.
-    pub fn open(data_dir: &Path, clock: Clock) -> Result<Pki, PkiError> {
-        let directory = data_dir.join("pki");
+    /// Reads the keys in a directory, making those that are missing.
+    pub fn open(directory: &Path, clock: Clock) -> Result<Pki, PkiError> {
+        let directory = directory.to_owned();
         fs::create_dir_all(&directory).map_err(|source| PkiError::File { path: directory.clone(), source })?;
         let ca_key_pem =
             read_or_make(&directory.join("ca.key"), || Ok(KeyPair::generate()?.serialize_pem().into_bytes()))?;
@@ -112,6 +112,19 @@ impl Pki {
     /// The CA's private key, PEM: for who signs what others ask for.
     pub fn ca_key_pem(&self) -> &str {
         &self.ca_key_pem
+    }
+
+    /// What tells these keys from those of another cluster, and none of them itself: the digest of the authority's
+    /// certificate and of the public half of the key tokens are signed with.
+    ///
+    /// # Errors
+    /// When the signing key is none.
+    pub fn fingerprint(&self) -> Result<String, PkiError> {
+        let key = KeyPair::try_from(self.service_account_key.as_slice())?;
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        hash.update(self.ca_pem.as_bytes());
+        hash.update(key.public_key_raw());
+        Ok(hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Where the files are.
@@ -299,8 +312,8 @@ mod tests {
     #[test]
     fn keys_are_private_and_survive_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Pki::open(dir.path(), Clock::system()).unwrap();
-        let again = Pki::open(dir.path(), Clock::system()).unwrap();
+        let first = Pki::open(&dir.path().join("pki"), Clock::system()).unwrap();
+        let again = Pki::open(&dir.path().join("pki"), Clock::system()).unwrap();
         assert_eq!(first.ca_pem(), again.ca_pem());
         assert_eq!(first.service_account_key(), again.service_account_key());
         for file in ["ca.key", "front-proxy-ca.key", "sa.key"] {
@@ -312,7 +325,7 @@ mod tests {
     #[test]
     fn a_client_certificate_says_who_and_in_which_groups() {
         let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::open(dir.path(), Clock::system()).unwrap();
+        let pki = Pki::open(&dir.path().join("pki"), Clock::system()).unwrap();
         let identity = pki.client("system:node:a", &["system:nodes", "extra"]).unwrap();
         let user = crate::authn::x509::user(&identity.chain().unwrap()[0]).unwrap();
         assert_eq!(user.name, "system:node:a");

@@ -14,21 +14,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::hooks::Hooks;
 use crate::agents::Agents;
-use crate::allocate::Allocators;
+use crate::allocate::{Allocators, Around};
 use crate::audit::Audit;
 use crate::audit::policy::Policy;
 use crate::audit::sink::Sink;
 use crate::authn::oidc::{Issuers, Settings};
 use crate::cache::{Caches, LoadError};
-use crate::config::{AuditOptions, Authentication, Config};
+use crate::config::{AuditOptions, Authentication, Config, Shared};
 use crate::core::Core;
 use crate::encryption::{EncryptedLog, Encryption};
 use crate::local::LocalService;
 use crate::pki::{Identity, Pki, PkiError};
+use crate::registry::meta;
 use crate::resources::{Resource, Resources};
 use crate::tokens::{TokenError, Tokens};
 use crate::user::{MASTERS, User};
-use crate::{accept, bootstrap, crd, expiry, kinds, reload};
+use crate::{accept, bootstrap, crd, expiry, kinds, members, reload};
 
 /// Why a server could not be opened or served.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,14 @@ pub enum Error {
     /// The keys of service-account tokens.
     #[error(transparent)]
     Tokens(#[from] TokenError),
+    /// The store belongs to a cluster with other keys.
+    #[error(
+        "the store belongs to a cluster with other keys than those in {directory}: copy the pki directory of one of its API servers there, or name it with --pki-dir"
+    )]
+    OtherKeys {
+        /// Where ours are.
+        directory: String,
+    },
     /// A configuration file.
     #[error("{path}: {why}")]
     File {
@@ -58,13 +67,13 @@ pub enum Error {
 /// An API server over a store.
 #[derive(Clone)]
 pub struct Server {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
 }
 
 impl Server {
     /// Opens a server: keys, caches, the objects every cluster starts with, custom resources.
     pub async fn open(config: Config, log: Arc<dyn Log>) -> Result<Server, Error> {
-        let pki = Arc::new(Pki::open(&config.data_dir, config.clock.clone())?);
+        let pki = Arc::new(Pki::open(&config.pki(), config.clock.clone())?);
         let stop = CancellationToken::new();
         let encryption = config.encryption.as_deref().map(encryption).transpose()?;
         let encrypted = encryption.map(|keys| Arc::new(EncryptedLog::new(Arc::clone(&log), keys)));
@@ -77,7 +86,13 @@ impl Server {
         let tokens = Tokens::new(pki.service_account_key(), &config.tokens, &config.cluster_domain)?;
         let settings = settings(&config.authentication, tokens.issuers())?;
         let allocators = Allocators::new(config.service_cidr, config.node_port_range.clone());
-        allocators.recover(&caches);
+        if config.shared == Shared::Yes {
+            members::same_keys(&*log, &pki).await?;
+        }
+        let now = meta::time(config.clock.now());
+        let around = Around { caches: &caches, entropy: &config.entropy, now: &now };
+        allocators.repair(&*log, &around).await.map_err(|error| Error::Bootstrap(error.to_string()))?;
+        caches.consistent().await.map_err(|error| Error::Bootstrap(error.to_string()))?;
         let core = Arc::new(Core {
             resources: Resources::new(&caches, kinds::builtin().into_iter().chain(kinds::metrics::kinds()).collect()),
             agents: Agents::new(&pki, config.clock.clone())?,
@@ -109,6 +124,10 @@ impl Server {
         server.core.open.store(true, Ordering::Release);
         tokio::spawn(crd::follow(Arc::clone(&server.core)));
         tokio::spawn(expiry::run(Arc::clone(&server.core)));
+        tokio::spawn(Allocators::keep(Arc::clone(&server.core)));
+        if server.core.config.shared == Shared::Yes {
+            tokio::spawn(members::run(server.clone()));
+        }
         server.follow_files();
         Ok(server)
     }
@@ -249,8 +268,9 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
         }
     }
     storage_class(server).await?;
-    for object in bootstrap::kubernetes_service(&server.core.config) {
-        correct(server, &object, bootstrap::moved).await?;
+    // Servers that share a store say together where they are.
+    if server.core.config.shared == Shared::No {
+        stand_behind(server, &[server.core.config.advertise]).await?;
     }
     if let Some(object) = bootstrap::cluster_info(&server.core.config, server.core.pki.ca_pem()) {
         first_object(server, object.clone()).await?;
@@ -258,6 +278,14 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
     }
     for object in bootstrap::definitions(&server.core.config) {
         correct(server, &object, bootstrap::redefined).await?;
+    }
+    Ok(())
+}
+
+/// Says behind the `kubernetes` Service where API servers can be reached.
+pub(crate) async fn stand_behind(server: &Server, servers: &[IpAddr]) -> Result<(), Error> {
+    for object in bootstrap::kubernetes_service(&server.core.config, servers) {
+        correct(server, &object, bootstrap::moved).await?;
     }
     Ok(())
 }
@@ -316,7 +344,13 @@ fn place_of(server: &Server, object: &Object) -> Result<(Arc<Resource>, String),
 }
 
 /// One write as the server itself. Somebody else having been faster is as good.
-async fn write(server: &Server, method: http::Method, uri: String, body: &Object, about: &Object) -> Result<(), Error> {
+pub(crate) async fn write(
+    server: &Server,
+    method: http::Method,
+    uri: String,
+    body: &Object,
+    about: &Object,
+) -> Result<(), Error> {
     let media = if method == http::Method::PATCH { "application/merge-patch+json" } else { "application/json" };
     let request = http::Request::builder()
         .method(method)

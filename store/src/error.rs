@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::types::{Key, Revision};
 
-/// Why a transaction was not committed. Nothing of it was applied, whatever the variant.
+/// Why a transaction was not committed. Nothing of it was applied, but for [`CommitError::Uncertain`].
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommitError {
     /// An expectation did not hold. Read again, then try again.
@@ -23,9 +23,18 @@ pub enum CommitError {
     /// The disk failed. Every later commit first tries to bring the log back to its last good state.
     #[error("writing the log failed: {0}")]
     Io(Arc<io::Error>),
+    /// The transaction is larger than the store takes; trying again does not help.
+    #[error("too large for the store: {0}")]
+    TooLarge(String),
     /// The transaction itself makes no sense; trying again does not help.
     #[error("malformed transaction: {0}")]
     Invalid(String),
+    /// The store is away. Trying again helps once it is back.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// The store went away in the middle: the transaction may have been committed. Read again to see.
+    #[error("whether it was stored is not known: {0}")]
+    Uncertain(String),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
@@ -58,6 +67,9 @@ pub enum RangeError {
         /// What is wrong with it.
         why: Arc<str>,
     },
+    /// The store is away. Trying again helps once it is back.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
@@ -120,6 +132,12 @@ pub enum OpenError {
         found: u32,
         /// Ours.
         supported: u32,
+    },
+    /// There is a store already.
+    #[error("{dir} already holds a store")]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
     },
     /// The operating system refused.
     #[error("{path}: {source}")]

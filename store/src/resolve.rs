@@ -61,13 +61,13 @@ pub(crate) fn resolve(
                 let last = last.as_ref().map(|value| finish(value, revision));
                 changes.push(Change::Delete { key: key.clone(), last });
             }
-            Op::Delete { .. } => {}
+            Op::Delete { .. } | Op::Check { .. } => {}
         }
     }
     Ok(changes)
 }
 
-fn check_form(txn: &Txn) -> Result<(), CommitError> {
+pub(crate) fn check_form(txn: &Txn) -> Result<(), CommitError> {
     let mut size = 0;
     for (i, op) in txn.ops.iter().enumerate() {
         size += op.key().len();
@@ -78,6 +78,7 @@ fn check_form(txn: &Txn) -> Result<(), CommitError> {
         let value = match op {
             Op::Put { value, .. } => Some(value),
             Op::Delete { last, .. } => last.as_ref(),
+            Op::Check { .. } => None,
         };
         if let Some(value) = value {
             size += value.bytes.len();

@@ -6,6 +6,7 @@ mod autoscaling;
 mod bounds;
 mod cgroup_v2;
 mod command_line;
+mod etcd;
 mod family;
 mod faults;
 #[path = "../guest/mod.rs"]

@@ -1,6 +1,8 @@
 //! Owns what every cluster starts with: namespaces, roles and bindings, priority classes, the
 //! `kubernetes` Service. Data only; writing what is missing of it is the core's.
 
+use std::net::IpAddr;
+
 use proa_apimachinery::Object;
 use serde_json::{Value, json};
 
@@ -21,7 +23,7 @@ pub fn objects(config: &Config) -> Vec<Object> {
     all.extend(cluster_roles());
     all.extend(bindings());
     all.extend(priority_classes());
-    all.extend(kubernetes_service(config));
+    all.extend(kubernetes_service(config, &[config.advertise]));
     all.extend(api_services());
     all.extend(definitions(config));
     all
@@ -305,10 +307,13 @@ pub fn api_services() -> Vec<Object> {
     services.collect()
 }
 
-/// How pods find the API server: the `kubernetes` Service, and who stands behind it.
-pub fn kubernetes_service(config: &Config) -> Vec<Object> {
+/// How pods find the API servers: the `kubernetes` Service, and those who stand behind it.
+pub fn kubernetes_service(config: &Config, servers: &[IpAddr]) -> Vec<Object> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
-    let port = config.listen.map_or(6443, |listen| listen.port());
+    let port = config.port();
+    let addresses: Vec<Value> = servers.iter().map(|address| json!({"ip": address.to_string()})).collect();
+    let ready = |address: &IpAddr| json!({"addresses": [address.to_string()], "conditions": {"ready": true}});
+    let slice_endpoints: Vec<Value> = servers.iter().map(ready).collect();
     let service = json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
         "spec": {"type": "ClusterIP", "clusterIP": config.service_cidr.nth(1).to_string(), "sessionAffinity": "None",
@@ -316,13 +321,13 @@ pub fn kubernetes_service(config: &Config) -> Vec<Object> {
     let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
         "metadata": {"name": "kubernetes", "namespace": "default",
             "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": config.advertise.to_string()}],
+        "subsets": [{"addresses": addresses,
             "ports": [{"name": "https", "protocol": "TCP", "port": port}]}]});
     let family = if config.advertise.is_ipv4() { "IPv4" } else { "IPv6" };
     let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
         "addressType": family,
-        "endpoints": [{"addresses": [config.advertise.to_string()], "conditions": {"ready": true}}],
+        "endpoints": slice_endpoints,
         "ports": [{"name": "https", "protocol": "TCP", "port": port}]});
     [service, endpoints, slice].map(object).to_vec()
 }
@@ -409,14 +414,14 @@ mod tests {
     #[test]
     fn the_kubernetes_service_is_patched_only_when_the_server_moved() {
         let mut config = Config::new("/nowhere");
-        let before = kubernetes_service(&config);
+        let before = kubernetes_service(&config, &[config.advertise]);
         for object in &before {
             assert_eq!(moved(object, object), None);
         }
         config.listen = Some("127.0.0.1:7443".parse().unwrap());
         let patches: Vec<Value> = before
             .iter()
-            .zip(kubernetes_service(&config))
+            .zip(kubernetes_service(&config, &[config.advertise]))
             .map(|(stored, wanted)| moved(stored, &wanted).expect("a patch").into_value())
             .collect();
         assert_eq!(patches[0]["spec"]["ports"][0]["targetPort"], 7443);

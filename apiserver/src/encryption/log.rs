@@ -7,7 +7,8 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use proa_store::{
-    Chunk, CommitError, Committed, Entry, Event, EventKind, Key, Log, Op, RangeError, Revision, Txn, Value, WatchError,
+    Batch, Chunk, CommitError, Committed, Entry, Event, EventKind, Key, Log, Op, RangeError, Revision, Txn, Value,
+    WatchError,
 };
 
 use super::{Encryption, OpenError};
@@ -112,7 +113,7 @@ impl Log for EncryptedLog {
                     plain.push(plaintext);
                 }
                 Op::Delete { key, last: Some(last), .. } => *last = sealed(&self.encryption, key, last.clone()),
-                Op::Delete { .. } => {}
+                Op::Delete { .. } | Op::Check { .. } => {}
             }
         }
         Box::pin(async move {
@@ -147,16 +148,26 @@ impl Log for EncryptedLog {
         })
     }
 
-    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Batch, WatchError>> {
         let encryption = Arc::clone(&self.encryption);
-        let events = self.under.watch(prefix, after).map(move |batch| {
-            Ok(batch?.iter().map(|one| event(&encryption, one)).collect::<Result<Arc<[Event]>, Locked>>()?)
+        let batches = self.under.watch(prefix, after).map(move |batch| {
+            let Batch { events, upto } = batch?;
+            let events = events.iter().map(|one| event(&encryption, one)).collect::<Result<_, Locked>>()?;
+            Ok(Batch { events, upto })
         });
-        Box::pin(events)
+        Box::pin(batches)
     }
 
     fn revision(&self) -> Revision {
         self.under.revision()
+    }
+
+    fn current(&self) -> BoxFuture<'_, Result<Revision, RangeError>> {
+        self.under.current()
+    }
+
+    fn is_available(&self) -> bool {
+        self.under.is_available()
     }
 
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>> {

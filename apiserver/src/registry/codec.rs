@@ -131,6 +131,30 @@ pub fn encode(object: &Object) -> Stored {
     Stored { bytes: Bytes::from(out), revision_at: Some(at) }
 }
 
+/// Bytes of [`encode`] as they were before a revision was filled in; nothing when they are in another form.
+pub fn reopened(stored: &Bytes) -> Option<Stored> {
+    let after_version = text(stored, b"{\"apiVersion\":\"")?;
+    let after_kind = text(after_version, b",\"kind\":\"")?;
+    let digits = after_kind.strip_prefix(b",\"metadata\":{\"resourceVersion\":\"")?;
+    let at = stored.len() - digits.len();
+    let filled = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if digits.get(filled) != Some(&b'"') {
+        return None;
+    }
+    if filled == 0 {
+        return Some(Stored { bytes: stored.clone(), revision_at: Some(at) });
+    }
+    let bytes = [&stored[..at], &stored[at + filled..]].concat();
+    Some(Stored { bytes: bytes.into(), revision_at: Some(at) })
+}
+
+/// What follows a plain text that begins so.
+fn text<'a>(bytes: &'a [u8], begin: &[u8]) -> Option<&'a [u8]> {
+    let rest = bytes.strip_prefix(begin)?;
+    let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')).filter(|end| rest[*end] == b'"')?;
+    Some(&rest[end + 1..])
+}
+
 /// Where the resource version of stored bytes begins: it comes first in their metadata ([`encode`]).
 pub fn revision_place(stored: &[u8]) -> Option<usize> {
     const BEFORE: &[u8] = b"\"resourceVersion\":\"";

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full};
 use proa_apiserver::http::Body;
 use proa_apiserver::{Config, Server, User};
 use proa_store::{
-    Chunk, CommitError, Committed, Embedded, Entry, Event, Log, Options, RangeError, Revision, Txn, WatchError,
+    Batch, Chunk, CommitError, Committed, Embedded, Entry, Log, Options, RangeError, Revision, Txn, WatchError,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -89,12 +89,16 @@ impl Log for Counted {
         self.store.get(key)
     }
 
-    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Batch, WatchError>> {
         self.store.watch(prefix, after)
     }
 
     fn revision(&self) -> Revision {
         self.store.revision()
+    }
+
+    fn current(&self) -> BoxFuture<'_, Result<Revision, RangeError>> {
+        self.store.current()
     }
 
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>> {
@@ -111,6 +115,12 @@ pub(crate) async fn world() -> World {
 }
 
 impl World {
+    /// One of several servers over a store.
+    pub(crate) async fn over(dir: Arc<TempDir>, config: Config, log: Arc<dyn Log>) -> World {
+        let server = Server::open(config, Arc::clone(&log)).await.unwrap();
+        World { server, dir, log, most_commits: Arc::default(), stop: CancellationToken::new() }
+    }
+
     /// The same store under a new server.
     pub(crate) async fn restarted(self) -> World {
         open(self.closed().await).await

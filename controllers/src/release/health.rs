@@ -20,6 +20,17 @@ pub enum Health {
         /// Since when it says so, if it tells.
         since: Option<Timestamp>,
     },
+    /// It has failed, and went back by itself: what it is now is not what failed.
+    WentBack {
+        /// One word.
+        reason: String,
+        /// What the object says.
+        message: String,
+        /// Since when it says so, if it tells.
+        since: Option<Timestamp>,
+        /// What it is still busy with.
+        busy: Option<String>,
+    },
 }
 
 /// Whether an object may be judged by what it lacks.
@@ -110,10 +121,24 @@ pub(super) fn health(group: &str, kind: &str, object: &Value) -> Health {
     {
         return Health::InProgress("its controller has not seen the last change".into());
     }
+    let now = of_kind(group, kind, object);
     // A revision that was taken back, refused or found failing: said of every workload by Proa's own loops.
-    if let Some(found) = conditions::OF_FAILURE.iter().find(|type_| is(object, type_, "True")) {
-        return condition(object, found).map_or(Health::Current, |condition| failed(condition, found));
+    let Some(found) = conditions::OF_FAILURE.iter().find(|type_| is(object, type_, "True")) else { return now };
+    let back = [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED].contains(found);
+    match (condition(object, found).map(|condition| failed(condition, found)), now) {
+        (Some(Health::Failed { reason, message, since }), Health::Current) if back => {
+            Health::WentBack { reason, message, since, busy: None }
+        }
+        (Some(Health::Failed { reason, message, since }), Health::InProgress(why)) if back => {
+            Health::WentBack { reason, message, since, busy: Some(why) }
+        }
+        (_, now @ Health::Failed { .. }) => now,
+        (said, now) => said.unwrap_or(now),
     }
+}
+
+/// How an object of that kind is, by what it has come to.
+fn of_kind(group: &str, kind: &str, object: &Value) -> Health {
     let group = if group == "proa.dev" { proa_twin(kind) } else { group };
     match (group, kind) {
         ("apps", "Deployment") => deployment(object),
@@ -156,8 +181,12 @@ fn all(checks: impl IntoIterator<Item = Health>) -> Health {
 
 /// As `kubectl rollout status` decides it.
 fn deployment(object: &Value) -> Health {
+    // As kstatus has it. Whatever else keeps it from progressing (`ReplicaSetCreateError`) is tried again.
     if let Some(progressing) = condition(object, conditions::PROGRESSING).filter(|c| text(c, "status") == "False") {
-        return failed(progressing, "ProgressDeadlineExceeded");
+        return match text(progressing, "reason") {
+            "ProgressDeadlineExceeded" => failed(progressing, "ProgressDeadlineExceeded"),
+            _ => Health::InProgress(text(progressing, "message").to_owned()),
+        };
     }
     let wanted = number(object, "/spec/replicas", 1);
     let updated = number(object, "/status/updatedReplicas", 0);
@@ -317,8 +346,22 @@ mod tests {
         };
         let failed =
             Health::Failed { reason: "R".into(), message: "m".into(), since: "2026-11-21T10:00:00Z".parse().ok() };
-        assert_eq!(with("apps", "Deployment", "Progressing", "False"), failed);
-        assert_eq!(with("apps", "DaemonSet", "RolledBack", "True"), failed);
+        let deployment = |reason: &str| {
+            let condition = json!({"type": "Progressing", "status": "False", "reason": reason, "message": "m"});
+            health(
+                "apps",
+                "Deployment",
+                &json!({"spec": {}, "status": {"observedGeneration": 1, "conditions": [condition]}}),
+            )
+        };
+        assert!(matches!(deployment("ProgressDeadlineExceeded"), Health::Failed { .. }));
+        // Found by the simulation (seed 845): a revision was taken back because one request had failed.
+        assert_eq!(deployment("ReplicaSetCreateError"), Health::InProgress("m".into()));
+        let went_back = |type_| matches!(with("apps", "DaemonSet", type_, "True"), Health::WentBack { .. });
+        assert!(went_back("RolledBack") && went_back("RolloutRefused"));
+        // Found by the simulation (seed 1268): one that went back long ago was well while it rolled something else out.
+        assert!(matches!(with("apps", "Deployment", "RolledBack", "True"), Health::WentBack { busy: Some(_), .. }));
+        assert_eq!(with("apps", "DaemonSet", "RolloutPaused", "True"), failed);
         assert_eq!(with("batch", "Job", "Failed", "True"), failed);
         assert_eq!(with("example.com", "Widget", "Stalled", "True"), failed);
         assert!(matches!(with("batch", "Job", "Failed", "False"), Health::InProgress(_)));

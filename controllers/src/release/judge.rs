@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// How long a healthy revision may still be found failing where no policy says: as a Deployment's is.
 pub(super) const PROBATION: Duration = Duration::from_secs(90);
+/// Why a release is stalled whose revision has failed, and what it would go back to is what it is.
+pub(super) const NOTHING_TO_GO_BACK_TO: &str = "NothingToGoBackTo";
 
 impl Planner<'_> {
     fn probation(&self) -> Duration {
@@ -25,9 +27,16 @@ impl Planner<'_> {
     /// The first member that is on its way, and where it stands.
     fn ailing(&self) -> Option<String> {
         self.seen.members.iter().find_map(|member| match &member.health {
-            Health::InProgress(why) => Some(format!("{}: {why}", member.live.content.id)),
+            Health::InProgress(why) | Health::WentBack { busy: Some(why), .. } => {
+                Some(format!("{}: {why}", member.live.content.id))
+            }
             _ => None,
         })
+    }
+
+    /// Whether the members that have failed all went back by themselves: what they are now is not what failed.
+    pub(super) fn went_back(&self) -> bool {
+        !self.seen.members.iter().any(|member| matches!(member.health, Health::Failed { .. }))
     }
 
     /// That the revision has stood still for as long as it may, on account of that member. While a member says that the cluster is
@@ -58,7 +67,9 @@ impl Planner<'_> {
     fn failure(&self, since: Option<Timestamp>, strictly: bool) -> Option<(String, String)> {
         let from = since.map_or(i64::MIN, |since| since.as_second() + i64::from(strictly));
         self.seen.members.iter().find_map(|member| match &member.health {
-            Health::Failed { reason, message, since } if since.is_none_or(|since| since.as_second() >= from) => {
+            Health::Failed { reason, message, since } | Health::WentBack { reason, message, since, .. }
+                if since.is_none_or(|since| since.as_second() >= from) =>
+            {
                 Some((reason.clone(), format!("{}: {message}", member.live.content.id)))
             }
             _ => None,
@@ -92,6 +103,14 @@ impl Planner<'_> {
         // What failed before its members came to rest has failed it: that stands until no member says so any longer.
         let failure = match held.result {
             Outcome::Failed => self.failure(None, false),
+            // It was well as it is now, and members that went back have come back to that: what they left is not held
+            // against it, nor against what comes after it.
+            Outcome::Healthy if self.went_back() => {
+                if self.failure_after(&held).is_some() {
+                    held.decided_at = Some(self.next_second());
+                }
+                None
+            }
             _ => self.failure_after(&held),
         };
         let ailing = self.ailing();
@@ -149,6 +168,12 @@ impl Planner<'_> {
             held.type_ == conditions::STALLED && held.status == "True" && held.reason == reasons::REVISION_NOT_FOUND
         });
         let refused = refused.map(|held| held.message.clone());
+        let stuck = self.status.conditions.iter().any(|held| {
+            held.type_ == conditions::STALLED && held.status == "True" && held.reason == NOTHING_TO_GO_BACK_TO
+        });
+        if failed && stuck {
+            return;
+        }
         match refused {
             _ if failed => self.say(conditions::STALLED, "True", reason, &why),
             Some(message) => self.say(conditions::STALLED, "True", reasons::REVISION_NOT_FOUND, &message),

@@ -3,6 +3,7 @@
 use super::{
     content::{Content, Id},
     health::{Health, Judging},
+    judge::NOTHING_TO_GO_BACK_TO,
     membership::{Want, is_to_be_parent},
     records::{self, Record},
     status,
@@ -213,6 +214,11 @@ impl Planner<'_> {
         }
     }
 
+    /// Times on the wire are whole seconds: what is said up to now is earlier.
+    pub(super) fn next_second(&self) -> MicroTime {
+        MicroTime(Timestamp::from_second(self.now.as_second() + 1).unwrap_or(self.now))
+    }
+
     fn contents_are(&self, revision: Option<&Revision>) -> bool {
         revision.is_some_and(|revision| revision.digest == records::digest(&self.contents))
     }
@@ -304,10 +310,30 @@ impl Planner<'_> {
         };
         // What failed before the members came to rest failed with them.
         let failure = before.filter(|_| rolled_back.is_none()).and_then(|before| self.failure_after(before));
-        if let Some((reason, message)) = failure {
-            let failed = Outcome::Failed;
-            let retry = self.retry().to_owned();
-            revision = Revision { result: failed, decided_at: self.stamp(), reason, message, retry, ..revision };
+        let well = self
+            .status
+            .revisions
+            .iter()
+            .rev()
+            .find(|held| held.digest == record.digest && held.result == Outcome::Healthy && self.went_back());
+        let well = well.map(|held| held.revision);
+        let (retry, decided_at) = (self.retry().to_owned(), self.stamp());
+        match (failure, well) {
+            (None, _) => {}
+            // Its members went back by themselves, and all is as it was when it was well: so has the release.
+            (Some((reason, message)), Some(to)) => {
+                revision.rolled_back_to = Some(to);
+                revision.cause = Some(format!("rolled back to revision {to}"));
+                // One that was well is what they left. One that was under way may have been changed before they did.
+                if let Some(failed) = self.status.revisions.last_mut().filter(|last| last.result == Outcome::Healthy) {
+                    failed.result = Outcome::Failed;
+                    (failed.decided_at, failed.retry) = (decided_at, retry);
+                    (failed.reason, failed.message) = (reason, message);
+                }
+            }
+            (Some((reason, message)), None) => {
+                revision = Revision { result: Outcome::Failed, decided_at, reason, message, retry, ..revision };
+            }
         }
         if let Some(before) = self.status.revisions.last_mut().filter(|before| before.result == Outcome::Progressing) {
             before.result = Outcome::Superseded;
@@ -503,10 +529,31 @@ impl Planner<'_> {
             self.note(reasons::ROLLED_BACK, message);
         }
         if self.contents_are(self.status.revisions.last()) {
-            // What its members say of the refusal, in this very second too, is not held against it.
-            let next_second = Timestamp::from_second(self.now.as_second() + 1).unwrap_or(self.now);
-            if let Some(last) = self.status.revisions.last_mut().filter(|last| last.result == Outcome::Healthy) {
-                last.decided_at = Some(MicroTime(next_second));
+            let (went_back, next_second, retry) = (self.went_back(), self.next_second(), self.retry().to_owned());
+            match self.status.revisions.last_mut() {
+                // What its members say of the refusal, in this very second too, is not held against it.
+                Some(last) if last.result == Outcome::Healthy => last.decided_at = Some(next_second),
+                // It is what that revision was when it was well, but for sizes that somebody gave: its members had come
+                // back by themselves.
+                Some(last) if last.result == Outcome::Failed && went_back => {
+                    *last = Revision {
+                        result: Outcome::Progressing,
+                        rolled_back_to: Some(going.to),
+                        recorded_at: Some(next_second),
+                        decided_at: None,
+                        reason: String::new(),
+                        message: String::new(),
+                        retry,
+                        ..last.clone()
+                    };
+                }
+                // Nothing was left to change: going back from here again would go on for ever.
+                Some(last) if last.result == Outcome::Failed => {
+                    let message =
+                        format!("revision {} failed ({why}), and revision {} asks for the same", going.from, going.to);
+                    self.say(conditions::STALLED, "True", NOTHING_TO_GO_BACK_TO, &message);
+                }
+                _ => {}
             }
             self.judge();
             self.settle();

@@ -24,6 +24,7 @@ use std::{
 };
 
 mod judging;
+mod went_back;
 
 /// A release, its members on a server, and what was kept of its revisions.
 #[derive(Clone)]
@@ -35,6 +36,8 @@ struct World {
     now: Timestamp,
     changed: Timestamp,
     failing: BTreeMap<Id, Timestamp>,
+    /// Members that failed and went back by themselves.
+    went_back: BTreeMap<Id, Timestamp>,
     /// Members that are on their way.
     slow: BTreeMap<Id, String>,
     judging: Judging,
@@ -70,6 +73,7 @@ impl World {
             now,
             changed: now,
             failing: BTreeMap::new(),
+            went_back: BTreeMap::new(),
             slow: BTreeMap::new(),
             judging: Judging::Always,
             progressed: now,
@@ -131,9 +135,17 @@ impl World {
                     Some(since) => {
                         Health::Failed { reason: "CrashLoop".into(), message: "boom".into(), since: Some(*since) }
                     }
-                    None => match self.slow.get(&live.content.id) {
-                        Some(why) => Health::InProgress(why.clone()),
-                        None => Health::Current,
+                    None => match self.went_back.get(&live.content.id) {
+                        Some(since) => Health::WentBack {
+                            reason: "CrashLoop".into(),
+                            message: "boom".into(),
+                            since: Some(*since),
+                            busy: self.slow.get(&live.content.id).cloned(),
+                        },
+                        None => self
+                            .slow
+                            .get(&live.content.id)
+                            .map_or(Health::Current, |why| Health::InProgress(why.clone())),
                     },
                 },
                 judging: self.judging,
