@@ -448,8 +448,7 @@ const ROWS: &[Row] = &[
         .subs(&["status", "approval"])
         .columns(c::CSR)
         .fields(&[("spec.signerName", "")])
-        .rules(certificates::CSR)
-        .inert(),
+        .rules(certificates::CSR),
     // admission
     row!(
         "admissionregistration",
