@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::hooks::Hooks;
 use crate::agents::Agents;
+use crate::aggregation::{Aggregation, availability, registration};
 use crate::allocate::Allocators;
 use crate::authn::jwt::KeyError;
 use crate::cache::{Caches, LoadError};
@@ -72,6 +73,7 @@ impl Server {
             quota_turns: Default::default(),
             usage: Default::default(),
             flow: Default::default(),
+            aggregation: Aggregation::new(&caches),
             hooks: Hooks::new(&caches),
             outgoing: Default::default(),
             open: Default::default(),
@@ -83,6 +85,8 @@ impl Server {
         crd::load(&server.core);
         server.core.open.store(true, Ordering::Release);
         tokio::spawn(crd::follow(Arc::clone(&server.core)));
+        tokio::spawn(availability::follow(Arc::clone(&server.core)));
+        tokio::spawn(registration::follow(Arc::clone(&server.core)));
         tokio::spawn(expiry::run(Arc::clone(&server.core)));
         Ok(server)
     }
@@ -166,6 +170,9 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
     for object in bootstrap::kubernetes_service(&server.core.config) {
         correct(server, &object, bootstrap::moved).await?;
     }
+    let trusted = bootstrap::front_proxy(&server.core.pki);
+    first_object(server, trusted.clone()).await?;
+    correct(server, &trusted, bootstrap::trusts).await?;
     for object in bootstrap::definitions(&server.core.config) {
         correct(server, &object, bootstrap::redefined).await?;
     }

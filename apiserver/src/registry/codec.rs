@@ -131,6 +131,17 @@ pub fn encode(object: &Object) -> Stored {
     Stored { bytes: Bytes::from(out), revision_at: Some(at) }
 }
 
+/// An object as the store gives it back, its resource version as the object has it.
+pub fn with_revision(object: &Object) -> Bytes {
+    let Stored { bytes, revision_at } = encode(object);
+    let Some(at) = revision_at else { return bytes };
+    let mut out = Vec::with_capacity(bytes.len() + object.resource_version().len());
+    out.extend_from_slice(&bytes[..at]);
+    out.extend_from_slice(object.resource_version().as_bytes());
+    out.extend_from_slice(&bytes[at..]);
+    Bytes::from(out)
+}
+
 /// The resource version of stored bytes: it comes first in their metadata ([`encode`]). 0 when it does not.
 pub fn revision(stored: &[u8]) -> u64 {
     const BEFORE: &[u8] = b"\"resourceVersion\":\"";
