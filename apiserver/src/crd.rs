@@ -24,7 +24,8 @@ use crate::registry::options::WriteOptions;
 use crate::registry::{Call, itself, meta, write};
 use crate::resources::{Custom, Resource};
 
-const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
+/// Where definitions are stored.
+pub const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 /// How long what failed waits (a full disk, say).
 const RETRY: Duration = Duration::from_secs(5);

@@ -14,7 +14,7 @@ use super::at::{At, map_at, map_in, maps_at, or_set, spec_mut};
 use super::columns::NAME_AND_AGE;
 use super::{
     Cell, Column, Convert, Kind, Op, Rules, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Strategy,
-    Subresource, admissionregistration, meta, rules, settings,
+    Subresource, admissionregistration, meta, rules, settings, twins,
 };
 use crate::conversion::ConversionWebhook;
 
@@ -254,6 +254,7 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
             label_selector: path("labelSelectorPath").filter(|p| !p.is_empty()),
         }));
     }
+    subresources.extend(twins::subresources(group, &kind).iter().map(|name| Subresource::Named(name)));
     let namespaced = definition.get_str(&["spec", "scope"]) == Some("Namespaced");
     // What is stored may be of any of the versions there are or were.
     let several = definition.get_list(&["spec", "versions"]).len() > 1;

@@ -28,5 +28,15 @@ pub fn request(method: Method, path: &str, query: &str, body: &Value) -> Request
     headers.insert(header::USER_AGENT, HeaderValue::from_static("proa-apiserver"));
     let body = if body.is_null() { bytes::Bytes::new() } else { bytes::Bytes::from(body.to_string()) };
     let user = User::new("system:apiserver", &[MASTERS]);
-    Request { method, path: path.to_owned(), query, headers, body, user, info, upgrade: None }
+    Request {
+        method,
+        path: path.to_owned(),
+        query,
+        headers,
+        body,
+        user,
+        info,
+        upgrade: None,
+        trail: Default::default(),
+    }
 }

@@ -87,9 +87,7 @@ impl Expression {
     ///
     /// Why it comes to nothing: an error of its evaluation, or a budget that is used up.
     pub fn evaluate(&self, scope: &Scope, budget: &mut u64) -> Result<Answer, String> {
-        let variables = scope.variables.iter().map(|(name, value)| (*name, value));
-        let spent = "validation failed due to running out of cost budget, no further validation rules will be run";
-        Ok(match resolve(&self.program, variables, scope.size, budget, spent)? {
+        Ok(match self.resolved(scope, budget)? {
             Cel::Bool(answer) => Answer::Bool(answer),
             Cel::String(text) => Answer::Text(text.to_string()),
             Cel::Null => Answer::Other("null"),
@@ -99,6 +97,40 @@ impl Expression {
             _ => Answer::Other("unknown"),
         })
     }
+}
+
+impl Expression {
+    /// What it comes to, as JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`Expression::evaluate`], and where it is something JSON has no form for.
+    pub fn value(&self, scope: &Scope, budget: &mut u64) -> Result<Value, String> {
+        json(&self.resolved(scope, budget)?)
+    }
+
+    fn resolved(&self, scope: &Scope, budget: &mut u64) -> Result<Cel, String> {
+        let variables = scope.variables.iter().map(|(name, value)| (*name, value));
+        let spent = "validation failed due to running out of cost budget, no further validation rules will be run";
+        resolve(&self.program, variables, scope.size, budget, spent)
+    }
+}
+
+fn json(value: &Cel) -> Result<Value, String> {
+    Ok(match value {
+        Cel::Null => Value::Null,
+        Cel::Bool(answer) => (*answer).into(),
+        Cel::Int(number) => (*number).into(),
+        Cel::UInt(number) => (*number).into(),
+        Cel::Float(number) => (*number).into(),
+        Cel::String(text) => text.as_str().into(),
+        Cel::List(items) => items.iter().map(json).collect::<Result<_, _>>()?,
+        Cel::Map(map) => {
+            let entries = map.map.iter().map(|(key, value)| Ok((key.to_string(), json(value)?)));
+            Value::Object(entries.collect::<Result<_, String>>()?)
+        }
+        other => return Err(format!("{other:?} has no form in JSON")),
+    })
 }
 
 impl Scope {

@@ -285,8 +285,7 @@ async fn ask(
     let answer = answer.map_err(Failure::Calling)?;
     answer.warnings.into_iter().for_each(|warning| call.warn(warning));
     for (key, value) in answer.annotations {
-        // The audit log's, were there one; an operator looking for them finds them here.
-        tracing::debug!(webhook = hook.name, key, value, "audit annotation");
+        call.request.trail.annotate(&format!("{}/{key}", hook.name), || value);
     }
     match answer.verdict {
         Ok(()) => Ok((new, answer.patch)),
