@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::hooks::Hooks;
 use crate::admission::quota::Turns;
 use crate::agents::Agents;
+use crate::aggregation::Aggregation;
 use crate::allocate::Allocators;
 use crate::audit::Audit;
 use crate::authn::oidc::Issuers;
@@ -63,6 +64,8 @@ pub struct Core {
     pub usage: Usage,
     /// How many requests run at once.
     pub flow: Flow,
+    /// Who answers for groups this server does not.
+    pub aggregation: Aggregation,
     /// The admission webhooks.
     pub hooks: Hooks,
     /// Calls to servers of others.
