@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::hooks::Hooks;
+use crate::admission::policy::Policies;
 use crate::agents::Agents;
 use crate::allocate::Allocators;
 use crate::authn::jwt::KeyError;
@@ -73,6 +74,7 @@ impl Server {
             usage: Default::default(),
             flow: Default::default(),
             hooks: Hooks::new(&caches),
+            policies: Policies::new(&caches),
             outgoing: Default::default(),
             open: Default::default(),
             caches,

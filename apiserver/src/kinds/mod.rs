@@ -33,6 +33,7 @@ mod networking;
 mod node;
 pub mod pod;
 mod pod_cells;
+mod policies;
 mod rbac;
 mod rows;
 mod rules;
