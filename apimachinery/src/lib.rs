@@ -13,6 +13,7 @@
 pub mod at;
 pub mod cel;
 pub mod cron;
+pub mod der;
 pub mod duration;
 pub mod field;
 pub mod indexes;

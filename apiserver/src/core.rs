@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use proa_store::Log;
 use tokio_util::sync::CancellationToken;
@@ -12,11 +13,14 @@ use crate::admission::policy::Policies;
 use crate::admission::quota::Turns;
 use crate::agents::Agents;
 use crate::allocate::Allocators;
+use crate::audit::Audit;
+use crate::authn::oidc::Issuers;
 use crate::authz::node_pods::NodePods;
 use crate::authz::rbac::Rbac;
 use crate::cache::Caches;
 use crate::config::Config;
 use crate::crd::Definitions;
+use crate::encryption::EncryptedLog;
 use crate::flow::Flow;
 use crate::metrics::Metrics;
 use crate::openapi::OpenApi;
@@ -68,6 +72,12 @@ pub struct Core {
     pub outgoing: Outgoing,
     /// Whether the server serves: what it writes before that is its own, and no webhook could be there to see it.
     pub open: AtomicBool,
+    /// Those whose tokens are good besides our own, and who comes without.
+    pub issuers: ArcSwap<Issuers>,
+    /// The audit log, where there is a policy.
+    pub audit: Option<Audit>,
+    /// The store's own view of encrypted values, where there are any.
+    pub encrypted: Option<Arc<EncryptedLog>>,
     /// Ends watches and connections.
     pub stop: CancellationToken,
 }

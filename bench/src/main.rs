@@ -6,6 +6,7 @@
 mod api;
 mod coldstart;
 mod deployments;
+mod etcd;
 mod gate;
 mod idle;
 mod parts;
@@ -109,6 +110,19 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// What an etcd does by itself: durable creates per second of values as large as those of `writes`, over the same client
+    /// that Proa has. `writes` with a kubeconfig of a server on that etcd is to be held against it
+    Etcd {
+        /// Its members
+        #[arg(long, value_name = "URL", value_delimiter = ',', required = true)]
+        servers: Vec<String>,
+        /// Clients
+        #[arg(long, value_delimiter = ',', default_value = "1,10,50")]
+        clients: Vec<usize>,
+        /// Seconds of each measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
     /// Lists of many objects, whole and by the page
     Lists {
         /// Objects in the list
@@ -139,6 +153,7 @@ async fn main() -> anyhow::Result<()> {
         Bench::Schedule { nodes, pods, with } => schedule::measure(&target, nodes, pods, with).await?,
         Bench::Deployments { nodes, count, pods } => deployments::measure(&target, nodes, count, pods).await?,
         Bench::Writes { clients, seconds } => api::writes(&target, &clients, seconds).await?,
+        Bench::Etcd { servers, clients, seconds } => etcd::creates(&target, &servers, &clients, seconds).await?,
         Bench::Lists { objects } => api::lists(&target, objects).await?,
         Bench::Watchers { watchers, events } => api::watchers(&target, &watchers, events).await?,
         Bench::Gate => return gate::run(&target).await,

@@ -85,6 +85,7 @@ impl<'a> Environment<'a> {
                 *name,
                 match *name {
                     "request" => Type::Named("kubernetes.AdmissionRequest"),
+                    "user" => Type::Named("kubernetes.UserInfo"),
                     "namespaceObject" => Type::Named("kubernetes.Namespace"),
                     AUTHORIZER => Type::Named("kubernetes.authorization.Authorizer"),
                     _ => Type::Dyn,
@@ -218,12 +219,12 @@ impl Expression {
         })
     }
 
-    /// What it comes to, as JSON: for those that make something.
+    /// What it comes to, as JSON.
     ///
     /// # Errors
     ///
     /// As [`Expression::evaluate`], and where it is nothing JSON can say.
-    pub fn make(&self, scope: &Scope, budget: &mut u64) -> Result<Value, String> {
+    pub fn value(&self, scope: &Scope, budget: &mut u64) -> Result<Value, String> {
         values::to_json(&self.run(scope, budget)?)
     }
 

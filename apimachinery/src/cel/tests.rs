@@ -243,7 +243,7 @@ fn mutations_make_objects_whose_parts_are_where_they_belong() {
         scope.bind("object", &json!({"spec": {"replicas": 3}}));
         scope
     };
-    let make = |text: &str| Expression::typed(text, &environment)?.0.make(&scope(), &mut BUDGET.clone());
+    let make = |text: &str| Expression::typed(text, &environment)?.0.value(&scope(), &mut BUDGET.clone());
     assert_eq!(
         make(
             "Object{spec: Object.spec{replicas: object.spec.replicas + 1, template: Object.spec.template{paused: true}}}"

@@ -21,10 +21,13 @@ mod round;
 mod storage;
 mod token_secrets;
 
+use std::sync::Arc;
+
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource, StatusCause};
 
 use crate::agents::SERVING_CERTIFICATE;
+use crate::cache::Item;
 use crate::kinds::Op;
 use crate::registry::Call;
 use crate::user::MASTERS;
@@ -100,9 +103,11 @@ fn own_certificate(call: &Call<'_>, new: &Object, old: Option<&Object>) -> Resul
 }
 
 /// Nothing is created in a namespace that does not exist or is going away (NamespaceLifecycle).
-pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> Result<(), ApiError> {
+///
+/// What it was decided by is to be unchanged when the object is committed.
+pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> Result<Option<Arc<Item>>, ApiError> {
     if namespace.is_empty() || !call.resource.namespaced() {
-        return Ok(());
+        return Ok(None);
     }
     let namespaces = call.core.caches.resource("namespaces");
     let item = match namespaces.get("", namespace) {
@@ -116,7 +121,7 @@ pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> 
         }
     };
     if !item.is_terminating() {
-        return Ok(());
+        return Ok(Some(item));
     }
     let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
     let mut error = ApiError::forbidden(call.resource.group_resource(), name, &why);

@@ -9,6 +9,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -70,7 +71,8 @@ struct Idle {
 #[derive(Default)]
 pub struct Outgoing {
     idle: Arc<Mutex<HashMap<Destination, Vec<Idle>>>>,
-    settings: Mutex<HashMap<(Trust, bool), Arc<ClientConfig>>>,
+    /// With the time from which ours is another certificate.
+    settings: Mutex<HashMap<(Trust, bool), (Arc<ClientConfig>, Timestamp)>>,
     system: OnceLock<Arc<RootCertStore>>,
 }
 
@@ -172,19 +174,22 @@ impl Outgoing {
 
     fn settings(&self, core: &Core, trust: &Trust, identify: bool) -> Result<Arc<ClientConfig>, String> {
         let key = (trust.clone(), identify);
-        if let Some(have) = self.settings.lock().get(&key) {
+        if let Some((have, until)) = self.settings.lock().get(&key)
+            && core.now() < *until
+        {
             return Ok(Arc::clone(have));
         }
-        let made = Arc::new(self.make_settings(core, trust, identify)?);
+        let (made, until) = self.make_settings(core, trust, identify)?;
+        let made = Arc::new(made);
         let mut settings = self.settings.lock();
         if settings.len() >= MOST_SETTINGS {
             settings.clear();
         }
-        settings.insert(key, Arc::clone(&made));
+        settings.insert(key, (Arc::clone(&made), until));
         Ok(made)
     }
 
-    fn make_settings(&self, core: &Core, trust: &Trust, identify: bool) -> Result<ClientConfig, String> {
+    fn make_settings(&self, core: &Core, trust: &Trust, identify: bool) -> Result<(ClientConfig, Timestamp), String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -194,17 +199,17 @@ impl Outgoing {
             Trust::Bundle(pem) => builder.with_root_certificates(bundle(pem)?),
             Trust::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody { provider })),
         };
-        let mut settings = match identify {
-            false => builder.with_no_client_auth(),
+        let (mut settings, until) = match identify {
+            false => (builder.with_no_client_auth(), Timestamp::MAX),
             true => {
                 let identity = core.pki.front_proxy_client().map_err(|error| error.to_string())?;
                 let chain = identity.chain().map_err(|error| error.to_string())?;
                 let key = identity.private_key().map_err(|error| error.to_string())?;
-                builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
+                (builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?, identity.renew_at)
             }
         };
         settings.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(settings)
+        Ok((settings, until))
     }
 }
 

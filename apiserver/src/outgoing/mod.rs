@@ -282,6 +282,32 @@ pub async fn get(
     answered.map_err(|source| CallError::To { method: "Get", url, source: Box::new(source) })
 }
 
+/// Gets a document as nobody in particular, within `limit`.
+///
+/// # Errors
+///
+/// Why there is none, with the URL.
+pub async fn fetch(core: &Core, client: &ClientConfig, limit: Duration) -> Result<Bytes, CallError> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static("kube-apiserver"));
+    let call = Call {
+        endpoint: &client.endpoint,
+        trust: &client.trust,
+        identify: false,
+        method: Method::GET,
+        path: client.path.clone(),
+        headers,
+        body: Bytes::new(),
+    };
+    let answered = async {
+        let (answer, lease) = send(core, call).await?;
+        whole(core, answer, lease).await
+    };
+    let answered = tokio::time::timeout(limit, answered).await.unwrap_or(Err(CallError::Timeout));
+    answered.map_err(|source| CallError::To { method: "Get", url: client.url(), source: Box::new(source) })
+}
+
 /// A whole answer, if it is a good one; the connection goes back to wait for the next call.
 async fn whole(core: &Core, answer: http::Response<Incoming>, lease: Lease) -> Result<Bytes, CallError> {
     let status = answer.status();

@@ -6,13 +6,13 @@ use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::managed_fields::{self, Manager, Operation};
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
-use proa_store::{CommitError, Expect, Op as StoreOp, Revision, Txn, Value as Stored};
+use proa_store::{CommitError, Expect, Key, Op as StoreOp, Revision, Txn, Value as Stored};
 use serde_json::Value;
 
 use super::options::{FieldValidation, WriteOptions};
 use super::{Call, codec, fields, meta};
 use crate::admission::{self, chain};
-use crate::allocate::Held;
+use crate::allocate::{Around, Claims};
 use crate::authz::escalation;
 use crate::cache::Item;
 use crate::crd;
@@ -32,8 +32,8 @@ pub enum Ownership {
 
 /// A new state that may be stored.
 struct Completed {
-    /// What was allocated for it: given back unless the caller keeps it.
-    held: Held,
+    /// What is allocated for it; taken by the commit of the claims.
+    claims: Claims,
     /// The state as its writer meant it, where a webhook changed it since.
     written: Option<Object>,
 }
@@ -87,12 +87,18 @@ async fn complete(
         }
     }
     let allocations = kind.strategy.allocate(op, new, old);
-    let held = call
+    if allocations.is_empty() {
+        return Ok(Completed { claims: Claims::default(), written });
+    }
+    // What was let go a moment ago, on another connection, is free.
+    call.core.caches.consistent().await?;
+    let now = meta::time(call.core.now());
+    let claims = call
         .core
         .allocators
-        .fulfil(allocations, new, &call.core.config.entropy)
+        .fulfil(allocations, new, &around(call, &now))
         .map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))?;
-    Ok(Completed { held, written })
+    Ok(Completed { claims, written })
 }
 
 /// The fields a write sets belong to its writer; what webhooks made of it since belongs to nobody, as on Kubernetes:
@@ -114,6 +120,10 @@ fn own_written(
     }
 }
 
+fn around<'a>(call: &'a Call<'_>, now: &'a str) -> Around<'a> {
+    Around { caches: &call.core.caches, entropy: &call.core.config.entropy, now }
+}
+
 fn own(call: &Call<'_>, options: &WriteOptions, op: Op, new: &mut Object, old: Option<&Object>, now: &str) {
     let api_version = call.resource.api_version();
     let subresource = if op == Op::UpdateStatus { "status" } else { call.request.info.subresource.as_str() };
@@ -131,20 +141,21 @@ pub async fn create(
     missing: FieldErrors,
 ) -> Result<Bytes, ApiError> {
     let resource = &call.resource;
-    admission::namespace_accepts(call, call.namespace(), object.name()).await?;
-    definition_accepts(call)?;
     let generated = object.name().is_empty() && !object.generate_name().is_empty();
     let now = meta::time(call.core.now());
     let mut tries = 0;
     loop {
         tries += 1;
+        let namespace = admission::namespace_accepts(call, call.namespace(), object.name()).await?;
+        let definition = definition_accepts(call)?;
         let mut new = object.clone();
         if generated {
             let name = meta::generate_name(new.generate_name(), &call.core.config.entropy);
             new.metadata_mut().insert("name".into(), Value::from(name));
         }
         meta::stamp(&mut new, &now, &call.core.config.entropy);
-        let Completed { held, written } = complete(call, Op::Create, options, &mut new, None, missing.clone()).await?;
+        let Completed { claims, written } =
+            complete(call, Op::Create, options, &mut new, None, missing.clone()).await?;
         if ownership == Ownership::Update {
             own_written(call, options, Op::Create, (&mut new, None), written, &now);
         }
@@ -157,20 +168,24 @@ pub async fn create(
             return Ok(codec::plain(&new));
         }
         let key = resource.cache.key(call.namespace(), &name);
+        let claimed = claims.writes(&around(call, &now), &new);
         let value = encoded(call, new)?;
-        // Again, for its definition may have gone since: what is committed now comes before what removes it.
-        definition_accepts(call)?;
         let mut txn = Txn::put(key.as_str(), value, Expect::Absent);
         txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
+        txn.ops.extend(claimed);
+        // What it lives in and what defines it are as they were looked at: whoever takes them away sees this object.
+        txn.ops.extend(namespace.map(|item| unchanged(item.key.clone(), item.revision)));
+        txn.ops.extend(definition);
         match call.core.log.commit(txn).await {
             Ok(committed) => {
-                held.keep(&call.core.allocators);
                 let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
                 take_up(call).await;
                 return Ok(resource.served(&bytes));
             }
-            // A quota was written meanwhile, by its controller or its owner.
-            Err(CommitError::Conflict { key: other, .. }) if *other != *key && tries < ATTEMPTS => {}
+            // A quota was written meanwhile, by its controller or its owner; an address was taken; the namespace changed.
+            Err(CommitError::Conflict { key: other, .. }) if *other != *key && tries < ATTEMPTS => {
+                crd::serve_now(call.core).await;
+            }
             Err(CommitError::Conflict { .. }) if generated && tries < 8 => {}
             Err(CommitError::Conflict { .. }) => {
                 return Err(ApiError::already_exists(resource.group_resource(), &name));
@@ -180,16 +195,24 @@ pub async fn create(
     }
 }
 
-/// Nothing new is created of a kind whose definition is going, or has gone since the request came.
-fn definition_accepts(call: &Call<'_>) -> Result<(), ApiError> {
+/// What a transaction rests on: that a key is as it was at `revision`.
+fn unchanged(key: Key, revision: u64) -> StoreOp {
+    StoreOp::Check { key, expect: Expect::At(Revision(revision)) }
+}
+
+/// Nothing new is created of a kind whose definition is going, or has gone since the request came: the definition must
+/// still be the one that is served when the object is committed.
+fn definition_accepts(call: &Call<'_>) -> Result<Option<StoreOp>, ApiError> {
     if call.resource.custom.is_none() {
-        return Ok(());
+        return Ok(None);
     }
     let kind = &call.resource.kind;
     let table = call.core.resources.table();
     let now = table.find(&kind.group, &kind.version, &kind.plural).and_then(|resource| resource.custom.as_ref());
-    if !now.ok_or_else(ApiError::no_such_resource)?.terminating {
-        return Ok(());
+    let custom = now.ok_or_else(ApiError::no_such_resource)?;
+    if !custom.terminating {
+        let definitions = call.core.caches.resource(crd::RESOURCE);
+        return Ok(Some(unchanged(definitions.key("", &custom.definition).into(), custom.revision)));
     }
     let mut error = ApiError::method_not_allowed(call.resource.group_resource(), "create");
     error.message = "create not allowed while custom resource definition is terminating".to_owned();
@@ -293,11 +316,11 @@ where
         }
         let now = meta::time(call.core.now());
         keep_managed_fields(&mut new, &old);
-        let Completed { held, written } = complete(call, op, options, &mut new, Some(&old), missing).await?;
+        let Completed { claims, written } = complete(call, op, options, &mut new, Some(&old), missing).await?;
         if ownership == Ownership::Update {
             own_written(call, options, op, (&mut new, Some(&old)), written, &now);
         }
-        if meta::same(&new, &old) {
+        if meta::same(&new, &old) && !stale(call, &item).await? {
             return Ok(Outcome::Stored(resource.served(&item.bytes)));
         }
         let remove = op != Op::Create && finished(&new);
@@ -305,14 +328,16 @@ where
             let bytes = codec::plain(&new);
             return Ok(if remove { Outcome::Removed(bytes) } else { Outcome::Stored(bytes) });
         }
-        let releases = if remove { resource.kind.strategy.allocate(Op::Delete, &new, Some(&old)) } else { Vec::new() };
+        let claimed = match remove {
+            true => released(call, &old),
+            false => claims.writes(&around(call, &now), &new),
+        };
         let charge = if remove { None } else { admission::quota::charge(call, op, &new, Some(&old)).await? };
         let mut txn = replace(call, &item, new, remove)?;
         txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
+        txn.ops.extend(claimed);
         match call.core.log.commit(txn).await {
             Ok(committed) => {
-                held.keep(&call.core.allocators);
-                call.core.allocators.release(releases);
                 take_up(call).await;
                 return Ok(match committed.entries.into_iter().next() {
                     Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
@@ -324,6 +349,15 @@ where
         }
     }
     Err(ApiError::stale(group_resource, name))
+}
+
+/// Whether what is stored has to be written again although it says the same: it is encrypted with a key that is on its way
+/// out, or not at all (Kubernetes' way to rotate keys is to write everything once).
+async fn stale(call: &Call<'_>, item: &Item) -> Result<bool, ApiError> {
+    match &call.core.encrypted {
+        Some(log) => log.is_stale(&item.key).await.map_err(ApiError::internal),
+        None => Ok(false),
+    }
 }
 
 /// Changes fields that only a subresource may change (a pod's node, a namespace's finalizers): the new
@@ -407,19 +441,33 @@ pub fn pending(object: &Object) -> bool {
 
 /// Removes an object for good.
 pub async fn remove(call: &Call<'_>, item: &Item, last: Object) -> Result<(), CommitError> {
-    let releases = call.resource.kind.strategy.allocate(Op::Delete, &last, Some(&last));
+    let released = released(call, &last);
     let value = codec::encode(&call.resource.kind.to_storage(last));
     let op = StoreOp::Delete { key: item.key.clone(), expect: Expect::At(Revision(item.revision)), last: Some(value) };
-    call.core.log.commit(Txn { ops: vec![op] }).await?;
-    call.core.allocators.release(releases);
+    call.core.log.commit(Txn { ops: [op].into_iter().chain(released).collect() }).await?;
     Ok(())
+}
+
+/// What goes with an object: what was allocated to it.
+fn released(call: &Call<'_>, object: &Object) -> Vec<StoreOp> {
+    let wanted = call.resource.kind.strategy.allocate(Op::Delete, object, Some(object));
+    // Letting go can neither fail nor change the object.
+    let claims = call.core.allocators.fulfil(wanted, &mut object.clone(), &around(call, "")).unwrap_or_default();
+    claims.writes(&around(call, ""), object)
 }
 
 /// A failed commit as clients see it.
 pub fn commit_error(error: CommitError) -> ApiError {
     match error {
         CommitError::Full(_) => ApiError::new(507, "InsufficientStorage", error.to_string()),
+        CommitError::TooLarge(_) => {
+            let mut too_large = ApiError::too_large(MAX_OBJECT);
+            too_large.message = format!("Request entity too large: {error}");
+            too_large
+        }
         CommitError::Closed => ApiError::unavailable("the server is shutting down"),
+        CommitError::Unavailable(_) => ApiError::unavailable(error.to_string()),
+        CommitError::Uncertain(_) => ApiError::timeout(error.to_string(), 1),
         other => ApiError::internal(other),
     }
 }

@@ -248,8 +248,7 @@ async fn ask(
         .map_err(|why| Failure::Calling(format!("received invalid webhook response: {why}")))?;
     answer.warnings.into_iter().for_each(|warning| call.warn(warning));
     for (key, value) in answer.annotations {
-        // The audit log's, were there one; an operator looking for them finds them here.
-        tracing::debug!(webhook = hook.name, key, value, "audit annotation");
+        call.request.trail.annotate(&format!("{}/{key}", hook.name), || value);
     }
     match answer.verdict {
         Ok(()) => Ok((new, answer.patch)),

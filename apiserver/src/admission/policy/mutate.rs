@@ -149,7 +149,7 @@ fn schema_of<'r>(attributes: &Attributes<'_>, shown: &'r Resource) -> &'r Schema
 /// What a mutation makes of an object.
 fn apply(schema: &Schema, object: &Object, mutation: &Mutation, scope: &Scope) -> Result<Object, String> {
     let expression = mutation.expression.as_ref().map_err(|why| format!("compilation error: {why}"))?;
-    let made = expression.make(scope, &mut BUDGET.clone()).map_err(|why| resulted_in(expression.text(), &why))?;
+    let made = expression.value(scope, &mut BUDGET.clone()).map_err(|why| resulted_in(expression.text(), &why))?;
     match mutation.kind {
         MutationKind::ApplyConfiguration => {
             managed_fields::overlay(schema, object, &made).map_err(|why| format!("error applying patch: {why}"))

@@ -99,7 +99,7 @@ pub async fn validate(call: &Call<'_>, attributes: &Attributes<'_>, objects: Obj
         act(call, &invocation, judged, &mut denied, &mut noted);
     }
     for (key, values) in noted {
-        note(call, &key, &values.join(", "));
+        call.request.trail.annotate(&key, || values.join(", "));
     }
     match denied.into_iter().next() {
         None => Ok(()),
@@ -121,7 +121,8 @@ fn act(call: &Call<'_>, invocation: &Invocation, judged: Judged, denied: &mut Ve
     };
     for decision in judged.decisions {
         if binding.actions.audit {
-            note(call, "validation.policy.admission.k8s.io/validation_failure", &failure(program, binding, &decision));
+            let key = "validation.policy.admission.k8s.io/validation_failure";
+            call.request.trail.annotate(key, || failure(program, binding, &decision));
         }
         if binding.actions.warn {
             call.warn(format!(
@@ -140,11 +141,6 @@ fn act(call: &Call<'_>, invocation: &Invocation, judged: Judged, denied: &mut Ve
         }
     }
     denied.extend(judged.failures.into_iter().map(|failure| denial(failure, String::new())));
-}
-
-/// An annotation of the audit log's, were there one; an operator looking for it finds it here.
-fn note(call: &Call<'_>, key: &str, value: &str) {
-    tracing::debug!(resource = %call.resource.group_resource(), key, value, "audit annotation");
 }
 
 /// A failed validation as the audit log has it (`ValidationFailureValue`).
