@@ -11,6 +11,7 @@
 //! [`pod_resources`], what objects use, which server and controllers must count alike.
 
 pub mod at;
+pub mod cel;
 pub mod cron;
 pub mod der;
 pub mod duration;

@@ -9,6 +9,7 @@ use proa_store::Log;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::hooks::Hooks;
+use crate::admission::policy::Policies;
 use crate::admission::quota::Turns;
 use crate::agents::Agents;
 use crate::aggregation::Aggregation;
@@ -68,6 +69,8 @@ pub struct Core {
     pub aggregation: Aggregation,
     /// The admission webhooks.
     pub hooks: Hooks,
+    /// The admission policies.
+    pub policies: Policies,
     /// Calls to servers of others.
     pub outgoing: Outgoing,
     /// Whether the server serves: what it writes before that is its own, and no webhook could be there to see it.

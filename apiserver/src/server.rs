@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::hooks::Hooks;
+use crate::admission::policy::Policies;
 use crate::agents::Agents;
 use crate::aggregation::{Aggregation, availability, registration};
 use crate::allocate::{Allocators, Around};
@@ -115,6 +116,7 @@ impl Server {
             audit,
             encrypted,
             hooks: Hooks::new(&caches),
+            policies: Policies::new(&caches),
             outgoing: Default::default(),
             open: Default::default(),
             caches,

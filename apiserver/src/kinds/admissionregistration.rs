@@ -1,11 +1,11 @@
-//! Owns the strategies of the kinds that steer the API server itself: webhooks, admission policies,
+//! Owns the strategies of the kinds that steer the API server itself: webhooks (policies are [`super::policies`]),
 //! aggregated APIs, flow control. Never calls, evaluates or limits anything.
 
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::schema::expression::Expression;
 use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::{Object, names};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::at::{At, map_at, map_in, maps_at, or_set, spec_mut};
 use super::{Op, Rules, meta};
@@ -130,7 +130,7 @@ pub(super) fn conditions(list: &At<'_>, variables: &[&str], stored: Vec<&str>, e
     }
 }
 
-fn rules(list: &At<'_>, errors: &mut FieldErrors) {
+pub(super) fn rules(list: &At<'_>, errors: &mut FieldErrors) {
     for rule in list.items() {
         for field in ["operations", "apiGroups", "apiVersions", "resources"] {
             rule.child(field).required(errors);
@@ -249,72 +249,6 @@ fn service_path(path: &At<'_>, errors: &mut FieldErrors) {
         }
     }
 }
-
-pub(super) const POLICY: Rules = Rules {
-    default: |object| {
-        let mutating = object.kind() == "MutatingAdmissionPolicy";
-        let spec = spec_mut(object);
-        or_set(spec, "failurePolicy", "Fail");
-        if let Some(constraints) = map_at(spec, "matchConstraints") {
-            match_defaults(constraints);
-        }
-        if mutating {
-            or_set(spec, "reinvocationPolicy", "Never");
-        }
-    },
-    validate: |_, new, _, errors| {
-        let spec = At::of(new, "spec");
-        spec.child("failurePolicy").one_of(errors, &["Fail", "Ignore"]);
-        let constraints = spec.child("matchConstraints");
-        if constraints.required(errors) {
-            constraints.child("resourceRules").required(errors);
-            rules(&constraints.child("resourceRules"), errors);
-        }
-        if new.kind() == "MutatingAdmissionPolicy" {
-            spec.child("mutations").required(errors);
-        } else if spec.child("validations").is_empty() && spec.child("auditAnnotations").is_empty() {
-            spec.child("validations").missing(errors, "validations or auditAnnotations must contain at least one item");
-        }
-        for validation in spec.child("validations").items() {
-            let expression = validation.child("expression");
-            if expression.str().trim().is_empty() {
-                expression.missing(errors, "expression is not specified");
-            }
-        }
-    },
-    ..Rules::COUNTED
-};
-
-fn match_defaults(resources: &mut Map<String, Value>) {
-    or_set(resources, "matchPolicy", "Equivalent");
-    map_in(resources, "namespaceSelector");
-    map_in(resources, "objectSelector");
-    for list in ["resourceRules", "excludeResourceRules"] {
-        for rule in maps_at(resources, list) {
-            or_set(rule, "scope", "*");
-        }
-    }
-}
-
-pub(super) const POLICY_BINDING: Rules = Rules {
-    default: |object| {
-        if let Some(resources) = map_at(spec_mut(object), "matchResources") {
-            match_defaults(resources);
-        }
-    },
-    validate: |_, new, _, errors| {
-        let spec = At::of(new, "spec");
-        spec.child("policyName").required(errors);
-        if new.kind() == "ValidatingAdmissionPolicyBinding" {
-            let actions = spec.child("validationActions");
-            actions.required(errors);
-            for action in actions.items() {
-                action.one_of(errors, &["Audit", "Deny", "Warn"]);
-            }
-        }
-    },
-    ..Rules::COUNTED
-};
 
 pub(super) const API_SERVICE: Rules = Rules {
     // `v1.`, of the core group, is no domain.

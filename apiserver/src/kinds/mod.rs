@@ -35,6 +35,7 @@ mod networking;
 mod node;
 pub mod pod;
 mod pod_cells;
+mod policies;
 mod rbac;
 mod rows;
 mod rules;

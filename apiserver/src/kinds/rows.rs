@@ -10,7 +10,7 @@ use super::columns::{self as c, Col};
 use super::{
     Convert, Kind, Rules, STORED, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource,
     admissionregistration, apps, autoscaling, batch, bounds, certificates, config, crd, discovery, events, namespace,
-    networking, node, pod, rbac, service, storage, template,
+    networking, node, pod, policies, rbac, service, storage, template,
 };
 
 /// A row in short. What most kinds share is in [`Row::namespaced`] and [`Row::cluster`].
@@ -482,9 +482,8 @@ const ROWS: &[Row] = &[
     .extensions()
     .subs(&["status"])
     .columns(c::VALIDATING_POLICY)
-    .rules(admissionregistration::POLICY)
-    .conditional()
-    .inert(),
+    .rules(policies::VALIDATING_POLICY)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -494,9 +493,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::POLICY_BINDING)
-    .rules(admissionregistration::POLICY_BINDING)
-    .conditional()
-    .inert(),
+    .rules(policies::POLICY_BINDING)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -506,9 +504,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::MUTATING_POLICY)
-    .rules(admissionregistration::POLICY)
-    .conditional()
-    .inert(),
+    .rules(policies::MUTATING_POLICY)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -518,9 +515,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::POLICY_BINDING)
-    .rules(admissionregistration::POLICY_BINDING)
-    .conditional()
-    .inert(),
+    .rules(policies::POLICY_BINDING)
+    .conditional(),
     // extension of the API itself
     Row::new(
         "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",

@@ -51,6 +51,7 @@ async fn complete(
     kind.strategy.default(new);
     let written = chain::mutate(call, op, options, new, old).await?;
     kind.strategy.prepare(op, new, old);
+    admission::policy::check_types(call, op, new, old);
     let mut errors = kind.strategy.validate(op, new, old);
     // What was missing when the object came may have been filled in since. Status is written by
     // controllers, whom Kubernetes does not hold to the schema either.
