@@ -2,7 +2,7 @@
 //! aggregated APIs, flow control. Never calls, evaluates or limits anything.
 
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
-use proa_apimachinery::schema::expression::Expression;
+use proa_apimachinery::cel::Expression;
 use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::{Object, names};
 use serde_json::{Value, json};
