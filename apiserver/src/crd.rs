@@ -315,7 +315,7 @@ async fn set_finalizers(core: &Arc<Core>, object: &Object, finalizers: &[&str]) 
         }
         Ok((new, FieldErrors::new()))
     };
-    write::assign(&call, object.name(), &options, change).await.map(drop)
+    write::assign(&call, object.name(), &[], &options, change).await.map(drop)
 }
 
 /// A request of the server to itself, through the same path as everybody's.

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use proa_apimachinery::Path;
 use proa_apimachinery::object::Object;
+use proa_apimachinery::part::Part;
 use proa_apimachinery::status::ApiError;
 use proa_apimachinery::{json, yaml};
 use proa_store::Value as Stored;
@@ -131,13 +132,28 @@ pub fn encode(object: &Object) -> Stored {
     Stored { bytes: Bytes::from(out), revision_at: Some(at) }
 }
 
-/// The resource version of stored bytes: it comes first in their metadata ([`encode`]). 0 when it does not.
-pub fn revision(stored: &[u8]) -> u64 {
-    const BEFORE: &[u8] = b"\"resourceVersion\":\"";
+/// The stored form of an object that was read in `part` and changed there, from the bytes it was read from.
+pub fn encode_part(part: &Part, whole: &Bytes, mut object: Object) -> Option<Stored> {
+    let metadata = object.metadata_mut();
+    metadata.shift_remove("resourceVersion");
+    metadata.shift_insert(0, "resourceVersion".into(), "".into());
+    let out = part.put_back(std::str::from_utf8(whole).ok()?, &object.0).ok()?;
+    let at = revision_at(&out)?;
+    Some(Stored { bytes: Bytes::from(out), revision_at: Some(at) })
+}
+
+/// Where the resource version stands in stored bytes: first in their metadata.
+fn revision_at(stored: &[u8]) -> Option<usize> {
+    const BEFORE: &[u8] = b"\"metadata\":{\"resourceVersion\":\"";
     // Kind and version are short: further in it is somebody else's.
     let head = &stored[..stored.len().min(512)];
-    let Some(at) = head.windows(BEFORE.len()).position(|window| window == BEFORE) else { return 0 };
-    let digits = stored[at + BEFORE.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+    head.windows(BEFORE.len()).position(|window| window == BEFORE).map(|at| at + BEFORE.len())
+}
+
+/// The resource version of stored bytes: it comes first in their metadata ([`encode`]). 0 when it does not.
+pub fn revision(stored: &[u8]) -> u64 {
+    let Some(at) = revision_at(stored) else { return 0 };
+    let digits = stored[at..].iter().take_while(|byte| byte.is_ascii_digit());
     digits.fold(0, |value: u64, byte| value.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')))
 }
 
@@ -194,6 +210,19 @@ mod tests {
         });
         assert_eq!(back, expected);
         assert_eq!(revision(&bytes), 42);
+
+        let part = Part::at([vec!["metadata"], vec!["spec", "n"]]);
+        let mut read = part.read(&bytes).unwrap();
+        read.set(&["spec", "n"], 2);
+        let whole = Bytes::from(bytes);
+        let stored = encode_part(&part, &whole, read).unwrap();
+        assert_eq!(revision(&stored.bytes), 0);
+        let mut bytes = stored.bytes.to_vec();
+        bytes.splice(stored.revision_at.unwrap()..stored.revision_at.unwrap(), *b"43");
+        let mut expected = expected;
+        expected["spec"]["n"] = 2.into();
+        expected["metadata"]["resourceVersion"] = "43".into();
+        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), expected);
         assert_eq!(revision(b"{}"), 0);
     }
 }
