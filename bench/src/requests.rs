@@ -103,7 +103,7 @@ fn deployment(revision: usize) -> Bytes {
             "name": format!("container-{index}"),
             "image": format!("registry.example/team/part-{index}:v{revision}"),
             "args": ["--listen=:8080", "--log-level=info", "--config=/etc/part/config.yaml"],
-            "env": (0..14).map(variable).collect::<Vec<_>>(),
+            "env": (0..19).map(variable).collect::<Vec<_>>(),
             "ports": [{"name": "http", "containerPort": 8080 + index}],
             "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}},
             "readinessProbe": {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 5},

@@ -57,6 +57,12 @@ fn duplicate_fields(paths: &[Path]) -> Vec<String> {
 
 /// Decodes YAML with one document (JSON is YAML too).
 pub fn decode_yaml(body: &[u8]) -> Result<Decoded, ApiError> {
+    // What programs apply is JSON under the name of YAML, and a YAML parser takes ten times as long over it.
+    if body.trim_ascii_start().starts_with(b"{")
+        && let Ok(decoded) = decode_json(body)
+    {
+        return Ok(decoded);
+    }
     let documents = yaml::from_yaml_strict(body)
         .map_err(|error| ApiError::bad_request(format!("the body is not valid YAML: {error}")))?;
     let mut documents: Vec<_> = documents.into_iter().filter(|(document, _)| !document.is_null()).collect();
@@ -191,6 +197,17 @@ pub fn list_metadata(revision: u64, token: Option<String>, remaining: Option<usi
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn json_under_the_name_of_yaml_reads_as_the_yaml_it_is() {
+        let yaml = "\n{a: 1, 'b': [x, {c: null}]}";
+        let json = "\n{\"a\": 1, \"b\": [\"x\", {\"c\": null}]}";
+        let twice = "{\"a\": 1, \"a\": 2}";
+        let read = |text: &str| decode_yaml(text.as_bytes()).unwrap_or_else(|error| panic!("{}", error.message));
+        assert_eq!(read(yaml).value, read(json).value);
+        assert_eq!(read(json).value, yaml::from_yaml_strict(json.as_bytes()).unwrap().remove(0).0);
+        assert_eq!(read(twice).duplicates, ["duplicate field \"a\""]);
+    }
 
     #[test]
     fn an_object_is_encoded_once_with_a_place_for_its_revision() {
