@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::security::Security;
+
 /// Where everything is kept unless `--data-dir` says otherwise.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/proa";
 
@@ -38,9 +40,19 @@ pub(crate) enum Command {
     Diff(Diff),
     /// Try the revision that failed last again
     Retry(Retry),
+    /// Make, list and delete the tokens machines join with
+    #[command(subcommand)]
+    Token(Token),
     /// Load, pull, list and remove container images
     #[command(subcommand)]
     Image(Image),
+    /// Write all that a cluster stores to FILE, with its keys, while it runs or not
+    Backup(Backup),
+    /// Put what `proa backup` wrote into an empty data directory, or an empty etcd
+    Restore(Backup),
+    /// Move what is stored between a data directory and an etcd
+    #[command(subcommand)]
+    Etcd(EtcdCommand),
     /// Print the custom resource definitions of the proa.dev family
     Crds,
     /// Stop what still runs in a data directory and remove everything that belongs to it
@@ -61,12 +73,75 @@ pub(crate) struct DataDir {
 pub(crate) struct ServerArgs {
     #[command(flatten)]
     pub(crate) data: DataDir,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
     /// Address and port the API is served on
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
     pub(crate) listen: SocketAddr,
     /// Also write the admin kubeconfig to FILE (it is always at DIR/admin.kubeconfig)
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) security: Security,
+}
+
+/// The keys of a cluster.
+#[derive(Args, Clone)]
+pub(crate) struct Keys {
+    /// Directory of the cluster's keys, which API servers with one store have in common [default: DIR/pki]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pki_dir: Option<PathBuf>,
+}
+
+/// An etcd to keep everything in.
+#[derive(Args, Clone)]
+pub(crate) struct EtcdArgs {
+    /// Keep everything in this etcd (its members' URLs) instead of the data directory
+    #[arg(long = "etcd-servers", value_name = "URL", value_delimiter = ',')]
+    pub(crate) servers: Vec<String>,
+    /// Certificates its members are known by (PEM)
+    #[arg(long = "etcd-cafile", value_name = "FILE", requires = "servers")]
+    pub(crate) cafile: Option<PathBuf>,
+    /// Our certificate for it (PEM)
+    #[arg(long = "etcd-certfile", value_name = "FILE", requires = "servers", requires = "keyfile")]
+    pub(crate) certfile: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long = "etcd-keyfile", value_name = "FILE", requires = "servers", requires = "certfile")]
+    pub(crate) keyfile: Option<PathBuf>,
+    /// What all keys in it begin with
+    #[arg(long = "etcd-prefix", value_name = "PREFIX", default_value = "/registry")]
+    pub(crate) prefix: String,
+}
+
+#[derive(Args)]
+pub(crate) struct Backup {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) data: DataDir,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum EtcdCommand {
+    /// Copy what an etcd holds into an empty data directory
+    Export(EtcdMove),
+    /// Copy what a data directory holds into an etcd that holds no objects; no server may run on either
+    Import(EtcdMove),
+}
+
+#[derive(Args)]
+pub(crate) struct EtcdMove {
+    #[command(flatten)]
+    pub(crate) data: DataDir,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
 }
 
 #[derive(Args)]
@@ -118,6 +193,12 @@ pub(crate) struct Controllers {
     /// Which API family of the workload kinds to reconcile
     #[arg(long, value_enum, default_value = "standard")]
     pub(crate) family: FamilyArg,
+    /// Certificate of the authority that signs certificate requests [default: none are signed]
+    #[arg(long, value_name = "FILE", requires = "cluster_signing_key_file")]
+    pub(crate) cluster_signing_cert_file: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "cluster_signing_cert_file")]
+    pub(crate) cluster_signing_key_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) scheduler: Scheduler,
 }
@@ -131,9 +212,11 @@ pub(crate) struct Scheduler {
 
 #[derive(Args)]
 pub(crate) struct Agent {
-    /// Credentials and address of the API server
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kubeconfig: PathBuf,
+    /// Credentials and address of the API server [default: DIR/agent.kubeconfig, which joining leaves behind]
+    #[arg(long, value_name = "FILE", conflicts_with = "server")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) join: Join,
     #[command(flatten)]
     pub(crate) data: DataDir,
     #[command(flatten)]
@@ -144,6 +227,69 @@ pub(crate) struct Agent {
     /// Pretend to be N nodes that run nothing, named after --node-name [default: hollow], to try out large clusters
     #[arg(long, value_name = "N")]
     pub(crate) hollow: Option<u32>,
+}
+
+/// How a machine becomes a node of a cluster. Once it is one, it needs none of this.
+#[derive(Args)]
+pub(crate) struct Join {
+    /// Join the cluster of the API server at this URL
+    #[arg(long, value_name = "URL", requires = "token")]
+    pub(crate) server: Option<String>,
+    /// The token to join with, from `proa token create`
+    #[arg(long, value_name = "ID.SECRET", requires = "server")]
+    pub(crate) token: Option<String>,
+    /// The cluster's authority must have this public key (may be given several times)
+    #[arg(long = "ca-hash", value_name = "sha256:HEX", requires = "server")]
+    pub(crate) ca_hashes: Vec<String>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and print it
+    Create {
+        /// The token [default: a random one]
+        #[arg(value_name = "ID.SECRET")]
+        token: Option<String>,
+        /// How long it is good, such as 24h; 0 for ever
+        #[arg(long, default_value = "24h")]
+        ttl: String,
+        /// What it is for
+        #[arg(long, default_value = "")]
+        description: String,
+        /// What may be done with it: authentication, signing
+        #[arg(long, value_delimiter = ',', default_value = "authentication,signing")]
+        usages: Vec<String>,
+        /// Groups who comes with it is in
+        #[arg(long, value_delimiter = ',', default_value = proa_controllers::bootstrap::token::NODES)]
+        groups: Vec<String>,
+        /// Print the whole command that makes a machine join with it
+        #[arg(long)]
+        print_join_command: bool,
+        #[command(flatten)]
+        access: Credentials,
+    },
+    /// List tokens
+    List {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        access: Credentials,
+    },
+    /// Delete tokens
+    Delete {
+        /// Tokens or their ids
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+        #[command(flatten)]
+        access: Credentials,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Credentials {
+    /// Credentials and address of the API server [default: $KUBECONFIG, then DIR/admin.kubeconfig]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -315,7 +461,9 @@ mod tests {
                 _ => panic!("{command} pulls nothing"),
             }
         };
-        for command in ["proa up", "proa agent --kubeconfig file", "proa image pull registry.test:5000/app:v1"] {
+        for command in
+            ["proa up", "proa agent --kubeconfig file", "proa agent", "proa image pull registry.test:5000/app:v1"]
+        {
             assert_eq!(registries(command).plain_http, ["registry.test:5000"], "{command}");
         }
     }

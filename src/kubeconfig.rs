@@ -57,6 +57,34 @@ impl Access {
         Ok(merged)
     }
 
+    /// What a command goes by: the file that is named, else what kubectl would use, else the default data directory's.
+    ///
+    /// # Errors
+    /// When there is none, or the one that is named cannot be read.
+    pub(crate) fn of_command(named: Option<&Path>) -> anyhow::Result<Access> {
+        if let Some(file) = named {
+            return Access::read(file);
+        }
+        if let Some(access) = Access::of_user()? {
+            return Ok(access);
+        }
+        let default = Path::new(crate::cli::DEFAULT_DATA_DIR).join("admin.kubeconfig");
+        Access::read(&default).context("no kubeconfig: give one with --kubeconfig")
+    }
+
+    /// A kubeconfig as a text.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(crate) fn parse(text: &[u8], called: &str) -> anyhow::Result<Access> {
+        Ok(Access { path: called.into(), kubeconfig: parse(text, None)? })
+    }
+
+    /// The URL of the API server.
+    pub(crate) fn url(&self) -> anyhow::Result<&str> {
+        self.cluster()?.server.as_deref().with_context(|| format!("{} names no server", self.path.display()))
+    }
+
     /// A client that calls itself so.
     pub(crate) async fn client(&self, agent: UserAgent) -> anyhow::Result<Client> {
         let options = kube::config::KubeConfigOptions::default();
@@ -81,6 +109,20 @@ impl Access {
         }
     }
 
+    /// The certificate of the current user, PEM.
+    pub(crate) fn client_certificate(&self) -> anyhow::Result<String> {
+        let file = &self.kubeconfig;
+        let current = file.current_context.as_deref().unwrap_or_default();
+        let context = file.contexts.iter().find(|named| named.name == current).and_then(|named| named.context.as_ref());
+        let user = context.and_then(|context| context.user.as_deref()).unwrap_or_default();
+        let info = file.auth_infos.iter().find(|named| named.name == user).and_then(|named| named.auth_info.as_ref());
+        let data = info.and_then(|info| info.client_certificate_data.as_deref());
+        let data = data.with_context(|| format!("{} holds no client certificate", self.path.display()))?;
+        let pem =
+            base64::engine::general_purpose::STANDARD.decode(data).context("client-certificate-data is no base64")?;
+        String::from_utf8(pem).context("client-certificate-data is no PEM text")
+    }
+
     /// Where the API server answers.
     pub(crate) fn server(&self) -> anyhow::Result<SocketAddr> {
         let server = self.cluster()?.server.as_deref();
@@ -95,6 +137,10 @@ impl Access {
     fn cluster(&self) -> anyhow::Result<&Cluster> {
         let file = &self.kubeconfig;
         let current = file.current_context.as_deref().unwrap_or_default();
+        // What is published for newcomers has one cluster and nobody to be.
+        if let ("", [], [only]) = (current, file.contexts.as_slice(), file.clusters.as_slice()) {
+            return only.cluster.as_ref().with_context(|| format!("{} has no cluster", self.path.display()));
+        }
         let context = file.contexts.iter().find(|named| named.name == current).and_then(|named| named.context.as_ref());
         let context = context.with_context(|| format!("{} has no context {current:?}", self.path.display()))?;
         let cluster = file.clusters.iter().find(|named| named.name == context.cluster);

@@ -4,10 +4,12 @@
 //! crate could hold.
 
 mod apply;
+mod backup;
 mod cli;
 mod echo;
 mod identity;
 mod images;
+mod join;
 mod kubeconfig;
 mod node;
 mod paths;
@@ -18,6 +20,9 @@ mod rollback;
 mod rollout;
 mod run;
 mod samples;
+mod security;
+mod store;
+mod token;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -63,7 +68,12 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::History(args) => rollback::history(args).await,
         Command::Diff(args) => rollback::diff(args).await,
         Command::Retry(args) => rollback::retry(args).await,
+        Command::Token(command) => token::run(command).await,
         Command::Image(command) => images::run(command).await,
+        Command::Backup(args) => backup::backup(args).await,
+        Command::Restore(args) => backup::restore(args).await,
+        Command::Etcd(cli::EtcdCommand::Export(args)) => backup::export(args).await,
+        Command::Etcd(cli::EtcdCommand::Import(args)) => backup::import(args).await,
         Command::Crds => {
             print!("{}", proa_crds::custom_resource_definitions_yaml());
             Ok(())

@@ -18,6 +18,8 @@ const AGENT: &str = "agent";
 /// The API server's keys.
 const PKI: &str = "pki";
 const ADMIN_KUBECONFIG: &str = "admin.kubeconfig";
+/// What a machine that joined a cluster is there.
+const AGENT_KUBECONFIG: &str = "agent.kubeconfig";
 /// The end of a file's name while it is being written.
 pub(crate) const UNFINISHED: &str = ".new";
 /// What makes a new file system not empty.
@@ -105,7 +107,9 @@ impl DataDir {
     pub(crate) fn empty(&self) -> std::io::Result<Vec<OsString>> {
         self.mark()?;
         let locks = Part::ALL.map(Part::lock);
-        let files = [ADMIN_KUBECONFIG.to_owned(), format!("{ADMIN_KUBECONFIG}{UNFINISHED}")];
+        let files = [ADMIN_KUBECONFIG, AGENT_KUBECONFIG]
+            .into_iter()
+            .flat_map(|name| [name.to_owned(), format!("{name}{UNFINISHED}")]);
         let own = [STORE, IMAGES, AGENT, PKI].map(str::to_owned).into_iter().chain(files).chain(locks);
         for name in own.chain([MARKER.to_owned()]) {
             let path = self.0.join(name);
@@ -160,6 +164,10 @@ impl DataDir {
         self.0.join(STORE)
     }
 
+    pub(crate) fn pki(&self) -> PathBuf {
+        self.0.join(PKI)
+    }
+
     pub(crate) fn images(&self) -> PathBuf {
         self.0.join(IMAGES)
     }
@@ -183,6 +191,10 @@ impl DataDir {
 
     pub(crate) fn network(&self) -> PathBuf {
         self.agent().join("network")
+    }
+
+    pub(crate) fn agent_kubeconfig(&self) -> PathBuf {
+        self.0.join(AGENT_KUBECONFIG)
     }
 
     pub(crate) fn admin_kubeconfig(&self) -> PathBuf {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kube::Client;
+use proa_controllers::certificates::Authority;
 use proa_crds::Family;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,7 @@ use crate::kubeconfig::{AGENT, Access, COMMAND_LINE, CONTROLLERS, UserAgent};
 use crate::node::ThisNode;
 use crate::paths::{DataDir, Part, UNFINISHED};
 use crate::progress::Progress;
-use crate::{apply, identity, node, preflight, samples};
+use crate::{apply, identity, join, node, preflight, samples, store};
 
 /// `proa up`: store, API server, controllers and agent in this process.
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
@@ -34,24 +35,21 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let this_node = ThisNode {
         name: node_name.clone(),
         ip: control.node_ip,
-        // Asked before the controllers start: then nobody assigns the same to another.
-        pod_cidr: node::first_block(&as_controllers).await?,
+        // Asked before the controllers start: then nobody assigns the same to another. Beside other API servers the
+        // controllers that lead assign it.
+        pod_cidr: if args.server.etcd.servers.is_empty() { node::first_block(&as_controllers).await? } else { None },
         registries: args.node.registries.into(),
     };
     parts.spawn("controllers", {
         let shutdown = parts.shutdown.clone();
         // The lock on the data directory lets one such process live at a time: the next one leads again at once.
-        let options = controller_options(Family::Standard, control.ca(), format!("up-{node_name}"), &args.scheduler)?;
+        let mut options =
+            controller_options(Family::Standard, control.ca(), format!("up-{node_name}"), &args.scheduler)?;
+        let pki = control.server.pki();
+        options.authority = Some(Arc::new(Authority::from_pem(pki.ca_pem(), pki.ca_key_pem())?));
         async move { Ok(proa_controllers::run(as_controllers, options, shutdown).await?) }
     });
-    let tls = {
-        let identity = control.server.pki().server(
-            &format!("system:node:{node_name}"),
-            std::slice::from_ref(&node_name),
-            &[control.node_ip],
-        )?;
-        proa_kubelet_agent::Tls { certificate: identity.certificate, key: identity.key, client_ca: control.ca() }
-    };
+    let tls = node::self_signed(&node_name, control.node_ip, control.ca())?;
     // The agent is a node like any other: what it may do, one on another machine may too.
     let client = control.client(proa_apiserver::User::node(&node_name), AGENT);
     let agent = node::config(client, Family::Standard, this_node, &control.data, tls, control.address).await?;
@@ -100,6 +98,12 @@ pub(crate) async fn controllers(args: cli::Controllers) -> anyhow::Result<()> {
     let identity = identity::of_this_process(&host);
     let mut options =
         controller_options(args.family.into(), access.certificate_authority()?, identity, &args.scheduler)?;
+    if let (Some(certificate), Some(key)) = (&args.cluster_signing_cert_file, &args.cluster_signing_key_file) {
+        let read =
+            |file: &PathBuf| std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()));
+        let authority = Authority::from_pem(&read(certificate)?, &read(key)?);
+        options.authority = Some(Arc::new(authority.with_context(|| certificate.display().to_string())?));
+    }
     options.has_ended = Arc::new(move |holder| identity::has_ended(&host, holder));
     parts.spawn("controllers", async move { Ok(proa_controllers::run(client, options, shutdown).await?) });
     parts.until_stopped(async {}).await
@@ -113,17 +117,30 @@ pub(crate) async fn agent(args: cli::Agent) -> anyhow::Result<()> {
     preflight::check_machine()?;
     let data = DataDir::create(&args.data.data_dir)?;
     let _lock = data.lock(Part::Agent)?;
-    let access = Access::read(&args.kubeconfig)?;
-    let client = access.client(AGENT).await?;
-    let api = access.server()?;
-    let this_node = ThisNode {
-        name: args.node.name.map_or_else(node::host_name, Ok)?,
-        ip: node::ip_towards(api.ip()),
-        pod_cidr: None,
-        registries: args.node.registries.into(),
-    };
-    let tls = node::self_signed(&this_node.name, this_node.ip, access.certificate_authority()?)?;
+    let name = args.node.name.map_or_else(node::host_name, Ok)?;
     let parts = Parts::new();
+    let (access, client) = match &args.kubeconfig {
+        Some(file) => {
+            let access = Access::read(file)?;
+            let client = access.client(AGENT).await?;
+            (access, client)
+        }
+        None => {
+            let member = join::Member::new(data.agent_kubeconfig(), &name, &args.join).await?;
+            let client = member.client();
+            let access = Access::read(member.file())?;
+            let shutdown = parts.shutdown.clone();
+            parts.spawn("renewal of the node's certificate", async move {
+                shutdown.run_until_cancelled(member.renew()).await;
+                Ok(())
+            });
+            (access, client)
+        }
+    };
+    let api = access.server()?;
+    let this_node =
+        ThisNode { name, ip: node::ip_towards(api.ip()), pod_cidr: None, registries: args.node.registries.into() };
+    let tls = node::self_signed(&this_node.name, this_node.ip, access.certificate_authority()?)?;
     let config = node::config(client, args.family.into(), this_node, &data, tls, api).await?;
     let images = config.images.clone();
     let shutdown = parts.shutdown.clone();
@@ -158,7 +175,8 @@ fn scheduler_configuration(file: &Path) -> anyhow::Result<proa_controllers::sche
 
 /// `proa agent --hollow N`: nodes that run nothing, without a directory, a runtime or a network.
 async fn hollow(args: cli::Agent, count: u32) -> anyhow::Result<()> {
-    let client = Access::read(&args.kubeconfig)?.client(AGENT).await?;
+    let Some(file) = &args.kubeconfig else { anyhow::bail!("hollow nodes join nothing: give them a --kubeconfig") };
+    let client = Access::read(file)?.client(AGENT).await?;
     let hollow = proa_kubelet_agent::hollow::Hollow {
         count,
         prefix: args.node.name.unwrap_or_else(|| "hollow".to_owned()),
@@ -228,6 +246,9 @@ fn part_ended(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::Joi
     }
 }
 
+/// How often the administrator's kubeconfig is written anew.
+const ADMINISTRATOR_AGAIN: std::time::Duration = std::time::Duration::from_hours(30 * 24);
+
 /// Store and API server, listening.
 struct ControlPlane {
     data: DataDir,
@@ -246,23 +267,37 @@ impl ControlPlane {
         let listen = listener.local_addr()?;
         let node_ip = node::ip_towards(listen.ip());
         let address = SocketAddr::new(node::advertised(listen.ip(), node_ip), listen.port());
-        let store = proa_store::Embedded::open(&data.store(), proa_store::Options::default())
-            .await
-            .with_context(|| format!("cannot open the store in {}", data.store().display()))?;
-        let config = proa_apiserver::Config {
+        let (store, shared) = store::open(&data, &args.etcd).await?;
+        let mut config = proa_apiserver::Config {
             listen: Some(listen),
+            pki_dir: args.keys.pki_dir.clone(),
+            shared,
             advertise: address.ip(),
             definitions: proa_crds::extension_definitions(),
             ..proa_apiserver::Config::new(data.root())
         };
-        let server =
-            proa_apiserver::Server::open(config, Arc::new(store)).await.context("cannot start the API server")?;
+        args.security.configure(&mut config)?;
+        let server = proa_apiserver::Server::open(config, store).await.context("cannot start the API server")?;
         let url = format!("https://{address}");
-        let kubeconfig = server.kubeconfig(&url, "kubernetes-admin", &["system:masters"])?;
-        write_private(&data.admin_kubeconfig(), &kubeconfig)?;
-        if let Some(file) = &args.kubeconfig {
-            write_private(file, &kubeconfig)?;
-        }
+        let files: Vec<PathBuf> = std::iter::once(data.admin_kubeconfig()).chain(args.kubeconfig.clone()).collect();
+        let administrator = {
+            let (server, url) = (server.clone(), url.clone());
+            move || -> anyhow::Result<()> {
+                let kubeconfig = server.kubeconfig(&url, "kubernetes-admin", &["system:masters"])?;
+                files.iter().try_for_each(|file| write_private(file, kubeconfig.as_bytes()))
+            }
+        };
+        administrator()?;
+        parts.spawn("administrator's kubeconfig", {
+            let shutdown = parts.shutdown.clone();
+            async move {
+                // Its certificate is good for a year: long before that the file has another.
+                while shutdown.run_until_cancelled(tokio::time::sleep(ADMINISTRATOR_AGAIN)).await.is_some() {
+                    administrator()?;
+                }
+                Ok(())
+            }
+        });
         parts.spawn("API server", {
             let (server, shutdown) = (server.clone(), parts.shutdown.clone());
             async move { Ok(server.serve(listener, shutdown).await?) }
@@ -332,7 +367,7 @@ async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
 }
 
 /// Writes a file only its owner may read: it holds a private key.
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     if let Some(parent) = path.parent() {
@@ -346,7 +381,7 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
         .write(true)
         .mode(0o600)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))
 }

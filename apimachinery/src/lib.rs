@@ -12,6 +12,7 @@
 
 pub mod at;
 pub mod cron;
+pub mod der;
 pub mod duration;
 pub mod field;
 pub mod indexes;

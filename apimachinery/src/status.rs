@@ -3,6 +3,8 @@
 //!
 //! Codes, reasons and wording follow `k8s.io/apimachinery/pkg/api/errors`.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 use crate::field::{FieldErrors, join};
@@ -14,7 +16,7 @@ pub struct ApiError {
     /// The HTTP status.
     pub code: u16,
     /// The machine-readable reason: `NotFound`, `Invalid` …
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// The sentence people read.
     pub message: String,
     /// What it is about, boxed because most code passes errors by value.
@@ -78,8 +80,8 @@ pub type GroupKind<'a> = GroupResource<'a>;
 
 impl ApiError {
     /// An error with nothing but a message.
-    pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> ApiError {
-        ApiError { code, reason, message: message.into(), details: None }
+    pub fn new(code: u16, reason: impl Into<Cow<'static, str>>, message: impl Into<String>) -> ApiError {
+        ApiError { code, reason: reason.into(), message: message.into(), details: None }
     }
 
     fn about(mut self, gr: GroupResource<'_>, name: &str) -> ApiError {
@@ -276,8 +278,11 @@ impl ApiError {
     pub fn to_status(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason,
+            "message": self.message,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = self.reason.as_ref().into();
+        }
         if let Some(details) = &self.details {
             status["details"] = details.to_value();
             if !details.go_on.is_empty() {

@@ -19,6 +19,13 @@ pub fn plain(mut template: Value) -> Value {
     tidy(template)
 }
 
+/// Whether the template carries something its revision added.
+pub fn is_of_a_revision(template: &Value) -> bool {
+    let held =
+        |map: &str, key: &str| template.get("metadata").and_then(|metadata| metadata.get(map)?.get(key)).is_some();
+    ADDED.iter().any(|(map, key)| held(map, key))
+}
+
 /// A digest of [`plain`]: equal for equal templates, whatever the order of their fields.
 pub fn digest(template: &Value) -> String {
     let mut hash = Sha256::new();
@@ -88,6 +95,7 @@ mod tests {
                 "annotations": {"proa.dev/configuration": "y"}},
         });
         assert_eq!(digest(&one), digest(&same));
+        assert!(is_of_a_revision(&same) && !is_of_a_revision(&one));
         let mut other = one.clone();
         other["spec"]["containers"][0]["image"] = json!("j");
         assert_ne!(digest(&one), digest(&other));

@@ -1,6 +1,7 @@
 //! Connections: TLS with an optional client certificate, HTTP/1.1 and HTTP/2, the warp route in front of
 //! the handler.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use proa_apimachinery::status::ApiError;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -25,7 +27,9 @@ use crate::authn::x509;
 use crate::core::Core;
 use crate::handler::{Incoming, handle};
 use crate::http::{BODY_LIMIT, Body, Response, error};
+use crate::outside::Clock;
 use crate::pki::{Identity, Pki, PkiError};
+use crate::renew::Renewing;
 use crate::user::User;
 
 /// A client that has not finished its handshake by then is gone.
@@ -41,17 +45,41 @@ const DRAIN: Duration = Duration::from_millis(1_500);
 #[derive(Clone)]
 pub(crate) struct Peer(pub(crate) User);
 
-/// TLS settings of the server: its certificate, clients' certificates checked when they send one.
-pub fn acceptor(pki: &Pki, identity: &Identity) -> Result<TlsAcceptor, PkiError> {
+/// Where the connection comes from, in the request's extensions.
+#[derive(Clone, Copy)]
+struct Origin(IpAddr);
+
+/// The server's certificate, another one before it runs out: whoever connects then gets that, and nobody is cut off.
+#[derive(Debug)]
+struct Serving(Renewing<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.get()))
+    }
+}
+
+/// TLS settings of the server: the certificate `identity` makes, clients' certificates checked when they send one.
+pub fn acceptor(
+    pki: &Pki,
+    clock: Clock,
+    identity: impl Fn() -> Result<Identity, PkiError> + Send + Sync + 'static,
+) -> Result<TlsAcceptor, PkiError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(pki.roots()?), Arc::clone(&provider))
         .allow_unauthenticated()
         .build();
     let verifier = verifier.map_err(|error| PkiError::Key(error.to_string()))?;
+    let keys = Arc::clone(&provider);
+    let serving = Renewing::new(clock, move || {
+        let identity = identity()?;
+        let key = keys.key_provider.load_private_key(identity.private_key()?)?;
+        Ok((Arc::new(CertifiedKey::new(identity.chain()?, key)), identity.renew_at))
+    })?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain()?, identity.private_key()?)?;
+        .with_cert_resolver(Arc::new(Serving(serving)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -87,6 +115,7 @@ pub async fn serve(core: Arc<Core>, listener: TcpListener, tls: TlsAcceptor, sto
 async fn connection(core: Arc<Core>, socket: TcpStream, tls: TlsAcceptor, stop: CancellationToken) {
     // Small answers go out at once; failing to say so costs latency only.
     let _ = socket.set_nodelay(true);
+    let from = socket.peer_addr().ok().map(|address| Origin(address.ip().to_canonical()));
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(socket)).await else { return };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|certificate| x509::user(certificate)).map(Peer);
@@ -94,6 +123,9 @@ async fn connection(core: Arc<Core>, socket: TcpStream, tls: TlsAcceptor, stop: 
     let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
+        }
+        if let Some(from) = from {
+            request.extensions_mut().insert(from);
         }
         let mut routes = routes.clone();
         async move { tower::Service::call(&mut routes, request).await }
@@ -128,6 +160,7 @@ fn routes(
         .and(query)
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<Peer>())
+        .and(warp::ext::optional::<Origin>())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::body::stream())
         .then(
@@ -136,6 +169,7 @@ fn routes(
                   query: String,
                   headers: HeaderMap,
                   peer: Option<Peer>,
+                  from: Option<Origin>,
                   upgrade: Option<OnUpgrade>,
                   body| {
                 let core = Arc::clone(&core);
@@ -149,6 +183,7 @@ fn routes(
                                 headers,
                                 body,
                                 peer: peer.map(|peer| peer.0),
+                                from: from.map(|from| from.0),
                                 upgrade,
                             };
                             handle(&core, incoming).await

@@ -14,7 +14,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::outside::Clock;
 use crate::pki::{KUBELET_CLIENT, Pki, PkiError};
+use crate::renew::Renewing;
 use crate::user::MASTERS;
 
 /// On a Node: SHA-256 of its agent's serving certificate (DER of the leaf), in lower-case hexadecimal. Only the
@@ -23,24 +25,28 @@ pub const SERVING_CERTIFICATE: &str = "proa.dev/serving-certificate";
 
 /// Connections to agents, with the API server's own client certificate.
 pub struct Agents {
-    config: ClientConfig,
+    config: Renewing<ClientConfig>,
     by_ca: Arc<WebPkiServerVerifier>,
 }
 
 impl Agents {
     /// Trusts what our CA signed; more is said per connection.
-    pub fn new(pki: &Pki) -> Result<Agents, PkiError> {
-        let identity = pki.client(KUBELET_CLIENT, &[MASTERS])?;
+    pub fn new(pki: &Arc<Pki>, clock: Clock) -> Result<Agents, PkiError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let by_ca = WebPkiServerVerifier::builder_with_provider(Arc::new(pki.roots()?), Arc::clone(&provider))
             .build()
             .map_err(|error| PkiError::Key(error.to_string()))?;
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_webpki_verifier(Arc::clone(&by_ca))
-            .with_client_auth_cert(identity.chain()?, identity.private_key()?)?;
-        // A resumed session is not verified again: a node that took over an address must prove itself anew.
-        config.resumption = Resumption::disabled();
+        let (keys, verifier) = (Arc::clone(pki), Arc::clone(&by_ca));
+        let config = Renewing::new(clock, move || {
+            let identity = keys.client(KUBELET_CLIENT, &[MASTERS])?;
+            let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+                .with_safe_default_protocol_versions()?
+                .with_webpki_verifier(Arc::clone(&verifier))
+                .with_client_auth_cert(identity.chain()?, identity.private_key()?)?;
+            // A resumed session is not verified again: a node that took over an address must prove itself anew.
+            config.resumption = Resumption::disabled();
+            Ok((config, identity.renew_at))
+        })?;
         Ok(Agents { config, by_ca })
     }
 
@@ -54,7 +60,7 @@ impl Agents {
         pin: Option<Pin>,
         tcp: TcpStream,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let mut config = self.config.clone();
+        let mut config = ClientConfig::clone(&self.config.get());
         if let Some(pin) = pin {
             let verifier = Verifier { by_ca: Arc::clone(&self.by_ca), pin };
             config.dangerous().set_certificate_verifier(Arc::new(verifier));
@@ -136,8 +142,8 @@ mod tests {
         Object::from_value(node).unwrap()
     }
 
-    fn judge(pki: &Pki, pin: &str, certificate: &CertificateDer<'static>) -> bool {
-        let agents = Agents::new(pki).unwrap();
+    fn judge(pki: &Arc<Pki>, pin: &str, certificate: &CertificateDer<'static>) -> bool {
+        let agents = Agents::new(pki, Clock::system()).unwrap();
         let verifier = Verifier { by_ca: agents.by_ca, pin: Pin::of_node(&node(pin)).unwrap() };
         let name = ServerName::try_from("127.0.0.1").unwrap();
         verifier.verify_server_cert(certificate, &[], &name, &[], UnixTime::now()).is_ok()
@@ -146,7 +152,7 @@ mod tests {
     #[test]
     fn an_agent_is_known_by_our_ca_or_by_the_certificate_its_node_published() {
         let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::open(dir.path()).unwrap();
+        let pki = Arc::new(Pki::open(dir.path(), Clock::system()).unwrap());
         let signed = pki.server("system:node:a", &["a".into()], &["127.0.0.1".parse().unwrap()]).unwrap();
         let elsewhere = pki.server("system:node:b", &["b".into()], &["127.0.0.2".parse().unwrap()]).unwrap();
         let own = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();

@@ -5,13 +5,20 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::audit::sink::SinkOptions;
+use crate::authn::oidc::OidcFlags;
 use crate::outside::{Clock, Entropy};
+use crate::tokens::TokenOptions;
 
 /// The settings of one API server.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where `pki/` is kept.
     pub data_dir: PathBuf,
+    /// Where the keys are, when not in `pki/` there: what API servers that share a store must have in common.
+    pub pki_dir: Option<PathBuf>,
+    /// Whether other API servers may have the same store.
+    pub shared: Shared,
     /// The address clients will use, if a socket is served: it goes into the server's certificate.
     pub listen: Option<SocketAddr>,
     /// The address of the API server as pods see it (the endpoint of the `kubernetes` Service).
@@ -27,10 +34,39 @@ pub struct Config {
     /// CustomResourceDefinitions, as JSON, of kinds that belong to the platform: served from the start, and kept as they are
     /// here.
     pub definitions: Vec<serde_json::Value>,
+    /// Keys and words of service-account tokens.
+    pub tokens: TokenOptions,
+    /// An `EncryptionConfiguration`: what of the store is ciphertext, and by which keys.
+    pub encryption: Option<PathBuf>,
+    /// Whose tokens are good besides our own, and who comes without.
+    pub authentication: Authentication,
+    /// What is written to an audit log.
+    pub audit: Option<AuditOptions>,
     /// Where the time comes from.
     pub clock: Clock,
     /// Where uids, made-up names and free addresses come from.
     pub entropy: Entropy,
+}
+
+/// Who is let in by what others say.
+#[derive(Clone, Debug, Default)]
+pub enum Authentication {
+    /// Nobody; and anybody may come without a credential.
+    #[default]
+    Own,
+    /// An `AuthenticationConfiguration`, read again when it changes.
+    File(PathBuf),
+    /// One issuer, by flags.
+    Flags(Box<OidcFlags>),
+}
+
+/// A policy of the audit log, and where the events go.
+#[derive(Clone, Debug)]
+pub struct AuditOptions {
+    /// A `Policy` of audit.k8s.io/v1.
+    pub policy: PathBuf,
+    /// Where events go.
+    pub sink: SinkOptions,
 }
 
 impl Config {
@@ -38,6 +74,8 @@ impl Config {
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Config {
             data_dir: data_dir.into(),
+            pki_dir: None,
+            shared: Shared::No,
             listen: None,
             advertise: IpAddr::V4(Ipv4Addr::LOCALHOST),
             service_cidr: Cidr { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 16 },
@@ -45,9 +83,34 @@ impl Config {
             node_port_range: 30000..=32767,
             extra_names: Vec::new(),
             definitions: Vec::new(),
+            tokens: TokenOptions::default(),
+            authentication: Authentication::default(),
+            encryption: None,
+            audit: None,
             clock: Clock::system(),
             entropy: Entropy::system(),
         }
+    }
+}
+
+/// Whether a store is one server's alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// It is.
+    No,
+    /// Any number of servers may have it: they say where each can be reached, and must have the same keys.
+    Yes,
+}
+
+impl Config {
+    /// Where the keys are.
+    pub fn pki(&self) -> PathBuf {
+        self.pki_dir.clone().unwrap_or_else(|| self.data_dir.join("pki"))
+    }
+
+    /// The port clients use.
+    pub fn port(&self) -> u16 {
+        self.listen.map_or(6443, |listen| listen.port())
     }
 }
 

@@ -27,7 +27,8 @@ use crate::request_info::{Query, RequestInfo};
 use crate::resources::{Custom, Resource};
 use crate::user::{MASTERS, User};
 
-const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
+/// Where definitions are stored.
+pub const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const PATH: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 /// How long what failed waits (a full disk, say).
 const RETRY: Duration = Duration::from_secs(5);
@@ -333,5 +334,15 @@ fn request(method: Method, path: &str, query: &str, body: &Value) -> Request {
     headers.insert(http::header::USER_AGENT, http::HeaderValue::from_static("proa-apiserver"));
     let body = if body.is_null() { bytes::Bytes::new() } else { bytes::Bytes::from(body.to_string()) };
     let user = User::new("system:apiserver", &[MASTERS]);
-    Request { method, path: path.to_owned(), query, headers, body, user, info, upgrade: None }
+    Request {
+        method,
+        path: path.to_owned(),
+        query,
+        headers,
+        body,
+        user,
+        info,
+        upgrade: None,
+        trail: Default::default(),
+    }
 }

@@ -15,8 +15,8 @@ use crate::core::Core;
 const LIFE: SignedDuration = SignedDuration::from_hours(1);
 /// How often they are looked through.
 const EVERY: Duration = Duration::from_secs(300);
-/// How many go in one commit.
-const BATCH: usize = 256;
+/// How many go in one commit: etcd takes 128 at once.
+const BATCH: usize = 128;
 
 /// Deletes old events until the server stops.
 pub async fn run(core: Arc<Core>) {

@@ -1,8 +1,9 @@
 //! One request from its credential to its answer.
 //!
-//! Owns the order: read → authenticate → impersonate → limit → authorize → answer. A panic in here ends one
+//! Owns the order: read → authenticate → begin the audit trail → impersonate → limit → authorize → answer. A panic in here ends one
 //! request with 500, never the process.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,11 +15,12 @@ use hyper::upgrade::OnUpgrade;
 use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::json;
 
-use crate::authz::{self, Attributes};
+use crate::audit::{self, Trail};
+use crate::authz::{self, Attributes, Verdict};
 use crate::core::Core;
 use crate::http::{self as wire, Request, Response};
 use crate::request_info::{Query, RequestInfo};
-use crate::user::{AUTHENTICATED, User};
+use crate::user::User;
 use crate::{authn, discovery, health, openapi, registry};
 
 /// A request before anybody knows who sends it.
@@ -36,6 +38,8 @@ pub struct Incoming {
     /// The user the connection itself vouches for: its client certificate's, or the one an in-process
     /// client was made for.
     pub peer: Option<User>,
+    /// Where the connection comes from; none within this process.
+    pub from: Option<IpAddr>,
     /// The connection, if it can be upgraded.
     pub upgrade: Option<OnUpgrade>,
 }
@@ -47,16 +51,23 @@ pub async fn handle(core: &Arc<Core>, incoming: Incoming) -> Response {
     let started = Instant::now();
     let query = Query::parse(&incoming.query);
     let info = RequestInfo::parse(&incoming.method, &incoming.path, &query);
-    let answered = AssertUnwindSafe(answer(core, incoming, query, info.clone())).catch_unwind().await;
-    let mut response = match answered {
+    // Whoever follows a request over several servers gives it its id.
+    let id = incoming.headers.get(AUDIT_ID).filter(|id| !id.is_empty() && id.len() <= 64).cloned();
+    let id = id.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
+    let mut trail = Trail::default();
+    let answered =
+        AssertUnwindSafe(answer(core, incoming, query, info.clone(), id.as_ref(), &mut trail)).catch_unwind();
+    let mut response = match answered.await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => wire::error(&error),
         Err(_) => {
             tracing::error!(path = %info.path, verb = info.verb, "a request handler panicked");
+            std::mem::take(&mut trail).panicked();
             wire::error(&ApiError::internal("the server failed to answer this request"))
         }
     };
-    if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
+    trail.answered(&mut response);
+    if let Some(id) = id {
         response.headers_mut().insert(AUDIT_ID, id);
     }
     core.metrics.answered(&info, response.status().as_u16(), started.elapsed());
@@ -64,22 +75,63 @@ pub async fn handle(core: &Arc<Core>, incoming: Incoming) -> Response {
     response
 }
 
-async fn answer(core: &Arc<Core>, incoming: Incoming, query: Query, info: RequestInfo) -> Result<Response, ApiError> {
+async fn answer(
+    core: &Arc<Core>,
+    incoming: Incoming,
+    query: Query,
+    info: RequestInfo,
+    id: Option<&HeaderValue>,
+    trail: &mut Trail,
+) -> Result<Response, ApiError> {
     if incoming.body.len() > wire::BODY_LIMIT {
         return Err(ApiError::too_large(wire::BODY_LIMIT));
     }
-    let user = authn::authenticate(core, &incoming.headers, incoming.peer.as_ref()).await?;
-    let user = impersonated(core, &incoming.headers, user)?;
+    let seen = || audit::Seen {
+        id: id.and_then(|id| id.to_str().ok()).unwrap_or_default(),
+        uri: if incoming.query.is_empty() {
+            incoming.path.clone()
+        } else {
+            format!("{}?{}", incoming.path, incoming.query)
+        },
+        headers: &incoming.headers,
+        from: incoming.from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        received: core.now(),
+    };
+    let caller = match authn::authenticate(core, &incoming.headers, incoming.peer.as_ref(), &incoming.path).await {
+        Ok(caller) => caller,
+        Err(refusal) => {
+            if let Some(audit) = &core.audit {
+                audit.refused(&info, &seen(), "bearer");
+            }
+            return Err(refusal);
+        }
+    };
+    if let Some(audit) = &core.audit {
+        *trail = audit.begin(&caller, &info, &seen())?;
+        trail.request_body(&incoming.headers, &incoming.body);
+    }
+    let user = match authn::impersonation::impersonated(core, &incoming.headers, &caller).await? {
+        Some(user) => {
+            trail.impersonates(&user);
+            user
+        }
+        None => caller,
+    };
     let mutating = !matches!(incoming.method, Method::GET | Method::HEAD | Method::OPTIONS);
     // Health is asked when things go badly: it never waits behind other requests.
     let _place = if info.is_resource { core.flow.enter(&user, mutating).await? } else { None };
     let _running = core.metrics.running(mutating);
-    if let Err(error) = authz::authorize(core, &user, &info) {
+    let what = Attributes::from(&info);
+    let mut verdict = authz::decide(core, &user, &what);
+    if verdict == Verdict::NoOpinion {
         // The roles may have been written an instant ago, on another connection.
         core.caches.consistent().await?;
-        if authz::authorize(core, &user, &info).is_err() {
-            return Err(error);
-        }
+        verdict = authz::decide(core, &user, &what);
+    }
+    trail.annotate(audit::DECISION, || if verdict.is_allowed() { "allow" } else { "forbid" }.to_owned());
+    trail.annotate(audit::REASON, || verdict.reason());
+    if !verdict.is_allowed() {
+        return Err(authz::forbidden(&user, info.is_resource, &what));
     }
     let request = Request {
         method: incoming.method,
@@ -90,6 +142,7 @@ async fn answer(core: &Arc<Core>, incoming: Incoming, query: Query, info: Reques
         user,
         info,
         upgrade: incoming.upgrade,
+        trail: trail.clone(),
     };
     if request.info.is_resource {
         return registry::dispatch(core, &request).await;
@@ -119,52 +172,4 @@ async fn answer(core: &Arc<Core>, incoming: Incoming, query: Query, info: Reques
         }
         _ => Err(ApiError::no_such_resource()),
     }
-}
-
-/// The user a request wants to be, if the caller may be them.
-fn impersonated(core: &Core, headers: &HeaderMap, user: User) -> Result<User, ApiError> {
-    let values = |name: &str| -> Vec<String> {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
-    };
-    let names = values("impersonate-user");
-    let groups = values("impersonate-group");
-    let Some(name) = names.into_iter().next() else {
-        if !groups.is_empty() || headers.contains_key("impersonate-uid") {
-            return Err(ApiError::bad_request("requested [{Group}] without impersonating a user"));
-        }
-        return Ok(user);
-    };
-    let check = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let what =
-            Attributes { verb: "impersonate", group, resource, subresource, namespace, name, ..Attributes::default() };
-        if authz::allowed(core, &user, &what) { Ok(()) } else { Err(authz::forbidden(&user, true, &what)) }
-    };
-    let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
-    match account {
-        Some((namespace, account)) => check("", "serviceaccounts", "", namespace, account)?,
-        None => check("", "users", "", "", &name)?,
-    }
-    for group in &groups {
-        check("", "groups", "", "", group)?;
-    }
-    let mut new = match account {
-        Some((namespace, account)) => User::service_account(namespace, account, ""),
-        None => User { name, ..User::default() },
-    };
-    new.groups.extend(groups);
-    let anonymous = new.name == crate::user::ANONYMOUS;
-    if !anonymous && !new.in_group(AUTHENTICATED) {
-        new.groups.push(AUTHENTICATED.to_owned());
-    }
-    if let Some(uid) = values("impersonate-uid").into_iter().next() {
-        check("authentication.k8s.io", "uids", "", "", &uid)?;
-        new.uid = uid;
-    }
-    for (header, value) in headers {
-        let Some(key) = header.as_str().strip_prefix("impersonate-extra-") else { continue };
-        let value = value.to_str().unwrap_or_default();
-        check("authentication.k8s.io", "userextras", key, "", value)?;
-        new.extra.entry(crate::request_info::decode(key)).or_default().push(value.to_owned());
-    }
-    Ok(new)
 }

@@ -14,7 +14,7 @@ pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>
     }
     let stopping = core.stop.is_cancelled();
     let behind = core.caches.applied() < core.log.revision().0.saturating_sub(10_000);
-    let mut checks = vec![("ping", true), ("log", true), ("etcd", true), ("watch-cache", !behind)];
+    let mut checks = vec![("ping", true), ("log", true), ("etcd", core.log.is_available()), ("watch-cache", !behind)];
     if root == "readyz" {
         checks.push(("shutdown", !stopping));
     }

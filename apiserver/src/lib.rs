@@ -4,7 +4,8 @@
 //! (authentication, RBAC, admission), the one generic path from a request to the store, and the watch
 //! cache all reads are served from. Built-in kinds and custom resources are rows of one table; there is no
 //! handler per kind. It is the only crate that opens the store. Never runs a control loop: the only things it
-//! does by itself are taking up CustomResourceDefinitions and forgetting old events.
+//! does by itself are taking up CustomResourceDefinitions and changed configuration files, forgetting old events, and
+//! saying where it can be reached.
 //!
 //! A request walks: [`accept`] (or [`local`], without a socket) → [`handler`] (authenticate, limit,
 //! authorize) → [`registry`] (decode, patch, default, admit, prepare, validate, commit) → the store; the
@@ -14,28 +15,36 @@ pub mod accept;
 pub mod admission;
 pub mod agents;
 pub mod allocate;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;
 pub mod cache;
 pub mod config;
+pub mod conversion;
 pub mod core;
 pub mod crd;
 pub mod discovery;
+pub mod encryption;
 pub mod expiry;
 pub mod flow;
 pub mod handler;
 pub mod health;
 pub mod http;
 pub mod kinds;
+pub mod layout;
 pub mod local;
+pub mod members;
 pub mod metrics;
 pub mod openapi;
 pub mod openapi_v2;
+pub mod outgoing;
 pub mod outside;
 pub mod pki;
 pub mod proxy;
 pub mod registry;
+pub mod reload;
+pub mod renew;
 pub mod request_info;
 pub mod resources;
 pub mod reviews;
@@ -45,7 +54,8 @@ pub mod tokens;
 pub mod usage;
 pub mod user;
 
-pub use config::Config;
+pub use config::{Config, Shared};
+pub use layout::KubernetesLayout;
 pub use local::LocalService;
 pub use outside::{Clock, Entropy};
 pub use pki::Pki;

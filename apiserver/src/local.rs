@@ -36,6 +36,7 @@ impl LocalService {
             headers: parts.headers,
             body,
             peer: Some(self.user),
+            from: None,
             upgrade: parts.extensions.get().cloned(),
         };
         handle(&self.core, incoming).await

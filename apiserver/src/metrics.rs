@@ -46,6 +46,26 @@ struct RequestKind {
     request_kind: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WebhookLabels {
+    name: String,
+    operation: &'static str,
+    rejected: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RejectionLabels {
+    name: String,
+    operation: &'static str,
+    error_type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailOpenLabels {
+    name: String,
+    operation: &'static str,
+}
+
 /// The metrics of one server.
 pub struct Metrics {
     registry: Registry,
@@ -54,6 +74,9 @@ pub struct Metrics {
     watchers: Family<WatcherLabels, Number>,
     objects: Family<ResourceLabels, Number>,
     inflight: Family<RequestKind, Number>,
+    webhooks: Family<WebhookLabels, Histogram, fn() -> Histogram>,
+    webhook_rejections: Family<RejectionLabels, Counter>,
+    webhook_fail_open: Family<FailOpenLabels, Counter>,
     /// Requests refused because too many were running.
     pub rejected: Counter,
 }
@@ -90,7 +113,36 @@ impl Default for Metrics {
         registry.register("apiserver_storage_objects", "Stored objects by resource", Family::clone(&objects));
         registry.register("apiserver_current_inflight_requests", "Requests running", Family::clone(&inflight));
         registry.register("apiserver_flowcontrol_rejected_requests", "Requests refused as too many", rejected.clone());
-        Metrics { registry, requests, durations, watchers, objects, inflight, rejected }
+        let webhooks: Family<WebhookLabels, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(duration_histogram);
+        let (webhook_rejections, webhook_fail_open) = (Family::default(), Family::default());
+        registry.register(
+            "apiserver_admission_webhook_admission_duration_seconds",
+            "Time webhooks took to answer",
+            Family::clone(&webhooks),
+        );
+        registry.register(
+            "apiserver_admission_webhook_rejection_count",
+            "Requests refused by webhooks or for want of their answer",
+            Family::clone(&webhook_rejections),
+        );
+        registry.register(
+            "apiserver_admission_webhook_fail_open_count",
+            "Webhooks that failed and were passed over",
+            Family::clone(&webhook_fail_open),
+        );
+        Metrics {
+            registry,
+            requests,
+            durations,
+            watchers,
+            objects,
+            inflight,
+            webhooks,
+            webhook_rejections,
+            webhook_fail_open,
+            rejected,
+        }
     }
 }
 
@@ -133,6 +185,23 @@ impl Metrics {
         let number = self.inflight.get_or_create_owned(&RequestKind { request_kind });
         number.inc();
         Gauge(number)
+    }
+
+    /// A webhook that was called; `answered`: whether with an answer.
+    pub fn webhook_called(&self, name: &str, operation: &'static str, answered: bool, took: Duration) {
+        let labels = WebhookLabels { name: name.to_owned(), operation, rejected: !answered };
+        self.webhooks.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A request refused by a webhook, or because of one that failed.
+    pub fn webhook_rejected(&self, name: &str, operation: &'static str, error_type: &'static str) {
+        let labels = RejectionLabels { name: name.to_owned(), operation, error_type };
+        self.webhook_rejections.get_or_create(&labels).inc();
+    }
+
+    /// A webhook that failed and is passed over, as its policy says.
+    pub fn webhook_failed_open(&self, name: &str, operation: &'static str) {
+        self.webhook_fail_open.get_or_create(&FailOpenLabels { name: name.to_owned(), operation }).inc();
     }
 
     /// Everything in the text format of Prometheus.

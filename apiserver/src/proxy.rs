@@ -1,8 +1,11 @@
 //! Requests that somebody else answers: a node's agent (log, exec, attach, port-forward, node proxy) or a
-//! pod's own port (pod and service proxy).
+//! pod's own port (pod and service proxy). Pods, services and nodes of the custom family are reached in the same way: a
+//! request on one of them looks for the others of its family.
 //!
 //! Owns finding the other end and passing bytes on; an upgraded connection is spliced, its protocol
 //! (WebSocket, SPDY) is not looked at.
+
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -17,9 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::admission::chain;
 use crate::agents::Pin;
 use crate::core::Core;
 use crate::http::{Body, Response};
+use crate::kinds::twins;
 use crate::registry::{Call, not_allowed};
 
 /// How long the other end may take to accept a connection.
@@ -52,6 +57,11 @@ struct Agent {
 pub async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
     let info = &call.request.info;
     call.core.caches.consistent().await?;
+    if info.subresource != "log" {
+        // A proxied name may carry a scheme and a port.
+        let name = split_name(call.name()).map_or(call.name(), |(_, name, _)| name);
+        chain::connect(call, name).await?;
+    }
     let target = match (&*call.resource.kind.plural, info.subresource.as_str()) {
         ("pods", "log") if info.verb == "get" => pod_target(call, "containerLogs", LogOptions::Check)?,
         ("pods", "exec" | "attach") => pod_target(call, &info.subresource, LogOptions::No)?,
@@ -70,14 +80,15 @@ enum LogOptions {
     No,
 }
 
-fn object(core: &Core, resource: &str, namespace: &str, name: &str) -> Result<Object, ApiError> {
-    let item = core.caches.resource(resource).get(namespace, name);
-    item.map(|item| item.object()).ok_or_else(|| ApiError::not_found(GroupResource::new("", resource), name))
+/// An object of the family of `group`.
+fn object(core: &Core, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Object, ApiError> {
+    let item = core.caches.resource(&twins::beside(group, resource)).get(namespace, name);
+    item.map(|item| item.object()).ok_or_else(|| ApiError::not_found(GroupResource::new(group, resource), name))
 }
 
 /// The agent's address: its InternalIP (or the first address it has) and the port it says.
-fn agent(core: &Core, node: &str) -> Result<Agent, ApiError> {
-    let node = object(core, "nodes", "", node)?;
+fn agent(core: &Core, group: &str, node: &str) -> Result<Agent, ApiError> {
+    let node = object(core, group, "nodes", "", node)?;
     let addresses = node.get_list(&["status", "addresses"]);
     let of = |kind: &str| {
         addresses.iter().find(|address| address["type"] == kind).and_then(|address| address["address"].as_str())
@@ -94,13 +105,13 @@ fn agent(core: &Core, node: &str) -> Result<Agent, ApiError> {
 }
 
 fn pod_target(call: &Call<'_>, verb: &str, options: LogOptions) -> Result<Target, ApiError> {
-    let pod = object(call.core, "pods", call.namespace(), call.name())?;
+    let pod = object(call.core, &call.resource.kind.group, "pods", call.namespace(), call.name())?;
     let node = pod.get_str(&["spec", "nodeName"]).unwrap_or_default();
     if node.is_empty() {
         // Kubernetes answers a log request for a pod that is not scheduled with an empty log.
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", pod.name())));
     }
-    let Agent { host, port, tls } = agent(call.core, node)?;
+    let Agent { host, port, tls } = agent(call.core, &call.resource.kind.group, node)?;
     let container = if verb == "portForward" { String::new() } else { format!("/{}", container(call, &pod)?) };
     let query = if options == LogOptions::Check { log_query(call)? } else { agent_query(call) };
     let path = format!("/{verb}/{}/{}{container}{query}", pod.namespace(), pod.name());
@@ -204,6 +215,26 @@ fn proxied_path(call: &Call<'_>) -> String {
     if call.request.query.raw().is_empty() { path.to_owned() } else { format!("{path}?{}", call.request.query.raw()) }
 }
 
+/// As [`plain_target`], of an address that whoever may write the object chose.
+fn proxied_target(scheme: &str, host: &str, port: u16, path: String) -> Result<Target, ApiError> {
+    if !is_proxyable(host) {
+        return Err(ApiError::bad_request("address not allowed"));
+    }
+    plain_target(scheme, host, port, path)
+}
+
+/// Whether this server may be sent to an address that an object names: none of its own host, of its link alone or of a group
+/// (Kubernetes' `IsProxyableIP`).
+fn is_proxyable(host: &str) -> bool {
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => !(ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || ip.is_unspecified()),
+        Ok(IpAddr::V6(ip)) => {
+            !(ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified())
+        }
+        Err(_) => false,
+    }
+}
+
 fn plain_target(scheme: &str, host: &str, port: u16, path: String) -> Result<Target, ApiError> {
     match scheme {
         "" | "http" => Ok(Target { host: host.to_owned(), port, tls: Tls::None, path }),
@@ -214,7 +245,7 @@ fn plain_target(scheme: &str, host: &str, port: u16, path: String) -> Result<Tar
 fn pod_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
     let (scheme, name, port) = split_name(call.name())
         .ok_or_else(|| ApiError::bad_request(format!("invalid pod request {:?}", call.name())))?;
-    let pod = object(call.core, "pods", call.namespace(), name)?;
+    let pod = object(call.core, &call.resource.kind.group, "pods", call.namespace(), name)?;
     let host = pod
         .get_str(&["status", "podIP"])
         .filter(|ip| !ip.is_empty())
@@ -232,14 +263,14 @@ fn pod_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
             .ok_or_else(|| ApiError::unavailable(format!("no port {port:?} in pod {name:?}")))?
     };
     let port = u16::try_from(port).map_err(|_| ApiError::bad_request("invalid port"))?;
-    plain_target(scheme, host, port, proxied_path(call))
+    proxied_target(scheme, host, port, proxied_path(call))
 }
 
 /// One ready endpoint of a service's port.
 fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
     let (scheme, name, wanted) = split_name(call.name())
         .ok_or_else(|| ApiError::bad_request(format!("invalid service request {:?}", call.name())))?;
-    let service = object(call.core, "services", call.namespace(), name)?;
+    let service = object(call.core, &call.resource.kind.group, "services", call.namespace(), name)?;
     let none = || ApiError::unavailable(format!("no endpoints available for service {name:?}"));
     let ports = service.get_list(&["spec", "ports"]);
     let port = ports.iter().find(|port| {
@@ -252,7 +283,8 @@ fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    for item in call.core.caches.resource("endpointslices.discovery.k8s.io").items(call.namespace()) {
+    let slices = twins::beside(&call.resource.kind.group, "endpointslices.discovery.k8s.io");
+    for item in call.core.caches.resource(&slices).items(call.namespace()) {
         let slice = item.object();
         if slice.label("kubernetes.io/service-name") != Some(name) {
             continue;
@@ -273,7 +305,7 @@ fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
             continue;
         }
         let host = ready[rand::random_range(0..ready.len())];
-        return plain_target(scheme, host, number, proxied_path(call));
+        return proxied_target(scheme, host, number, proxied_path(call));
     }
     Err(none())
 }
@@ -281,7 +313,7 @@ fn service_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
 fn node_proxy(call: &Call<'_>) -> Result<Target, ApiError> {
     let (_, name, port) = split_name(call.name())
         .ok_or_else(|| ApiError::bad_request(format!("invalid node request {:?}", call.name())))?;
-    let Agent { host, port: own, tls } = agent(call.core, name)?;
+    let Agent { host, port: own, tls } = agent(call.core, &call.resource.kind.group, name)?;
     let path = proxied_path(call);
     match port.parse() {
         Ok(port) if port != own => plain_target("", &host, port, path),
@@ -345,7 +377,7 @@ fn passed_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
 ///
 /// When the node is not there, its agent has said no address or gives no good answer.
 pub async fn ask_agent(core: &Core, node: &str, path: &str) -> Result<Bytes, ApiError> {
-    let Agent { host, port, tls } = agent(core, node)?;
+    let Agent { host, port, tls } = agent(core, "", node)?;
     let target = Target { host, port, tls, path: path.to_owned() };
     let failed = |error: hyper::Error| ApiError::internal(format!("error talking to the agent of {node}: {error}"));
     let asked = async {
@@ -401,7 +433,10 @@ async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> 
         };
         let agent = hyper::upgrade::on(&mut incoming);
         let stop = call.core.stop.clone();
+        // The answer is complete when the session ends, and not before.
+        let trail = request.trail.clone();
         tokio::spawn(async move {
+            let _trail = trail;
             let (Ok(client), Ok(agent)) = tokio::join!(client, agent) else { return };
             let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
             tokio::select! {
@@ -435,7 +470,15 @@ async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> 
 
 #[cfg(test)]
 mod tests {
-    use super::split_name;
+    use super::{is_proxyable, split_name};
+
+    #[test]
+    fn an_object_cannot_send_this_server_to_its_own_host() {
+        for host in ["127.0.0.1", "::1", "169.254.169.254", "fe80::1", "0.0.0.0", "::", "224.0.0.1", "localhost"] {
+            assert!(!is_proxyable(host), "{host}");
+        }
+        assert!(is_proxyable("10.244.0.7") && is_proxyable("fd00::7"));
+    }
 
     #[test]
     fn a_proxied_name_may_carry_a_scheme_and_a_port() {

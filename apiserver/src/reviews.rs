@@ -1,13 +1,16 @@
 //! Questions asked as objects: who am I, may I, is this token good. Answered at once, never stored.
 
+use std::collections::BTreeMap;
+
 use futures::future::BoxFuture;
 use http::StatusCode;
+use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::status::ApiError;
 use serde_json::{Value, json};
 
 use crate::authn::{self, Known};
 use crate::authz::rbac::Rule;
-use crate::authz::{Attributes, allowed, node};
+use crate::authz::{self, Attributes, node};
 use crate::http::{Response, json as answer};
 use crate::registry::{Call, codec};
 use crate::request_info::{labelled, selected};
@@ -53,7 +56,8 @@ fn strings(value: Option<&Value>) -> Vec<String> {
     value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-fn user_info(user: &User) -> Value {
+/// A user as reviews have it (`UserInfo`).
+pub(crate) fn user_info(user: &User) -> Value {
     let mut info = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
         info["uid"] = user.uid.as_str().into();
@@ -67,14 +71,16 @@ fn user_info(user: &User) -> Value {
 async fn token(call: &Call<'_>) -> Result<Response, ApiError> {
     let mut review = body(call)?;
     let spec = review.get("spec").cloned().unwrap_or_default();
-    call.core.caches.consistent().await?;
+    if text(&spec, "token").is_empty() {
+        return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
+    }
     let asked = strings(spec.get("audiences"));
     let asked = if asked.is_empty() { call.core.tokens.audiences() } else { &asked };
-    review["status"] = match authn::token_user(call.core, text(&spec, "token"), asked) {
-        Some(Known { user, audiences }) => {
+    review["status"] = match authn::identify(call.core, text(&spec, "token"), asked).await? {
+        Ok(Known { user, audiences }) => {
             json!({"authenticated": true, "user": user_info(&user), "audiences": audiences})
         }
-        None => json!({"authenticated": false, "error": "invalid bearer token"}),
+        Err(why) => json!({"authenticated": false, "error": why}),
     };
     Ok(answer(StatusCode::CREATED, &review))
 }
@@ -94,9 +100,10 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
             name: text(&spec, "user").to_owned(),
             uid: text(&spec, "uid").to_owned(),
             groups: strings(spec.get("groups")),
-            ..User::default()
+            extra: extra(spec.get("extra")),
         },
     };
+    validate(call, subject, &spec, &user)?;
     let resource = spec.get("resourceAttributes").filter(|value| !value.is_null());
     let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
     let narrowed = resource.map(|resource| narrowing(resource, "fieldSelector", selected)).unwrap_or_default();
@@ -116,20 +123,71 @@ async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError>
         (None, Some(attributes)) => {
             Attributes { verb: text(attributes, "verb"), path: text(attributes, "path"), ..Attributes::default() }
         }
-        _ => {
-            return Err(ApiError::bad_request(
-                "spec.resourceAttributes: exactly one of nonResourceAttributes or resourceAttributes must be specified",
-            ));
-        }
+        // Validation let no other through.
+        _ => Attributes::default(),
     };
-    if call.resource.kind.plural == "localsubjectaccessreviews" && what.namespace != call.namespace() {
-        return Err(ApiError::bad_request("spec.resourceAttributes.namespace: must match metadata.namespace"));
-    }
     call.core.caches.consistent().await?;
-    let allowed = allowed(call.core, &user, &what);
-    review["status"] =
-        if allowed { json!({"allowed": true, "reason": "RBAC: allowed"}) } else { json!({"allowed": false}) };
+    let verdict = authz::decide(call.core, &user, &what);
+    review["status"] = json!({"allowed": verdict.is_allowed()});
+    let reason = verdict.reason();
+    if !reason.is_empty() {
+        review["status"]["reason"] = reason.into();
+    }
     Ok(answer(StatusCode::CREATED, &review))
+}
+
+fn extra(value: Option<&Value>) -> BTreeMap<String, Vec<String>> {
+    let entries = value.and_then(Value::as_object).into_iter().flatten();
+    entries.map(|(key, values)| (key.clone(), strings(Some(values)))).collect()
+}
+
+/// What a review of access must say (Kubernetes' validation of authorization.k8s.io).
+fn validate(call: &Call<'_>, subject: Subject, spec: &Value, user: &User) -> Result<(), ApiError> {
+    let mut errors = FieldErrors::new();
+    let mut invalid = |path: &str, value: &Value, why: &str| {
+        errors.push(FieldError::invalid(&Path::of(path), value.clone(), why));
+    };
+    let given = |field: &str| spec.get(field).filter(|value| !value.is_null());
+    let local = call.resource.kind.plural == "localsubjectaccessreviews";
+    match (given("resourceAttributes"), given("nonResourceAttributes")) {
+        (_, Some(path)) if local => invalid("spec.nonResourceAttributes", path, "disallowed on this kind of request"),
+        (Some(_), Some(path)) => {
+            invalid("spec.nonResourceAttributes", path, "cannot be specified in combination with resourceAttributes");
+        }
+        (None, None) => {
+            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            invalid("spec.resourceAttributes", &Value::Null, why);
+        }
+        (Some(attributes), None) => {
+            if local && text(attributes, "namespace") != call.namespace() {
+                let value = text(attributes, "namespace").into();
+                invalid("spec.resourceAttributes.namespace", &value, "must match metadata.namespace");
+            }
+            for selector in ["fieldSelector", "labelSelector"] {
+                let Some(value) = attributes.get(selector).filter(|value| !value.is_null()) else { continue };
+                let raw = !text(value, "rawSelector").is_empty();
+                let listed = value.get("requirements").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+                let path = format!("spec.resourceAttributes.{selector}");
+                match (raw, listed) {
+                    (true, true) => {
+                        let value = text(value, "rawSelector").into();
+                        let why = "may not specified at the same time as requirements";
+                        invalid(&format!("{path}.rawSelector"), &value, why);
+                    }
+                    (false, false) => {
+                        let why = "when selector is specified, requirements or rawSelector is required";
+                        invalid(&format!("{path}.requirements"), &Value::Null, why);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        (None, Some(_)) => {}
+    }
+    if subject == Subject::Named && user.name.is_empty() && user.groups.is_empty() {
+        invalid("spec.user", &"".into(), "at least one of user or group must be specified");
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(call.resource.group_kind(), "", errors)) }
 }
 
 /// What a selector of a review's resource attributes narrows the request to (KEP-4601).

@@ -1,7 +1,7 @@
 //! Subresources that are more than a part of their object: scale, binding, eviction, finalize, token.
 
 mod eviction;
-mod scale;
+pub(crate) mod scale;
 
 use http::StatusCode;
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
@@ -9,11 +9,13 @@ use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::json;
 
+use crate::admission::chain;
 use crate::http::{Response, json as answer};
 use crate::kinds::namespace;
 use crate::registry::options::WriteOptions;
 use crate::registry::write;
 use crate::registry::{Call, codec, fields, get, meta, not_allowed};
+use crate::resources::api_version;
 use crate::tokens;
 
 const BINDING: (&str, &str, &str) = ("", "v1", "Binding");
@@ -28,13 +30,26 @@ fn body(call: &Call<'_>, kind: (&str, &str, &str)) -> Result<Object, ApiError> {
     Ok(body)
 }
 
+/// The body of a request, admitted as what it is.
+async fn admitted(call: &Call<'_>, kind: (&str, &str, &str)) -> Result<Object, ApiError> {
+    let mut body = body(call, kind)?;
+    // Clients may leave out what the path says; whoever looks at it may not have to guess.
+    body.0.insert("kind".into(), kind.2.into());
+    body.0.insert("apiVersion".into(), api_version(kind.0, kind.1).into());
+    chain::create_body(call, kind, &WriteOptions::read(call.request)?, &mut body).await?;
+    Ok(body)
+}
+
 /// Answers a request on one of them.
 pub async fn serve(call: &Call<'_>) -> Result<Response, ApiError> {
     let info = &call.request.info;
     match (info.subresource.as_str(), info.verb) {
         ("scale", "get") => scale::get(call).await,
         ("scale", "update" | "patch") => scale::set(call).await,
-        ("binding", "create") => bind(call, call.name(), &body(call, BINDING)?).await,
+        ("binding", "create") => {
+            let body = admitted(call, BINDING).await?;
+            bind(call, call.name(), &body).await
+        }
         ("eviction", "create") => eviction::evict(call).await,
         ("token", "create") => tokens::request(call).await,
         ("finalize", "update") => finalize(call).await,
@@ -44,7 +59,7 @@ pub async fn serve(call: &Call<'_>) -> Result<Response, ApiError> {
 
 /// POST of a Binding to the old `bindings` resource: its name is the pod's.
 pub async fn legacy_binding(call: &Call<'_>) -> Result<Response, ApiError> {
-    let body = body(call, BINDING)?;
+    let body = admitted(call, BINDING).await?;
     let name = body.name().to_owned();
     let table = call.core.resources.table();
     let pods = table.find("", "v1", "pods").cloned().ok_or_else(ApiError::no_such_resource)?;

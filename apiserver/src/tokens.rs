@@ -1,14 +1,18 @@
 //! Service-account tokens: made on request (TokenRequest), checked on use, described for others (OpenID
 //! discovery).
 
+use std::path::PathBuf;
+
 use http::StatusCode;
 use jiff::Timestamp;
+use proa_apimachinery::field::{FieldError, Path};
 use proa_apimachinery::object::Object;
-use proa_apimachinery::status::{ApiError, GroupResource};
+use proa_apimachinery::status::{ApiError, GroupKind, GroupResource};
 use serde_json::{Value, json};
 
 use crate::admission;
-use crate::authn::jwt::{Bound, Claims, KeyError, Reference, Signer};
+use crate::authn::jose::{Algorithm, Jws, KeyError, PrivateKey, PublicKey};
+use crate::authn::jwt::{Bound, Claims, Reference};
 use crate::http::{Response, json as answer};
 use crate::registry::{Call, codec, meta};
 
@@ -16,27 +20,147 @@ use crate::registry::{Call, codec, meta};
 const SHORTEST: i64 = 600;
 /// The longest, in seconds. Longer requests are cut, as servers may.
 const LONGEST: i64 = 365 * 24 * 3600;
+/// What cannot be asked for.
+const SECONDS_LIMIT: i64 = (1 << 32) + 1;
 /// The life of a token whose request says nothing.
 const USUAL: i64 = 3600;
+/// How our keys and those of other API servers sign.
+const ALGORITHMS: [Algorithm; 3] = [Algorithm::ES256, Algorithm::RS256, Algorithm::ES384];
+
+/// In the audit log: which credential was handed out (KEP-4193).
+const ISSUED: &str = "authentication.kubernetes.io/issued-credential-id";
+
+fn credential_id(claims: &[u8]) -> String {
+    let claims: Value = serde_json::from_slice(claims).unwrap_or_default();
+    format!("JTI={}", claims["jti"].as_str().unwrap_or_default())
+}
 
 /// The issuer of service-account tokens.
 pub struct Tokens {
-    signer: Signer,
-    issuer: String,
+    signing: PrivateKey,
+    /// Those that were signed with, are, and may be: whatever one of them signed is good.
+    keys: Vec<PublicKey>,
+    /// The first signs; tokens of the others, which were first once, are good.
+    issuers: Vec<String>,
+    /// For whom a token is made that names nobody.
+    usual: Vec<String>,
+    /// For whom one must be made to be good here.
     audiences: Vec<String>,
+    jwks_uri: String,
+    longest: i64,
+}
+
+/// Where keys are, and what tokens say: the flags `--service-account-…` and `--api-audiences` of Kubernetes' API server.
+#[derive(Clone, Debug, Default)]
+pub struct TokenOptions {
+    /// The key that signs; the data directory's own when there is none.
+    pub signing_key_file: Option<PathBuf>,
+    /// Keys whose tokens are good as well; the signing one is always.
+    pub key_files: Vec<PathBuf>,
+    /// Who signs, first; and whose tokens are good.
+    pub issuers: Vec<String>,
+    /// Who the API server is; its issuers when nothing is said.
+    pub audiences: Vec<String>,
+    /// Where others find the keys, if not at the issuer's `/openid/v1/jwks`.
+    pub jwks_uri: Option<String>,
+    /// The longest life of a token, in seconds.
+    pub max_expiration: Option<i64>,
+}
+
+/// Keys or options that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// A file that cannot be read.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file without a key.
+    #[error("the service-account key {path}: {source}")]
+    Key {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: KeyError,
+    },
+    /// An option that makes no sense.
+    #[error("{0}")]
+    Option(String),
 }
 
 impl Tokens {
-    /// An issuer from the signing key.
-    pub fn new(pkcs8: &[u8], cluster_domain: &str) -> Result<Tokens, KeyError> {
-        let issuer = format!("https://kubernetes.default.svc.{cluster_domain}");
-        let audiences = vec![issuer.clone(), "https://kubernetes.default.svc".into(), "proa".into()];
-        Ok(Tokens { signer: Signer::new(pkcs8)?, issuer, audiences })
+    /// An issuer. `own` is the data directory's signing key (PKCS #8): its tokens are good for as long as the key is there,
+    /// also when another one signs.
+    ///
+    /// # Errors
+    /// When a key cannot be read, or an issuer is no URL.
+    pub fn new(own: &[u8], options: &TokenOptions, cluster_domain: &str) -> Result<Tokens, TokenError> {
+        let own = PrivateKey::of_pkcs8(own)
+            .map_err(|source| TokenError::Key { path: PathBuf::from("pki/sa.key"), source })?;
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|source| TokenError::File { path: path.clone(), source })
+        };
+        let unusable = |path: &PathBuf| {
+            let path = path.clone();
+            move |source| TokenError::Key { path, source }
+        };
+        let mut keys = vec![own.public().clone()];
+        let signing = match &options.signing_key_file {
+            Some(path) => PrivateKey::of_pem(&read(path)?).map_err(unusable(path))?,
+            None => own,
+        };
+        keys.insert(0, signing.public().clone());
+        for path in &options.key_files {
+            keys.extend(PublicKey::of_pem(&read(path)?).map_err(unusable(path))?);
+        }
+        let mut seen = Vec::new();
+        keys.retain(|key| {
+            !seen.contains(&key.id) && {
+                seen.push(key.id.clone());
+                true
+            }
+        });
+        let mut issuers = options.issuers.clone();
+        if let Some(empty) = issuers.iter().find(|issuer| issuer.trim().is_empty()) {
+            return Err(TokenError::Option(format!("{empty:?} cannot be an issuer of service-account tokens")));
+        }
+        if issuers.is_empty() {
+            issuers.push(format!("https://kubernetes.default.svc.{cluster_domain}"));
+        }
+        let longest = options.max_expiration.unwrap_or(LONGEST);
+        // The bounds of --service-account-max-token-expiration.
+        if !(3600..=1 << 32).contains(&longest) {
+            let why = "the service-account-max-token-expiration must be between 1 hour and 2^32 seconds";
+            return Err(TokenError::Option(why.into()));
+        }
+        let (usual, mut audiences) = if options.audiences.is_empty() {
+            let well_known = ["https://kubernetes.default.svc".to_owned(), "proa".to_owned()];
+            (issuers[..1].to_vec(), issuers.iter().cloned().chain(well_known).collect::<Vec<_>>())
+        } else {
+            (options.audiences.clone(), options.audiences.clone())
+        };
+        let mut seen = Vec::new();
+        audiences.retain(|audience| {
+            !seen.contains(audience) && {
+                seen.push(audience.clone());
+                true
+            }
+        });
+        let jwks_uri = options.jwks_uri.clone().unwrap_or_else(|| format!("{}/openid/v1/jwks", issuers[0]));
+        Ok(Tokens { signing, keys, issuers, usual, audiences, jwks_uri, longest })
     }
 
-    /// Who signs.
-    pub fn issuer(&self) -> &str {
-        &self.issuer
+    /// Whether we signed, or did once.
+    pub fn is_issuer(&self, issuer: &str) -> bool {
+        self.issuers.iter().any(|own| own == issuer)
+    }
+
+    /// Everybody whose tokens we sign or did.
+    pub fn issuers(&self) -> &[String] {
+        &self.issuers
     }
 
     /// The API server's own audiences, the default first.
@@ -59,36 +183,48 @@ impl Tokens {
         seconds: Option<i64>,
     ) -> Result<String, KeyError> {
         let now = now.as_second();
-        self.signer.sign(&Claims {
+        let claims = Claims {
             aud: audiences,
             exp: seconds.map(|seconds| now + seconds),
             iat: now,
-            iss: self.issuer.clone(),
+            iss: self.issuers[0].clone(),
             jti: uuid::Uuid::new_v4().to_string(),
             nbf: now,
             sub: format!("system:serviceaccount:{}:{}", bound.namespace, bound.serviceaccount.name),
             kubernetes: bound,
-        })
+        };
+        self.signing.sign(&serde_json::to_vec(&claims).map_err(|error| KeyError(error.to_string()))?)
     }
 
-    /// The claims of a token with a good signature.
+    /// The claims of a token with a good signature; times are not looked at.
     pub fn verify(&self, token: &str) -> Option<Claims> {
-        self.signer.verify(token)
+        let jws = Jws::parse(token)?;
+        if !jws.is_signed_by(&self.keys, &ALGORITHMS) {
+            return None;
+        }
+        serde_json::from_slice(&jws.claims).ok()
     }
 
     /// The key set others verify with.
     pub fn jwks(&self) -> Value {
-        self.signer.jwks()
+        json!({"keys": self.keys.iter().map(PublicKey::jwk).collect::<Vec<_>>()})
     }
 
     /// The OpenID discovery document.
     pub fn openid(&self) -> Value {
+        let mut algorithms: Vec<String> = Vec::new();
+        for key in &self.keys {
+            let algorithm = key.jwk()["alg"].as_str().unwrap_or_default().to_owned();
+            if !algorithms.contains(&algorithm) {
+                algorithms.push(algorithm);
+            }
+        }
         json!({
-            "issuer": self.issuer,
-            "jwks_uri": format!("{}/openid/v1/jwks", self.issuer),
+            "issuer": self.issuers[0],
+            "jwks_uri": self.jwks_uri,
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"],
+            "id_token_signing_alg_values_supported": algorithms,
         })
     }
 }
@@ -113,12 +249,16 @@ pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
     let account = accounts.get(call.namespace(), call.name()).ok_or_else(|| call.not_found(call.name()))?.object();
     let spec = body.get("spec").cloned().unwrap_or_else(|| json!({}));
     let seconds = spec.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(USUAL);
-    if seconds < SHORTEST {
-        return Err(ApiError::bad_request(
-            "spec.expirationSeconds: Invalid value: may not specify a duration less than 10 minutes",
-        ));
+    let outside = match seconds {
+        ..SHORTEST => Some("may not specify a duration less than 10 minutes"),
+        SECONDS_LIMIT.. => Some("may not specify a duration larger than 2^32 seconds"),
+        _ => None,
+    };
+    if let Some(why) = outside {
+        let errors = vec![FieldError::invalid(&Path::of("spec.expirationSeconds"), seconds, why)];
+        return Err(ApiError::invalid(GroupKind::new("authentication.k8s.io", "TokenRequest"), call.name(), errors));
     }
-    let seconds = seconds.min(LONGEST);
+    let seconds = seconds.min(core.tokens.longest);
     let mut audiences: Vec<String> = spec
         .get("audiences")
         .and_then(Value::as_array)
@@ -128,7 +268,7 @@ pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
         .map(str::to_owned)
         .collect();
     if audiences.is_empty() {
-        audiences = core.tokens.audiences().iter().take(1).cloned().collect();
+        audiences = core.tokens.usual.clone();
     }
     admission::may_request_token(call, &spec)?;
     let mut bound = bound_to(&account);
@@ -136,6 +276,9 @@ pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
         bind(call, reference, &mut bound)?;
     }
     let token = core.tokens.sign(bound, audiences.clone(), core.now(), Some(seconds)).map_err(ApiError::internal)?;
+    call.request
+        .trail
+        .annotate(ISSUED, || Jws::parse(&token).map(|jws| credential_id(&jws.claims)).unwrap_or_default());
     let expires = core.now().checked_add(jiff::SignedDuration::from_secs(seconds)).map_err(ApiError::internal)?;
     body["kind"] = "TokenRequest".into();
     body["apiVersion"] = "authentication.k8s.io/v1".into();

@@ -182,3 +182,65 @@ async fn scale_can_be_written(world: &World, this: &str) {
     assert_eq!(world.ok("PATCH", &uri, &json!({"spec": {"replicas": 4}})).await["spec"]["replicas"], 4);
     assert_eq!(world.get(this).await["spec"]["replicas"], 4);
 }
+
+/// A definition of the custom family, as far as its subresources go.
+async fn define_twin(world: &World, kind: &str, scope: &str, subresources: Value) {
+    let (plural, schema) = (
+        format!("{}s", kind.to_lowercase()),
+        json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}),
+    );
+    let definition = json!({"metadata": {"name": format!("{plural}.proa.dev")}, "spec": {
+        "group": "proa.dev", "scope": scope, "names": {"plural": plural, "kind": kind},
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": schema, "subresources": subresources}]}});
+    world.ok("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
+}
+
+#[tokio::test]
+async fn pods_of_the_custom_family_have_logs_commands_and_a_proxy_by_the_agents_of_their_family() {
+    const PODS: &str = "/apis/proa.dev/v1/namespaces/default/pods";
+    let world = world().await;
+    define_twin(&world, "Pod", "Namespaced", json!({"status": {}})).await;
+    define_twin(&world, "Node", "Cluster", json!({"status": {}})).await;
+    let list = world.get("/apis/proa.dev/v1").await;
+    let served: Vec<&str> =
+        list["resources"].as_array().unwrap().iter().filter_map(|one| one["name"].as_str()).collect();
+    for name in ["pods/log", "pods/exec", "pods/attach", "pods/portforward", "pods/proxy", "nodes/proxy"] {
+        assert!(served.contains(&name), "{name} of {served:?}");
+    }
+    let pod = |name: &str, node: &str| {
+        json!({"apiVersion": "proa.dev/v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"nodeName": node, "containers": [{"name": "main", "image": "i"}]}})
+    };
+    world.ok("POST", PODS, &pod("waiting", "")).await;
+    world.ok("POST", PODS, &pod("bound", "machine")).await;
+    let said = async |uri: String| {
+        let (status, answer) = world.call("GET", &uri, &Value::Null).await;
+        (status, answer["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let log = |name: &str| format!("{PODS}/{name}/log");
+    assert_eq!(said(log("waiting")).await, (400, "pod waiting does not have a host assigned".into()));
+    assert_eq!(said(log("absent")).await, (404, "pods.proa.dev \"absent\" not found".into()));
+    // The node of that name in the standard family is another machine.
+    let node = json!({"metadata": {"name": "machine"}});
+    world.ok("POST", "/api/v1/nodes", &node).await;
+    assert_eq!(said(log("bound")).await, (404, "nodes.proa.dev \"machine\" not found".into()));
+    world
+        .ok(
+            "POST",
+            "/apis/proa.dev/v1/nodes",
+            &json!({"apiVersion": "proa.dev/v1", "kind": "Node", "metadata": {"name": "machine"}}),
+        )
+        .await;
+    assert_eq!(said(log("bound")).await, (503, "node machine has no address yet".into()));
+    // Nobody is sent to this server's own host.
+    let status = json!({"status": {"podIP": "127.0.0.1"}});
+    world.ok("PATCH", &format!("{PODS}/bound/status"), &status).await;
+    assert_eq!(said(format!("{PODS}/bound/proxy/")).await, (400, "address not allowed".into()));
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "bound"}});
+    let (status, answer) = world.call("POST", &format!("{PODS}/bound/eviction"), &eviction).await;
+    assert_eq!(status, 403, "{answer}");
+    assert!(
+        answer["message"].as_str().unwrap().contains("a PodDisruptionBudget counts standard pods alone"),
+        "{answer}"
+    );
+}

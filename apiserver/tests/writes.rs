@@ -74,6 +74,15 @@ async fn the_writer_of_a_template_is_noted_and_nobody_else_can_write_that_note()
     let forged = json!({"metadata": {"annotations": {"proa.dev/changed-by": "{}"}}, "spec": {"replicas": 3}});
     let (_, kept) = world.call_as(admin(), "PATCH", &web, &merge, forged.to_string().into_bytes()).await;
     assert_eq!((note(&kept), &kept["spec"]["replicas"]), (note(&changed), &json!(3)), "the template is anna's still");
+    // An undo says which revision it meant; its loop takes that out again.
+    let named = |digest: Value| json!({"spec": {"template": {"metadata": {"annotations": {"proa.dev/configuration": digest}}}}});
+    let berta = User::new("berta", &["system:masters"]);
+    let (_, undone) = world.call_as(berta, "PATCH", &web, &merge, named(json!("x")).to_string().into_bytes()).await;
+    assert_eq!(note(&undone)["user"], "berta");
+    let (_, followed) =
+        world.call_as(admin(), "PATCH", &web, &merge, named(Value::Null).to_string().into_bytes()).await;
+    assert_eq!(followed["spec"]["template"]["metadata"]["annotations"].get("proa.dev/configuration"), None);
+    assert_eq!(note(&followed), note(&undone), "it was berta who undid");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 mod api;
 mod coldstart;
 mod deployments;
+mod etcd;
 mod gate;
 mod idle;
 mod parts;
@@ -111,6 +112,19 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// What an etcd does by itself: durable creates per second of values as large as those of `writes`, over the same client
+    /// that Proa has. `writes` with a kubeconfig of a server on that etcd is to be held against it
+    Etcd {
+        /// Its members
+        #[arg(long, value_name = "URL", value_delimiter = ',', required = true)]
+        servers: Vec<String>,
+        /// Clients
+        #[arg(long, value_delimiter = ',', default_value = "1,10,50")]
+        clients: Vec<usize>,
+        /// Seconds of each measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
     /// Updates per second, each over a state the client was answered before (the API server alone)
     Updates {
         /// Clients, each on a connection of its own
@@ -178,6 +192,7 @@ async fn main() -> anyhow::Result<()> {
         Bench::Gets { clients, seconds } => requests::gets(&target, &clients, seconds).await?,
         Bench::Applies { count } => requests::applies(&target, count).await?,
         Bench::Resident { nodes, pods } => resident::measure(&target, nodes, pods).await?,
+        Bench::Etcd { servers, clients, seconds } => etcd::creates(&target, &servers, &clients, seconds).await?,
         Bench::Lists { objects } => api::lists(&target, objects).await?,
         Bench::Watchers { watchers, events } => api::watchers(&target, &watchers, events).await?,
         Bench::Gate => return gate::run(&target).await,

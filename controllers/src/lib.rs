@@ -8,7 +8,9 @@ pub mod aggregation;
 mod amount;
 pub mod autoscaling;
 mod backoff;
+pub mod bootstrap;
 pub mod catalogue;
+pub mod certificates;
 pub mod clock;
 pub mod context;
 pub mod cronjob;
@@ -83,6 +85,8 @@ pub struct Options {
     /// The certificate of the API server's CA, PEM, to be published in every namespace. Without one nothing is
     /// published. Standard family only.
     pub root_ca: Option<String>,
+    /// The authority that signs certificates others ask for; without one nothing is signed. Standard family only.
+    pub authority: Option<std::sync::Arc<certificates::Authority>>,
     /// The pod addresses to divide among the nodes. Without, nodes bring their own.
     pub node_blocks: Option<Blocks>,
     /// How the scheduler decides.
@@ -98,6 +102,7 @@ impl Options {
             has_ended: std::sync::Arc::new(|_| false),
             clock: Clock::default(),
             root_ca: None,
+            authority: None,
             node_blocks: None,
             scheduler: scheduler::Configuration::default(),
         }
@@ -156,6 +161,9 @@ fn start_loops(context: &Context, options: &Options) {
         context.start(job::Jobs::new(context));
         context.start(cronjob::CronJobs::new(context));
         context.start(aggregation::Aggregation::new(context));
+        context.start(bootstrap::TokenCleaner::new(context));
+        context.start(bootstrap::BootstrapSigner::new(context));
+        context.start(certificates::Certificates::new(context, options.authority.clone()));
         context.start(autoscaling::Autoscalers::new(context, &catalogue));
         context.start(disruption::Disruptions::new(context, &catalogue));
         context.start(disruption::StaleDisruptions::new(context));

@@ -161,7 +161,7 @@ impl PodControl {
                         (!self.is_ours(owner, wanted, writes).await, ActError::from(error))
                     }
                     Err(error) => {
-                        let error = ActError::from(error);
+                        let error = told(ActError::from(error));
                         (!matches!(error, ActError::Gone(_)), error)
                     }
                 };
@@ -229,7 +229,7 @@ impl PodControl {
             .collect();
         let mut outcome = Ok(());
         while let Some((pod, uid, result)) = deletions.next().await {
-            match result.map_err(ActError::from) {
+            match result.map_err(|error| told(ActError::from(error))) {
                 Ok(_) => {
                     writes.deleted(&self.pods, &Key::of(pod.as_ref()), &uid);
                     self.tell(owner, reasons::SUCCESSFUL_DELETE, "delete", &pod.name_any(), None);
@@ -275,6 +275,14 @@ impl PodControl {
             }
         }
         outcome
+    }
+}
+
+/// A refusal as it is once its event is written: in the server's words alone, which are Kubernetes' own.
+fn told(error: ActError) -> ActError {
+    match error {
+        ActError::Refused(why) => ActError::Told(why),
+        other => other,
     }
 }
 

@@ -1,9 +1,13 @@
 //! The scale subresource of anything that has one (`autoscaling/v1` Scale), built-in or custom.
 
-use crate::catalogue::{Catalogue, Resource};
-use k8s_openapi::api::autoscaling::v1::Scale as Wire;
-use kube::api::Patch;
-use serde_json::json;
+use crate::{
+    catalogue::{Catalogue, Resource},
+    selector,
+};
+use k8s_openapi::{api::autoscaling::v1::Scale as Wire, apimachinery::pkg::apis::meta::v1::LabelSelector};
+use kube::{api::Patch, core::ApiResource};
+use proa_crds::Family;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// An object's size, as its scale subresource tells it.
@@ -42,6 +46,17 @@ pub struct Target {
     pub namespace: String,
     /// Its name.
     pub name: String,
+}
+
+/// The change of a status, with the selector in the text form in which the scale subresource of a custom resource shows it
+/// (`labelSelectorPath` names a string); of built-in kinds the API server writes it down itself.
+pub(crate) fn status_with_selector(resource: &ApiResource, selector: &LabelSelector, mut change: Value) -> Value {
+    if resource.group == Family::Proa.deployment().group
+        && let Some(change) = change.as_object_mut()
+    {
+        change.insert("selector".to_owned(), selector::query(selector).into());
+    }
+    change
 }
 
 /// Why a scale cannot be read or written.

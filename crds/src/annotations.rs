@@ -38,11 +38,15 @@ pub const FAILED_REVISIONS: &str = "proa.dev/failed-revisions";
 pub const STEP: &str = "proa.dev/rollout-step";
 /// On a revision: the Secret that keeps its configuration.
 pub const CONFIG_COPY: &str = "proa.dev/config-copy";
-/// In the template of a ReplicaSet (never in that of a Deployment): the digest of the configuration its revision is for, where
-/// the policy makes a change of configuration a rollout.
+/// In the template of a revision (ReplicaSet, ControllerRevision; in that of a workload only until its loop has seen the undo
+/// that brought it): the digest of the configuration the revision is for, where the policy makes a change of configuration a
+/// rollout.
 pub const CONFIGURATION: &str = "proa.dev/configuration";
-/// On a ReplicaSet that was gone back to: the digest of the live configuration it was gone back from.
+/// On a revision that was gone back to: the digest of the live configuration it was gone back from.
 pub const CONFIGURATION_LEFT: &str = "proa.dev/configuration-left";
+/// On a StatefulSet or DaemonSet whose policy makes a change of configuration a rollout: the digest of a template and, after a
+/// slash, that of the configuration this template is to be rolled out with. A template it is not of is not rolled out yet.
+pub const CONFIGURATION_WANTED: &str = "proa.dev/configuration-wanted";
 
 /// On a StatefulSet or DaemonSet: its policy has steps, so that a revision reaches no pod before it has a [`ROLLOUT_LIMIT`].
 pub const GRADUAL: &str = "proa.dev/gradual";

@@ -220,7 +220,8 @@ fn definition(row: &Row, components: &Map<String, Value>) -> Value {
         subresources.insert("status".to_owned(), json!({}));
     }
     if row.scale {
-        let paths = json!({"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"});
+        let paths = json!({"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector"});
         subresources.insert("scale".to_owned(), paths);
     }
     if !subresources.is_empty() {
@@ -255,6 +256,11 @@ fn root(row: &Row, components: &Map<String, Value>) -> Value {
         properties.insert("apiVersion".to_owned(), json!({"type": "string"}));
         properties.insert("kind".to_owned(), json!({"type": "string"}));
         properties.insert("metadata".to_owned(), json!({"type": "object"}));
+    }
+    // Autoscalers find the pods by it: of a custom resource its scale shows a string alone.
+    let status = schema.pointer_mut("/properties/status/properties").and_then(Value::as_object_mut);
+    if let Some(status) = status.filter(|_| row.scale) {
+        status.insert("selector".to_owned(), json!({"type": "string"}));
     }
     let defaults: &[(&str, i64)] = match row.kind {
         "Deployment" => &[("replicas", 1), ("revisionHistoryLimit", 10), ("progressDeadlineSeconds", 600)],

@@ -155,12 +155,12 @@ fn rollout_policies() -> Value {
     let mut spec = object(
         "When a revision has failed, and what is done then. An empty spec is what the annotation proa.dev/rollback=on-failure asks for.",
         json!({
-            "kinds": {"type": "array", "maxItems": 3, "x-kubernetes-list-type": "set",
-                "items": {"type": "string", "enum": ["Deployment", "StatefulSet", "DaemonSet"]},
+            "kinds": {"type": "array", "maxItems": 4, "x-kubernetes-list-type": "set",
+                "items": {"type": "string", "enum": ["Deployment", "StatefulSet", "DaemonSet", "Release"]},
                 "description": "Which kinds it guards; empty: all."},
             "selector": selector(),
             "action": one_of(&["Rollback", "Pause", "Alert"], "Rollback", "What is done when a revision has failed: the last healthy one comes back, the rollout stands still, or it is only said."),
-            "configuration": one_of(&["Live", "Rollout"], "Live", "Whether a change of a ConfigMap or Secret the template refers to is a rollout of its own (Deployments only)."),
+            "configuration": one_of(&["Live", "Rollout"], "Live", "Whether a change of a ConfigMap or Secret the template refers to is a rollout of its own."),
             "soakSeconds": number_or(0, WEEK, 90, "How long a revision is watched after its rollout was complete."),
             "failure": failure,
             "checks": {"type": "array", "maxItems": 8, "items": check, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
@@ -172,10 +172,6 @@ fn rollout_policies() -> Value {
     );
     // An empty one says enough, and so does none.
     spec["default"] = json!({});
-    spec["x-kubernetes-validations"] = json!([
-        {"rule": "!has(self.configuration) || self.configuration == 'Live' || (has(self.kinds) && self.kinds == ['Deployment'])",
-            "message": "configuration: Rollout is for Deployments: kinds must be [Deployment]"},
-    ]);
     let schema = json!({
         "type": "object",
         "description": "RolloutPolicy says when a revision of a workload has failed, how sure one must be, and what is done then.",
@@ -300,10 +296,6 @@ mod tests {
         refused(json!({"checks": [{"name": "a"}]}), "exactly one of http and metric");
         refused(json!({"checks": [{"name": "a", "metric": {"port": 1, "metric": "m"}}]}), "min, max or both");
         refused(json!({"kinds": ["Deployment"], "steps": [{"percent": 50}, {"percent": 10}]}), "steps must rise");
-        refused(
-            json!({"kinds": ["Deployment", "DaemonSet"], "configuration": "Rollout"}),
-            "kinds must be [Deployment]",
-        );
         refused(json!({"steps": [{"percent": 0}]}), "spec.steps[0].percent");
         refused(json!({"action": "Explode"}), "Rollback");
     }

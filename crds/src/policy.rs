@@ -21,7 +21,8 @@ pub fn rollout_policies() -> ApiResource {
     crate::extensions::resource("RolloutPolicy", "rolloutpolicies")
 }
 
-/// The kinds a policy can guard.
+/// The kinds a policy can guard. Of a release, which rolls out nothing itself, only what counts as failed and what is done then
+/// matter: its deadline, its soak, `Rollback` or else that it is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum WorkloadKind {
     /// Deployments.
@@ -30,6 +31,8 @@ pub enum WorkloadKind {
     StatefulSet,
     /// DaemonSets.
     DaemonSet,
+    /// Releases.
+    Release,
 }
 
 /// What is done when a revision has failed.
@@ -50,7 +53,7 @@ pub enum ConfigurationChange {
     /// Running pods see it as on Kubernetes; no rollout.
     #[default]
     Live,
-    /// A revision of its own, rolled out like a change of the template. Deployments only.
+    /// A revision of its own, rolled out like a change of the template.
     Rollout,
 }
 

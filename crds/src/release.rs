@@ -11,6 +11,9 @@ pub type Release = kube::core::Object<ReleaseSpec, ReleaseStatus>;
 /// How many revisions are kept when the release does not say: as of a Deployment.
 pub const DEFAULT_HISTORY: i32 = 10;
 
+/// How long a revision may stand still, in seconds, when the release does not say: as of a Deployment.
+pub const DEFAULT_DEADLINE: i32 = 600;
+
 /// Where releases are served.
 pub fn release_resource() -> ApiResource {
     crate::extensions::resource("Release", "releases")
@@ -26,6 +29,9 @@ pub struct ReleaseSpec {
     /// How many revisions are kept besides the current one and the last healthy one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision_history_limit: Option<i32>,
+    /// How long a revision that is not complete may stand still before it counts as failed, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress_deadline_seconds: Option<i32>,
     /// No revision is recorded, and nothing goes back by itself, while its applier is at work.
     #[serde(skip_serializing_if = "is_default")]
     pub paused: bool,
@@ -336,6 +342,8 @@ pub(crate) fn schema() -> Value {
             "members": members_schema(),
             "revisionHistoryLimit": {"type": "integer", "format": "int32", "minimum": 1, "maximum": 1000, "default": DEFAULT_HISTORY,
                 "description": "How many revisions are kept besides the current one and the last healthy one."},
+            "progressDeadlineSeconds": {"type": "integer", "format": "int32", "minimum": 1, "default": DEFAULT_DEADLINE,
+                "description": "How long a revision that is not complete may stand still, none of its objects coming further, before it counts as failed."},
             "paused": flag("No revision is recorded, and nothing goes back by itself."),
             "family": {"type": "string", "enum": ["standard", "proa.dev"], "description": "Whose controllers drive it."},
             "rollbackTo": rollback_to,
@@ -416,7 +424,7 @@ mod tests {
     fn every_field_of_the_types_is_in_the_schema() {
         let spec = json!({
             "members": {"selector": {"matchLabels": {"a": "b"}}, "kinds": [{"group": "apps", "kind": "Deployment"}]},
-            "revisionHistoryLimit": 3, "paused": true, "family": "proa.dev", "rollbackTo": {"revision": 2, "force": true},
+            "revisionHistoryLimit": 3, "progressDeadlineSeconds": 60, "paused": true, "family": "proa.dev", "rollbackTo": {"revision": 2, "force": true},
         });
         let at = "2026-11-21T10:00:00.000001Z";
         let status = json!({
@@ -444,7 +452,10 @@ mod tests {
         let schema = from_openapi_v3(&schema()).unwrap_or_else(|errors| panic!("{errors:?}"));
         let mut object = json!({"apiVersion": "proa.dev/v1", "kind": "Release", "metadata": {"name": "shop"}});
         schema.default(&mut object);
-        assert_eq!(object["spec"], json!({"revisionHistoryLimit": DEFAULT_HISTORY}));
+        assert_eq!(
+            object["spec"],
+            json!({"revisionHistoryLimit": DEFAULT_HISTORY, "progressDeadlineSeconds": DEFAULT_DEADLINE})
+        );
         let read: Release = serde_json::from_value(object).expect("it is of the type");
         assert_eq!(read.spec.members, Members::default());
     }

@@ -30,6 +30,7 @@ const FRAME_MAGIC: u32 = 0x6d72_6670; // "pfrm"
 pub(crate) enum FileKind {
     Log,
     Checkpoint,
+    Backup,
 }
 
 impl FileKind {
@@ -37,6 +38,7 @@ impl FileKind {
         match self {
             FileKind::Log => b"PROALOG\n",
             FileKind::Checkpoint => b"PROACKP\n",
+            FileKind::Backup => b"PROABKP\n",
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::error::{CommitError, OpenError, RangeError, WatchError};
 use crate::log::Log;
 use crate::recovery::recover;
 use crate::state::{HistoryBounds, State};
-use crate::types::{Chunk, Committed, Entry, Event, Revision, Txn};
+use crate::types::{Batch, Chunk, Committed, Entry, Revision, Txn};
 use crate::watchers::{Watchers, watch};
 use crate::writer::{Counters, Pending, Queue, Writer};
 
@@ -48,6 +48,12 @@ impl Default for Options {
             segment_bytes: 8 << 20,
             checkpoint_bytes: 16 << 20,
         }
+    }
+}
+
+impl Options {
+    pub(crate) fn bounds(&self) -> HistoryBounds {
+        HistoryBounds { events: self.history_events, bytes: self.history_bytes, age: self.history_age }
     }
 }
 
@@ -114,9 +120,7 @@ impl Embedded {
     pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Embedded, OpenError> {
         own_dir(dir).map_err(|e| OpenError::io(dir, e))?;
         let lock = lock(dir)?;
-        let bounds =
-            HistoryBounds { events: options.history_events, bytes: options.history_bytes, age: options.history_age };
-        let recovered = recover(dir, disk, bounds, options.segment_bytes)?;
+        let recovered = recover(dir, disk, options.bounds(), options.segment_bytes)?;
         let shared = Arc::new(Shared::new(recovered.state, recovered.checkpoint));
         let writer = Writer::new(shared.clone(), recovered.segments, options.checkpoint_bytes);
         let thread = thread::Builder::new().name("store-writer".into()).spawn(move || {
@@ -214,12 +218,20 @@ impl Log for Embedded {
         ready(read()).boxed()
     }
 
-    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Batch, WatchError>> {
         watch(self.shared.clone(), prefix, after)
     }
 
     fn revision(&self) -> Revision {
         self.shared.state.read().revision()
+    }
+
+    fn current(&self) -> BoxFuture<'_, Result<Revision, RangeError>> {
+        let read = || match self.shared.is_closed() {
+            true => Err(RangeError::Closed),
+            false => Ok(self.shared.state.read().revision()),
+        };
+        ready(read()).boxed()
     }
 
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::types::{Key, Revision};
 
-/// Why a transaction was not committed. Nothing of it was applied, whatever the variant.
+/// Why a transaction was not committed. Nothing of it was applied, but for [`CommitError::Uncertain`].
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommitError {
     /// An expectation did not hold. Read again, then try again.
@@ -23,16 +23,25 @@ pub enum CommitError {
     /// The disk failed. Every later commit first tries to bring the log back to its last good state.
     #[error("writing the log failed: {0}")]
     Io(Arc<io::Error>),
+    /// The transaction is larger than the store takes; trying again does not help.
+    #[error("too large for the store: {0}")]
+    TooLarge(String),
     /// The transaction itself makes no sense; trying again does not help.
     #[error("malformed transaction: {0}")]
     Invalid(String),
+    /// The store is away. Trying again helps once it is back.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// The store went away in the middle: the transaction may have been committed. Read again to see.
+    #[error("whether it was stored is not known: {0}")]
+    Uncertain(String),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
 }
 
 /// Why a range or a get was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
     /// The revision asked for has left the history.
     #[error("revision {requested} has been compacted, the oldest is {oldest}")]
@@ -50,13 +59,24 @@ pub enum RangeError {
         /// The store's current revision.
         current: Revision,
     },
+    /// A value is in no form we know: somebody else wrote it.
+    #[error("{key} cannot be read: {why}")]
+    Unreadable {
+        /// Its key.
+        key: Key,
+        /// What is wrong with it.
+        why: Arc<str>,
+    },
+    /// The store is away. Trying again helps once it is back.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
 }
 
 /// Why a watch ended. The watcher must list again and watch from there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
     /// The revision to start after had already left the history.
     #[error("revision {requested} has been compacted, the oldest is {oldest}")]
@@ -73,6 +93,14 @@ pub enum WatchError {
         read: Revision,
         /// The oldest revision that can still be watched from.
         oldest: Revision,
+    },
+    /// A value is in no form we know: somebody else wrote it.
+    #[error("{key} cannot be read: {why}")]
+    Unreadable {
+        /// Its key.
+        key: Key,
+        /// What is wrong with it.
+        why: Arc<str>,
     },
 }
 
@@ -104,6 +132,12 @@ pub enum OpenError {
         found: u32,
         /// Ours.
         supported: u32,
+    },
+    /// There is a store already.
+    #[error("{dir} already holds a store")]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
     },
     /// The operating system refused.
     #[error("{path}: {source}")]

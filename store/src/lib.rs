@@ -18,13 +18,18 @@
 //! - `state`: current entries, history, recent events; pure.
 //! - `watchers`: cursors into the recent events.
 //! - `memory`: the same log without files, for tests and simulations.
-//! - `codec`, `segment`, `checkpoint`, `recovery`, `disk`: the files.
+//! - `etcd`: the same log in an etcd cluster, for several API servers.
+//! - `codec`, `segment`, `entries`, `checkpoint`, `recovery`, `disk`: the files.
+//! - `backup`: all of a store in one file, and back.
 
+mod backup;
 mod checkpoint;
 mod codec;
 mod disk;
 mod embedded;
+mod entries;
 mod error;
+mod etcd;
 mod log;
 mod memory;
 mod recovery;
@@ -35,8 +40,10 @@ mod types;
 mod watchers;
 mod writer;
 
+pub use backup::{AFTER_BACKUP, BackupReader, BackupWriter, Filling, Snapshot, holds_a_store};
 pub use embedded::{Embedded, Options, Stats};
 pub use error::{CommitError, OpenError, RangeError, WatchError};
+pub use etcd::{Etcd, EtcdError, EtcdOptions, EtcdServers, Form};
 pub use log::Log;
 pub use memory::Memory;
-pub use types::{Chunk, Committed, Entry, Event, EventKind, Expect, Key, Op, Revision, Txn, Value};
+pub use types::{Batch, Chunk, Committed, Entry, Event, EventKind, Expect, Key, Op, Revision, Txn, Value};

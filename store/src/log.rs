@@ -1,12 +1,10 @@
 //! The face every back end shows.
 
-use std::sync::Arc;
-
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
 use crate::error::{CommitError, RangeError, WatchError};
-use crate::types::{Chunk, Committed, Entry, Event, Revision, Txn};
+use crate::types::{Batch, Chunk, Committed, Entry, Revision, Txn};
 
 /// A revisioned key-value log.
 ///
@@ -32,10 +30,19 @@ pub trait Log: Send + Sync + 'static {
     /// Every event after revision `after` on keys that start with `prefix`, in revision order, in
     /// batches; the events of one revision are never split over two batches. All watchers of the same
     /// keys share a batch. After an error the stream ends; it also ends when the store is closed.
-    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>>;
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Batch, WatchError>>;
 
-    /// The revision of the newest commit.
+    /// The revision of the newest commit this handle has heard of.
     fn revision(&self) -> Revision;
+
+    /// A revision that is no older than any commit anybody was told of before the call. Watches from [`Log::watch`] of
+    /// all keys get there, whether or not anything happened for them.
+    fn current(&self) -> BoxFuture<'_, Result<Revision, RangeError>>;
+
+    /// Whether the store answered when it was last asked.
+    fn is_available(&self) -> bool {
+        true
+    }
 
     /// Forgets the history before revision `before` (which itself can still be read, and watched from).
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>>;

@@ -16,7 +16,7 @@ use crate::error::{CommitError, RangeError, WatchError};
 use crate::log::Log;
 use crate::resolve::{Overlay, resolve};
 use crate::state::{HistoryBounds, Record, State};
-use crate::types::{Chunk, Committed, Entry, Event, Revision, Txn};
+use crate::types::{Batch, Chunk, Committed, Entry, Revision, Txn};
 use crate::watchers::watch;
 
 /// A log that lives as long as its handle and its watchers.
@@ -114,12 +114,20 @@ impl Log for Memory {
         ready(read()).boxed()
     }
 
-    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Batch, WatchError>> {
         watch(self.shared.clone(), prefix, after)
     }
 
     fn revision(&self) -> Revision {
         self.shared.state.read().revision()
+    }
+
+    fn current(&self) -> BoxFuture<'_, Result<Revision, RangeError>> {
+        let read = || match self.shared.is_closed() {
+            true => Err(RangeError::Closed),
+            false => Ok(self.shared.state.read().revision()),
+        };
+        ready(read()).boxed()
     }
 
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>> {

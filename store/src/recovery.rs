@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::checkpoint::{self, UNFINISHED, decode_error};
+use crate::checkpoint::{self, UNFINISHED};
 use crate::codec::{DecodeError, FileKind, HEADER_LEN, Header, holds_a_frame, read_frame, read_records};
 use crate::disk::{Disk, sync_dir};
+use crate::entries::decode_error;
 use crate::error::OpenError;
 use crate::segment::{Active, Sealed, Segments, parse_name};
 use crate::state::{HistoryBounds, State};
@@ -66,6 +67,46 @@ pub(crate) fn recover(
     Ok(Recovered { state, segments, checkpoint: files.checkpoints.last().map(|(revision, _)| *revision) })
 }
 
+/// How often a directory that changes while it is looked at is looked at again.
+const LOOKS: usize = 10;
+
+/// The newest state of a directory, whether or not a process has it open: nothing is changed there. Everything that
+/// process had acknowledged before the call is in it.
+pub(crate) fn look(dir: &Path, bounds: HistoryBounds) -> Result<State, OpenError> {
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        match look_once(dir, bounds) {
+            // A checkpoint was written meanwhile, and what it replaces removed.
+            Err(OpenError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound && looks < LOOKS => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn look_once(dir: &Path, bounds: HistoryBounds) -> Result<State, OpenError> {
+    let files = Files::list(dir)?;
+    let mut state = match files.checkpoints.last() {
+        Some((_, path)) => checkpoint::read(path, bounds)?,
+        None => State::new(bounds),
+    };
+    let first_needed = files.logs.partition_point(|(first, _)| *first <= state.revision().next()).saturating_sub(1);
+    let needed = &files.logs[first_needed..];
+    for (i, (first, path)) in needed.iter().enumerate() {
+        replay(path, *first, &mut state, i + 1 == needed.len())?;
+    }
+    Ok(state)
+}
+
+/// Whether there is a store in a directory, or the beginning of one.
+pub(crate) fn is_empty(dir: &Path) -> Result<bool, OpenError> {
+    match Files::list(dir) {
+        Ok(files) => Ok(files.logs.is_empty() && files.checkpoints.is_empty()),
+        Err(OpenError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// What is in the directory, each kind in revision order.
 #[derive(Default)]
 struct Files {
@@ -84,7 +125,7 @@ impl Files {
                 Some((FileKind::Log, first)) => files.logs.push((first, path)),
                 Some((FileKind::Checkpoint, revision)) => files.checkpoints.push((revision, path)),
                 None if name.ends_with(UNFINISHED) => files.unfinished.push(path),
-                None => {}
+                Some((FileKind::Backup, _)) | None => {}
             }
         }
         files.logs.sort();

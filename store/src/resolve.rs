@@ -61,13 +61,13 @@ pub(crate) fn resolve(
                 let last = last.as_ref().map(|value| finish(value, revision));
                 changes.push(Change::Delete { key: key.clone(), last });
             }
-            Op::Delete { .. } => {}
+            Op::Delete { .. } | Op::Check { .. } => {}
         }
     }
     Ok(changes)
 }
 
-fn check_form(txn: &Txn) -> Result<(), CommitError> {
+pub(crate) fn check_form(txn: &Txn) -> Result<(), CommitError> {
     let mut size = 0;
     for (i, op) in txn.ops.iter().enumerate() {
         size += op.key().len();
@@ -78,6 +78,7 @@ fn check_form(txn: &Txn) -> Result<(), CommitError> {
         let value = match op {
             Op::Put { value, .. } => Some(value),
             Op::Delete { last, .. } => last.as_ref(),
+            Op::Check { .. } => None,
         };
         if let Some(value) = value {
             size += value.bytes.len();
@@ -93,7 +94,7 @@ fn check_form(txn: &Txn) -> Result<(), CommitError> {
 }
 
 /// The final bytes: the decimal revision in its place.
-fn finish(value: &Value, revision: Revision) -> Bytes {
+pub(crate) fn finish(value: &Value, revision: Revision) -> Bytes {
     let Some(at) = value.revision_at else { return value.bytes.clone() };
     let digits = revision.to_string();
     let mut out = BytesMut::with_capacity(value.bytes.len() + digits.len());

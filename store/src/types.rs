@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// The position of a commit in the history of the store: one counter, gap-free, in commit order.
+/// The position of a commit in the history of the store: one counter, in commit order; gap-free in a store that
+/// nobody else writes to.
 ///
 /// An empty store is at revision 1, so that 0 stays free for "any" (Kubernetes API conventions,
 /// resource versions); the first commit is revision 2.
@@ -54,6 +55,11 @@ impl Value {
     pub fn with_revision_at(bytes: impl Into<Bytes>, offset: usize) -> Value {
         Value { bytes: bytes.into(), revision_at: Some(offset) }
     }
+
+    /// The bytes once they are committed at this revision.
+    pub fn at_revision(&self, revision: Revision) -> Bytes {
+        crate::resolve::finish(self, revision)
+    }
 }
 
 /// What must be true of a key for a transaction to go through.
@@ -79,13 +85,21 @@ pub enum Op {
         /// What must hold before.
         expect: Expect,
     },
+    /// Changes nothing: what must hold of a key that the transaction rests on.
+    Check {
+        /// The key.
+        key: Key,
+        /// What must hold.
+        expect: Expect,
+    },
     /// Removes a key. Removing an absent key with [`Expect::Any`] does nothing.
     Delete {
         /// The key.
         key: Key,
         /// What must hold before.
         expect: Expect,
-        /// The final bytes that watchers see; the previous bytes when `None`.
+        /// The final bytes that watchers see; the previous bytes when `None`. An etcd has no place for them: there
+        /// watchers see the previous bytes.
         last: Option<Value>,
     },
 }
@@ -94,14 +108,14 @@ impl Op {
     /// The key this step touches.
     pub fn key(&self) -> &Key {
         match self {
-            Op::Put { key, .. } | Op::Delete { key, .. } => key,
+            Op::Put { key, .. } | Op::Delete { key, .. } | Op::Check { key, .. } => key,
         }
     }
 
     /// What must hold of the key before.
     pub fn expect(&self) -> Expect {
         match self {
-            Op::Put { expect, .. } | Op::Delete { expect, .. } => *expect,
+            Op::Put { expect, .. } | Op::Delete { expect, .. } | Op::Check { expect, .. } => *expect,
         }
     }
 }
@@ -176,6 +190,15 @@ pub enum EventKind {
         /// What it held before.
         previous: Entry,
     },
+}
+
+/// What a watch gives at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Changes, in revision order. May be none: then nothing happened up to `upto`.
+    pub events: Arc<[Event]>,
+    /// Everything up to here has been given.
+    pub upto: Revision,
 }
 
 /// A transaction that is durable.

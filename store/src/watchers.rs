@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use crate::embedded::Shared;
 use crate::error::WatchError;
 use crate::state::Next;
-use crate::types::{Event, Revision};
+use crate::types::{Batch, Event, Revision};
 
 /// One watcher, as the writer sees it.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ pub(crate) fn watch(
     shared: Arc<Shared>,
     prefix: &str,
     after: Revision,
-) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+) -> BoxStream<'static, Result<Batch, WatchError>> {
     // The position is checked now and not at the first poll: history may move on in between.
     let (sleeper, oldest) = (shared.watchers.register(prefix), shared.state.read().floor());
     if after < oldest {
@@ -90,13 +90,13 @@ pub(crate) fn watch(
 }
 
 impl Cursor {
-    async fn next(&mut self) -> Option<Result<Arc<[Event]>, WatchError>> {
+    async fn next(&mut self) -> Option<Result<Batch, WatchError>> {
         while !self.ended {
             let closed = self.shared.is_closed();
             match self.look() {
                 Next::Events(events, read) => {
                     self.after = read;
-                    return Some(Ok(events));
+                    return Some(Ok(Batch { events, upto: read }));
                 }
                 Next::Behind(oldest) => {
                     self.ended = true;

@@ -158,7 +158,7 @@ async fn logs_stay_bounded_and_history_survives_reopening() {
     let mut watch = store.watch("", store.oldest());
     let mut seen = 0;
     while seen < 20 {
-        seen += futures::StreamExt::next(&mut watch).await.unwrap().unwrap().len();
+        seen += futures::StreamExt::next(&mut watch).await.unwrap().unwrap().events.len();
     }
     assert_eq!(seen, 20);
 }

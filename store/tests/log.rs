@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use proa_store::{CommitError, Embedded, EventKind, Expect, Key, Log, Options, Revision, Txn, Value, WatchError};
+use proa_store::{
+    Batch, CommitError, Embedded, EventKind, Expect, Key, Log, Options, Revision, Txn, Value, WatchError,
+};
 
 async fn fresh(options: Options) -> (tempfile::TempDir, Arc<Embedded>) {
     let dir = tempfile::tempdir().unwrap();
@@ -48,7 +50,7 @@ async fn an_object_carries_its_own_revision() {
     let mut watch = store.watch("", done.revision);
     store.commit(Txn::delete("k", Expect::At(done.revision), Some(value))).await.unwrap();
     let events = watch.next().await.unwrap().unwrap();
-    let EventKind::Delete { last, previous, .. } = &events[0].kind else { panic!("{events:?}") };
+    let EventKind::Delete { last, previous, .. } = &events.events[0].kind else { panic!("{events:?}") };
     assert_eq!(last, &br#"{"resourceVersion":"3"}"#[..]);
     assert_eq!(previous, &done.entries[0]);
 }
@@ -59,8 +61,8 @@ async fn watchers_of_the_same_keys_share_one_buffer() {
     let (mut one, mut two) = (store.watch("/a/", Revision::FIRST), store.watch("", Revision::FIRST));
     let done = store.commit(put("/a/1", "value")).await.unwrap();
     let (first, second) = (one.next().await.unwrap().unwrap(), two.next().await.unwrap().unwrap());
-    assert!(Arc::ptr_eq(&first, &second));
-    let EventKind::Put { entry, .. } = &first[0].kind else { panic!() };
+    assert!(Arc::ptr_eq(&first.events, &second.events));
+    let EventKind::Put { entry, .. } = &first.events[0].kind else { panic!() };
     assert_eq!(entry.bytes.as_ptr(), done.entries[0].bytes.as_ptr());
 }
 
@@ -85,7 +87,7 @@ async fn a_watcher_of_quiet_keys_does_not_lag_behind_what_others_do() {
         store.commit(put("/noisy/1", &i.to_string())).await.unwrap();
     }
     let done = store.commit(put("/quiet/1", "at last")).await.unwrap();
-    let events = quiet.next().await.unwrap().unwrap();
+    let Batch { events, .. } = quiet.next().await.unwrap().unwrap();
     assert_eq!((events.len(), events[0].revision), (1, done.revision));
 }
 
@@ -96,7 +98,7 @@ async fn a_waiting_watcher_is_woken_and_ends_when_the_store_closes() {
     let reader = tokio::spawn(async move {
         let mut seen = Vec::new();
         while let Some(batch) = watch.next().await {
-            seen.extend(batch.unwrap().iter().map(|e| e.revision.0));
+            seen.extend(batch.unwrap().events.iter().map(|e| e.revision.0));
         }
         seen
     });

@@ -1,15 +1,17 @@
 //! The model: random histories run against a plain map, with reopening at any moment. What the model
 //! says is what the store must say.
 
+mod cluster;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cluster::{Below, Cluster};
 use futures::{FutureExt, StreamExt};
 use proa_store::{
-    Chunk, CommitError, Embedded, Entry, Event, EventKind, Expect, Key, Log, Memory, Op, Options, RangeError, Revision,
-    Txn, Value, WatchError,
+    Batch, Chunk, CommitError, Embedded, Entry, Etcd, Event, EventKind, Expect, Key, Log, Memory, Op, Options,
+    RangeError, Revision, Txn, Value, WatchError,
 };
 use proptest::prelude::*;
 
@@ -43,6 +45,8 @@ enum Step {
 struct Draft {
     key: usize,
     put: Option<(Vec<u8>, bool)>,
+    /// Only what is expected matters.
+    check: bool,
     last: bool,
     expect: DraftExpect,
 }
@@ -63,7 +67,8 @@ fn draft() -> impl Strategy<Value = Draft> {
         1 => Just(DraftExpect::Wrong),
     ];
     let put = proptest::option::weighted(0.7, (proptest::collection::vec(any::<u8>(), 0..12), any::<bool>()));
-    (0..KEYS.len(), put, any::<bool>(), expect).prop_map(|(key, put, last, expect)| Draft { key, put, last, expect })
+    (0..KEYS.len(), put, proptest::bool::weighted(0.15), any::<bool>(), expect)
+        .prop_map(|(key, put, check, last, expect)| Draft { key, put, check, last, expect })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -82,17 +87,24 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// The whole history, forgetting nothing.
 struct Model {
-    states: Vec<BTreeMap<Key, Entry>>, // index 0 is revision 1
+    /// Where the history begins.
+    first: Revision,
+    states: Vec<BTreeMap<Key, Entry>>, // index 0 is the first revision
     events: Vec<Event>,
+    /// Whether the final bytes given with a deletion are kept. What watchers see instead is the value before, at the
+    /// deletion's revision.
+    keeps_last: bool,
+    /// The values as they were given, to be seen once more at another revision.
+    given: BTreeMap<Key, Value>,
 }
 
 impl Model {
-    fn new() -> Model {
-        Model { states: vec![BTreeMap::new()], events: Vec::new() }
+    fn new(first: Revision, keeps_last: bool) -> Model {
+        Model { first, states: vec![BTreeMap::new()], events: Vec::new(), keeps_last, given: BTreeMap::new() }
     }
 
     fn revision(&self) -> Revision {
-        Revision(self.states.len() as u64)
+        Revision(self.first.0 + self.states.len() as u64 - 1)
     }
 
     fn current(&self) -> &BTreeMap<Key, Entry> {
@@ -100,7 +112,7 @@ impl Model {
     }
 
     fn at(&self, revision: Revision) -> &BTreeMap<Key, Entry> {
-        &self.states[revision.0 as usize - 1]
+        &self.states[(revision.0 - self.first.0) as usize]
     }
 
     fn draw(&self, drafts: &[Draft]) -> Txn {
@@ -118,6 +130,7 @@ impl Model {
                 revision_at: splice.then_some(bytes.len() / 2),
             };
             match &draft.put {
+                _ if draft.check => Op::Check { key, expect },
                 Some((bytes, splice)) => Op::Put { key, value: value(bytes, *splice), expect },
                 None => Op::Delete { key, expect, last: draft.last.then(|| value(b"last:", true)) },
             }
@@ -128,6 +141,7 @@ impl Model {
     fn commit(&mut self, txn: &Txn) -> Result<(Revision, Vec<Entry>), String> {
         let revision = self.revision().next();
         let (mut state, mut events, mut entries) = (self.current().clone(), Vec::new(), Vec::new());
+        let mut given = self.given.clone();
         for (i, op) in txn.ops.iter().enumerate() {
             if txn.ops[..i].iter().any(|o| o.key() == op.key()) {
                 return Err("twice".into());
@@ -148,20 +162,26 @@ impl Model {
                     let created = current.as_ref().map_or(revision, |e| e.created);
                     let entry = Entry { key: key.clone(), bytes: splice(value, revision), created, modified: revision };
                     state.insert(key.clone(), entry.clone());
+                    given.insert(key.clone(), value.clone());
                     entries.push(entry.clone());
                     events.push(Event { revision, kind: EventKind::Put { entry, previous: current } });
                 }
                 Op::Delete { key, last, .. } => {
                     let Some(previous) = state.remove(key) else { continue };
-                    let last = last.as_ref().map_or(previous.bytes.clone(), |v| splice(v, revision));
+                    let last = match self.keeps_last {
+                        true => last.as_ref().map_or(previous.bytes.clone(), |v| splice(v, revision)),
+                        false => splice(&given[key], revision),
+                    };
                     events.push(Event { revision, kind: EventKind::Delete { key: key.clone(), last, previous } });
                 }
+                Op::Check { .. } => {}
             }
         }
         if events.is_empty() {
             return Ok((self.revision(), entries));
         }
         self.states.push(state);
+        self.given = given;
         self.events.extend(events);
         Ok((revision, entries))
     }
@@ -207,22 +227,50 @@ fn said(result: Result<proa_store::Committed, CommitError>) -> Result<(Revision,
     }
 }
 
-async fn drain(stream: &mut futures::stream::BoxStream<'static, Result<Arc<[Event]>, WatchError>>) -> Vec<Event> {
+/// What a watch has to say. Of a store in this process all of it is there at once; what comes over a wire is waited
+/// for until there is as much as there should be.
+async fn drain(
+    stream: &mut futures::stream::BoxStream<'static, Result<Batch, WatchError>>,
+    at_least: usize,
+) -> Vec<Event> {
     let mut events = Vec::new();
-    // Everything committed is in the ring already: what is not ready now is not there.
-    while let Some(Some(batch)) = stream.next().now_or_never() {
-        events.extend_from_slice(&batch.expect("a watcher that is read after each step does not lag"));
+    loop {
+        let next = match events.len() < at_least {
+            true => {
+                tokio::time::timeout(Duration::from_secs(10), stream.next()).await.expect("the events that are missing")
+            }
+            false => stream.next().now_or_never().flatten(),
+        };
+        match next {
+            Some(batch) => {
+                events.extend_from_slice(&batch.expect("a watcher that is read after each step does not lag").events)
+            }
+            None => return events,
+        }
     }
-    events
 }
 
 /// What the model is compared with.
 enum Store {
     Embedded(tempfile::TempDir, Embedded),
     Memory(Memory),
+    /// With the oldest revision it was compacted at.
+    Etcd(Etcd, Below, Cluster, Revision),
 }
 
 impl Store {
+    /// A prefix of an etcd nobody used before.
+    async fn etcd(cluster: Cluster, case: usize) -> Store {
+        let form = Below(format!("case-{case}"));
+        let store = cluster.open(form.clone()).await;
+        // Past the revisions nobody can tell from the beginning of everything. What was before is no part of this history.
+        let other = cluster.open(Below("another".to_owned())).await;
+        other.go_on_at(Revision(20), |_| {}).await.unwrap();
+        let (_, begun) = store.get("z").await.unwrap();
+        store.compact(begun).await.unwrap();
+        Store::Etcd(store, form, cluster, begun)
+    }
+
     async fn embedded() -> Store {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(dir.path(), options()).await.unwrap();
@@ -233,14 +281,21 @@ impl Store {
         match self {
             Store::Embedded(_, store) => store,
             Store::Memory(store) => store,
+            Store::Etcd(store, ..) => store,
         }
     }
 
-    fn oldest(&self) -> Revision {
+    async fn oldest(&self) -> Revision {
         match self {
             Store::Embedded(_, store) => store.oldest(),
             Store::Memory(store) => store.oldest(),
+            Store::Etcd(.., oldest) => *oldest,
         }
+    }
+
+    /// Whether commits that are under way at once happen in the order they were asked for.
+    fn keeps_order(&self) -> bool {
+        !matches!(self, Store::Etcd(..))
     }
 
     /// Closed, with what it leaves behind opened anew.
@@ -259,22 +314,43 @@ impl Store {
                 assert!(matches!(store.get("z").await, Err(RangeError::Closed)));
                 Store::Memory(forked)
             }
+            Store::Etcd(store, form, cluster, oldest) => {
+                store.close();
+                assert!(matches!(store.get("z").await, Err(RangeError::Closed)));
+                let store = cluster.open(form.clone()).await;
+                Store::Etcd(store, form, cluster, oldest)
+            }
         }
     }
 }
 
-async fn run(store: Store, steps: Vec<Step>) {
+/// A watch of `/a/` that stands.
+async fn watch_a(store: &Store, after: Revision) -> futures::stream::BoxStream<'static, Result<Batch, WatchError>> {
+    let mut watch = store.log().watch("/a/", after);
+    if matches!(store, Store::Etcd(..)) {
+        let stands = watch.next().await.unwrap().unwrap();
+        assert_eq!((stands.events.len(), stands.upto), (0, after));
+    }
+    watch
+}
+
+/// Runs a history; hands the store back.
+async fn run(store: Store, steps: Vec<Step>) -> Store {
     let mut owner = store;
-    let mut model = Model::new();
-    let (mut tail, mut tail_after) = (owner.log().watch("/a/", Revision::FIRST), Revision::FIRST);
+    // Nobody waits for a watch to get anywhere: none writes a mark, which would be a revision of its own.
+    let (_, first) = owner.log().get("z").await.unwrap();
+    let mut model = Model::new(first, !matches!(owner, Store::Etcd(..)));
+    let (mut tail, mut tail_after) = (watch_a(&owner, first).await, first);
+    let mut tail_begun = first;
     for step in steps {
-        let oldest = owner.oldest();
+        let oldest = owner.oldest().await;
         if matches!(step, Step::Reopen) {
             owner = owner.reopened().await;
             assert!(tail.next().await.is_none());
-            assert!(owner.oldest() <= model.revision());
+            assert!(owner.oldest().await <= model.revision());
             tail_after = model.revision();
-            tail = owner.log().watch("/a/", tail_after);
+            tail = watch_a(&owner, tail_after).await;
+            tail_begun = tail_after;
         }
         let store = owner.log();
         match step {
@@ -286,7 +362,10 @@ async fn run(store: Store, steps: Vec<Step>) {
             Step::Together(many) => {
                 let txns: Vec<Txn> = many.iter().map(|drafts| model.draw(drafts)).collect();
                 let commits: Vec<_> = txns.iter().map(|txn| store.commit(txn.clone())).collect();
-                let results = futures::future::join_all(commits).await;
+                let results = match owner.keeps_order() {
+                    true => futures::future::join_all(commits).await,
+                    false => futures::stream::iter(commits).then(|commit| commit).collect().await,
+                };
                 for (txn, result) in txns.iter().zip(results) {
                     let expected = model.commit(txn);
                     assert_eq!(said(result), expected);
@@ -297,8 +376,13 @@ async fn run(store: Store, steps: Vec<Step>) {
                 let after = after.map(|i| KEYS[i]);
                 let got = store.range(PREFIXES[prefix], at, after, limit).await;
                 match at {
+                    // 0 asks an etcd for what is now.
+                    Some(Revision(0)) if !owner.keeps_order() => {}
                     Some(at) if at < oldest => {
-                        assert_eq!(got, Err(RangeError::Compacted { requested: at, oldest }));
+                        assert!(
+                            matches!(got, Err(RangeError::Compacted { requested, .. }) if requested == at),
+                            "{got:?}"
+                        );
                     }
                     at => {
                         let at = at.unwrap_or(model.revision());
@@ -314,24 +398,42 @@ async fn run(store: Store, steps: Vec<Step>) {
                 let after = Revision(model.revision().0.saturating_sub(back));
                 let mut stream = store.watch(PREFIXES[prefix], after);
                 if after < oldest {
-                    assert_eq!(stream.next().await, Some(Err(WatchError::Compacted { requested: after, oldest })));
+                    let refused = async {
+                        loop {
+                            match stream.next().await {
+                                // A member hears of the watch before it looks.
+                                Some(Ok(batch)) if batch.events.is_empty() => {}
+                                other => return other,
+                            }
+                        }
+                    };
+                    assert_eq!(refused.await, Some(Err(WatchError::Compacted { requested: after, oldest })));
                     assert_eq!(stream.next().await, None);
                 } else {
-                    assert_eq!(drain(&mut stream).await, model.events(PREFIXES[prefix], after));
+                    let expected = model.events(PREFIXES[prefix], after);
+                    assert_eq!(drain(&mut stream, expected.len()).await, expected);
                 }
             }
             Step::Compact { back } => {
-                let before = Revision(model.revision().0.saturating_sub(back));
-                store.compact(before).await.unwrap();
-                assert!(owner.oldest() >= before.min(oldest));
+                let mut before = Revision(model.revision().0.saturating_sub(back));
+                if let Store::Etcd(.., oldest) = &mut owner {
+                    // A watch that has just begun still reads what was: what it has not read must stay.
+                    before = before.min(tail_begun);
+                    *oldest = before.max(*oldest);
+                }
+                owner.log().compact(before).await.unwrap();
+                assert!(owner.oldest().await >= before.min(oldest));
             }
             Step::Reopen => {}
         }
+        let store = owner.log();
         assert_eq!(store.revision(), model.revision());
-        assert_eq!(drain(&mut tail).await, model.events("/a/", tail_after));
+        let expected = model.events("/a/", tail_after);
+        assert_eq!(drain(&mut tail, expected.len()).await, expected);
         tail_after = model.revision();
         assert_eq!(store.range("", None, None, 0).await, Ok(model.range("", model.revision(), None, 0)));
     }
+    owner
 }
 
 proptest! {
@@ -339,12 +441,33 @@ proptest! {
     #[test]
     fn the_store_says_what_the_model_says(steps in proptest::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { run(Store::embedded().await, steps).await });
+        runtime.block_on(async { run(Store::embedded().await, steps).await; });
     }
 
     #[test]
     fn the_log_in_memory_says_what_the_model_says(steps in proptest::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(run(Store::Memory(Memory::new(options().history_events)), steps));
+    }
+}
+
+#[test]
+fn an_etcd_says_what_the_model_says() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::{RngSeed, TestRunner};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let config = ProptestConfig { rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() };
+    let mut runner = TestRunner::new(config);
+    let mut cluster = Cluster::start(1);
+    // One etcd for all: it takes longer to start than a history to run.
+    for case in 0..25 {
+        let steps = proptest::collection::vec(step(), 1..40).new_tree(&mut runner).unwrap().current();
+        println!("case {case}: {steps:?}");
+        let store = runtime.block_on(async { run(Store::etcd(cluster, case).await, steps).await });
+        if let Store::Etcd(store, .., oldest) = &store {
+            assert_eq!(runtime.block_on(store.oldest()), Ok(*oldest));
+        }
+        let Store::Etcd(_, _, back, _) = store else { unreachable!("it was an etcd") };
+        cluster = back;
     }
 }

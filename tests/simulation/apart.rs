@@ -38,6 +38,9 @@ pub(crate) fn tell(seed: u64, with_trace: bool) -> Story {
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {
+            // Without fast bins, whose emptying walks the heap: a tenth less work.
+            // SAFETY: sets a parameter of the allocator; this thread is the only one.
+            unsafe { libc::mallopt(libc::M_MXFAST, 0) };
             let mut story = std::thread::spawn(move || play(prepared, seed)).join().unwrap_or_else(|panic| {
                 let said = panic.downcast_ref::<String>().cloned();
                 let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| said.to_string()));

@@ -1,19 +1,20 @@
 //! The line between a client and the server, and what goes wrong on it.
 //!
-//! Owns: requests that fail before or after they took effect, delays, watches that are cut, late or silent, and the
-//! death of the client. Never changes what the server says.
+//! Owns: requests that fail before or after they took effect, delays, watches that are cut, late or silent, a network that
+//! parts, and the death of the client. Never changes what the server says.
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt, BodyStream, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
 use kube::client::Body;
 use parking_lot::Mutex;
 use proa_apiserver::LocalService;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -38,11 +39,16 @@ pub(crate) struct Rates {
 /// Told what a client did, right after the server did it and before anything else happens.
 pub(crate) type Witness = Arc<dyn Fn(&http::Method, &str) + Send + Sync>;
 
+/// What servers of others answer for paths that they serve behind ours.
+pub(crate) type Outside = Arc<dyn Fn(&str) -> Option<serde_json::Value> + Send + Sync>;
+
 struct Shared {
     chance: Mutex<StdRng>,
     rates: Mutex<Rates>,
     dead: Mutex<CancellationToken>,
+    apart: AtomicBool,
     witness: Option<Witness>,
+    outside: Option<Outside>,
 }
 
 /// The weather on the lines of one client, through all its incarnations.
@@ -50,9 +56,19 @@ struct Shared {
 pub(crate) struct Weather(Arc<Shared>);
 
 impl Weather {
-    pub(crate) fn new(seed: u64, witness: Option<Witness>) -> Weather {
+    pub(crate) fn new(seed: u64, witness: Option<Witness>, outside: Option<Outside>) -> Weather {
         let chance = Mutex::new(StdRng::seed_from_u64(seed));
-        Weather(Arc::new(Shared { chance, rates: Mutex::default(), dead: Mutex::default(), witness }))
+        let (rates, dead, apart) = (Mutex::default(), Mutex::default(), AtomicBool::default());
+        Weather(Arc::new(Shared { chance, rates, dead, apart, witness, outside }))
+    }
+
+    /// Whether the network lies between the client and the server: nothing gets through, either way.
+    pub(crate) fn part(&self, apart: bool) {
+        self.0.apart.store(apart, Ordering::Relaxed);
+    }
+
+    fn is_apart(&self) -> bool {
+        self.0.apart.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set(&self, rates: Rates) {
@@ -142,8 +158,12 @@ impl tower::Service<Request<Body>> for Line {
 impl Line {
     async fn carry(mut self, request: Request<Body>, fate: Fate) -> Result<Answer, io::Error> {
         tokio::time::sleep(fate.going).await;
-        if fate.before {
+        if fate.before || self.weather.is_apart() {
             return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        if let Some(answer) = self.weather.0.outside.as_ref().and_then(|outside| outside(request.uri().path())) {
+            let body = Full::new(Bytes::from(answer.to_string())).map_err(|never| match never {}).boxed_unsync();
+            return Ok(Response::new(body));
         }
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let watch = request.uri().query().is_some_and(|query| query.contains("watch="));
@@ -156,7 +176,7 @@ impl Line {
         if !fate.coming.is_zero() {
             tokio::time::sleep(fate.coming).await;
         }
-        if fate.after && !watch {
+        if (fate.after || self.weather.is_apart()) && !watch {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         if !watch {
@@ -179,6 +199,7 @@ impl Line {
                 if !lag.is_zero() {
                     tokio::time::sleep(lag).await;
                 }
+                let frame = if line.weather.is_apart() { Err(io::ErrorKind::ConnectionReset.into()) } else { frame };
                 Some((frame, (line, frames)))
             });
             StreamBody::new(frames).boxed_unsync()

@@ -20,8 +20,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How often a node says that it is there.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often a node says that it is there; it is given up after 40 s of silence.
+const HEARTBEAT: Duration = Duration::from_secs(15);
 
 pub(crate) struct Hollow {
     pub(crate) name: String,
@@ -183,7 +183,9 @@ impl Hollow {
                 }
                 return;
             }
-            let address = self.machines.lock().start(&uid, &self.name);
+            let named = |part: &Option<String>| part.clone().unwrap_or_default();
+            let whose = format!("{}/{}", named(&pod.metadata.namespace), named(&pod.metadata.name));
+            let address = self.machines.lock().start(&uid, &whose, &self.name);
             let stage = if leaving { Stage::Stopping } else { Stage::Starting };
             workers
                 .insert(uid, Worker { pod, stage, due: soon(2_500), restarts: 0, address, dirty: true, failures: 0 });

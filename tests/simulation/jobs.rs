@@ -3,6 +3,7 @@
 //!
 //! Owns: the record of how the pods of Jobs ended, judged at every commit, and the judgement of Jobs at rest.
 
+use crate::objects::Objects;
 use jiff::{Timestamp, tz::TimeZone};
 use proa_apimachinery::cron::Schedule;
 use rand::{Rng, rngs::StdRng};
@@ -21,7 +22,6 @@ const LATE: i64 = 20;
 /// What was committed of Jobs and their pods.
 #[derive(Default)]
 pub(crate) struct JobRecords {
-    jobs: BTreeMap<String, Value>,
     /// By Job uid: the pods that ended, or were deleted, while they were tracked; and whether they succeeded.
     ended: BTreeMap<String, BTreeMap<String, bool>>,
     /// By CronJob uid: the names of all Jobs it ever made.
@@ -42,16 +42,15 @@ impl JobRecords {
     }
 
     /// A Job as it was committed; what is wrong with that.
-    pub(crate) fn job(&mut self, key: &str, job: Value) -> Option<String> {
-        let new = self.jobs.insert(key.to_owned(), job.clone()).is_none();
-        if let (true, Some(cron)) = (new, controller(&job, "CronJob")) {
+    pub(crate) fn job(&mut self, key: &str, job: &Value, new: bool) -> Option<String> {
+        if let (true, Some(cron)) = (new, controller(job, "CronJob")) {
             let name = job["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             if !self.made.entry(cron).or_default().insert(name) {
                 return Some(format!("{key} is started a second time"));
             }
         }
         let none = BTreeMap::new();
-        let ended = self.ended.get(uid(&job)).unwrap_or(&none);
+        let ended = self.ended.get(uid(job)).unwrap_or(&none);
         let waiting = |field: &str| job["status"]["uncountedTerminatedPods"][field].as_array().map_or(0, Vec::len);
         let counted = |field: &str| job["status"][field].as_u64().unwrap_or(0) as usize;
         let well = ended.values().filter(|well| **well).count();
@@ -66,20 +65,15 @@ impl JobRecords {
         None
     }
 
-    pub(crate) fn deleted(&mut self, key: &str) {
-        self.jobs.remove(key);
-    }
-
     /// Whether every Job is complete and has counted every pod, and every CronJob has started what was due.
-    pub(crate) fn at_rest(&self, objects: &[(String, Value)], now: Timestamp) -> Result<(), String> {
-        let of = |prefix: &'static str| objects.iter().filter(move |(key, _)| key.starts_with(prefix));
-        for (key, job) in of(JOBS) {
+    pub(crate) fn at_rest(&self, objects: &Objects, now: Timestamp) -> Result<(), String> {
+        for (key, job) in objects.keyed(JOBS) {
             self.job_at_rest(job).map_err(|why| format!("{key}: {why}"))?;
         }
-        for (key, cron) in of(CRON_JOBS) {
+        for (key, cron) in objects.keyed(CRON_JOBS) {
             cron_at_rest(cron, now).map_err(|why| format!("{key}: {why}"))?;
         }
-        for (key, pod) in of("/registry/pods/") {
+        for (key, pod) in objects.keyed("/registry/pods/") {
             if pod["metadata"]["finalizers"].as_array().is_some_and(|held| !held.is_empty()) {
                 return Err(format!("{key} is not counted"));
             }

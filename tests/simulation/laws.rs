@@ -3,9 +3,14 @@
 //! Owns: the record of commits that laws are judged on as they happen, and the judgement of a world at rest.
 
 use crate::jobs::{JOBS, JobRecords};
+use crate::objects::{Objects, Put};
+use crate::release::Bundle;
 use crate::sets::{Asked, Roster};
 use crate::storage::Ledger;
-use crate::world::{Machines, Observed};
+use crate::templates::Templates;
+use crate::world::Machines;
+use crate::{nodes, quota, storage};
+use jiff::Timestamp;
 use proa_store::{Committed, Op, Txn};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,16 +24,16 @@ const BUDGETS: &str = "/registry/poddisruptionbudgets.policy/";
 /// What was committed, as far as laws need it.
 #[derive(Default)]
 pub(crate) struct Records {
-    pods: BTreeMap<String, Value>,
-    sets: BTreeMap<String, Value>,
-    deployments: BTreeMap<String, Value>,
-    budgets: BTreeMap<String, Value>,
+    pub(crate) objects: Objects,
     sizes: BTreeMap<String, Size>,
-    /// Claims and volumes.
+    /// The claims there should be.
     pub(crate) storage: Ledger,
     /// Stateful sets and daemon sets.
     roster: Roster,
+    /// Who changes templates.
+    pub(crate) templates: Templates,
     jobs: JobRecords,
+    quota: quota::Counted,
     /// Every change of a pod: what a watcher must see, no more and no less.
     pub(crate) pod_events: Vec<(u64, String, &'static str)>,
     /// Something other than the rollout takes pods away or hides them: bounds on availability do not hold.
@@ -47,80 +52,81 @@ struct Size {
 }
 
 impl Records {
+    /// Of a store that holds these objects.
+    pub(crate) fn new(objects: Objects) -> Records {
+        Records { objects, ..Records::default() }
+    }
+
     pub(crate) fn committed(&mut self, txn: &Txn, committed: &Committed) {
         let mut entries = committed.entries.iter();
         for op in &txn.ops {
             match op {
                 Op::Put { key, .. } => {
                     let Some(entry) = entries.next() else { continue };
-                    self.broken.extend(self.storage.put(key, &entry.bytes));
-                    self.roster.put(key, &entry.bytes);
-                    if [PODS, SETS, DEPLOYMENTS, BUDGETS, JOBS].iter().any(|prefix| key.starts_with(prefix)) {
-                        let object = serde_json::from_slice(&entry.bytes).expect("objects are stored as JSON");
-                        self.put(key, object, committed.revision.0);
+                    if let Some(put) = self.objects.put(key, &entry.bytes) {
+                        self.put(key, &put, committed.revision.0);
                     }
                 }
                 Op::Delete { key, .. } => {
-                    if self.pods.remove(&**key).is_some() {
+                    let Some(gone) = self.objects.remove(key) else { continue };
+                    if key.starts_with(PODS) {
                         self.pod_events.push((committed.revision.0, key.to_string(), "DELETED"));
                     }
-                    self.broken.extend(self.storage.delete(key));
+                    self.broken.extend(storage::delete(&self.objects, key, &gone));
                     self.roster.delete(key);
-                    self.sets.remove(&**key);
-                    self.deployments.remove(&**key);
-                    self.budgets.remove(&**key);
-                    self.jobs.deleted(key);
+                    self.templates.delete(key);
                 }
+                Op::Check { .. } => {}
             }
         }
+        // A quota is charged in the commit of what it is charged for.
+        self.broken.extend(txn.ops.iter().find_map(|op| self.quota.judge(&self.objects, op.key())));
     }
 
-    fn put(&mut self, key: &str, object: Value, revision: u64) {
-        if key.starts_with(SETS) {
-            self.sets.insert(key.to_owned(), object);
-        } else if key.starts_with(BUDGETS) {
-            self.budgets.insert(key.to_owned(), object);
-        } else if key.starts_with(JOBS) {
-            self.broken.extend(self.jobs.job(key, object));
+    fn put(&mut self, key: &str, put: &Put, revision: u64) {
+        let object = &*put.after;
+        self.broken.extend(storage::put(&self.objects, key, put));
+        self.broken.extend(nodes::put(&self.objects, key, put));
+        self.broken.extend(self.templates.put(key, object));
+        self.roster.put(key, object);
+        if key.starts_with(JOBS) {
+            self.broken.extend(self.jobs.job(key, object, put.before.is_none()));
         } else if key.starts_with(DEPLOYMENTS) {
-            let held = self.sizes.get(uid(&object)).copied();
-            let now = Size::of(&object);
+            let held = self.sizes.get(uid(object)).copied();
+            let now = Size::of(object);
             let size = held.map_or(now, |held| Size {
                 least: held.least.min(now.least),
                 most: held.most.max(now.most),
                 unavailable: held.unavailable.max(now.unavailable),
                 surge: held.surge.max(now.surge),
             });
-            self.sizes.insert(uid(&object).to_owned(), size);
-            self.deployments.insert(key.to_owned(), object);
-        } else {
-            let before = self.pods.insert(key.to_owned(), object);
-            let after = &self.pods[key];
-            self.jobs.pod(after);
-            self.pod_events.push((revision, key.to_owned(), if before.is_some() { "MODIFIED" } else { "ADDED" }));
+            self.sizes.insert(uid(object).to_owned(), size);
+        } else if key.starts_with(PODS) {
+            self.jobs.pod(object);
+            let seen = if put.before.is_some() { "MODIFIED" } else { "ADDED" };
+            self.pod_events.push((revision, key.to_owned(), seen));
             let node = |pod: &Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
-            if let Some(before) = &before
+            if let Some(before) = &put.before
                 && !node(before).is_empty()
-                && node(before) != node(after)
+                && node(before) != node(object)
             {
-                self.broken.push(format!("{key} was bound twice: to {}, then to {}", node(before), node(after)));
+                self.broken.push(format!("{key} was bound twice: to {}, then to {}", node(before), node(object)));
             }
-            if before.is_none() {
-                let set = owner(after);
-                self.judge_surge(key, &set);
+            if put.before.is_none() {
+                self.judge_surge(key, &owner(object));
             }
         }
     }
 
     /// The deployment a replica set belongs to.
     fn deployment_of(&self, set: &str) -> Option<&Value> {
-        let set = self.sets.values().find(|held| uid(held) == set)?;
+        let set = self.objects.of(SETS).find(|held| uid(held) == set)?;
         let deployment = owner(set);
-        self.deployments.values().find(|held| uid(held) == deployment)
+        self.objects.of(DEPLOYMENTS).find(|held| uid(held) == deployment)
     }
 
     fn sets_of(&self, deployment: &str) -> BTreeSet<String> {
-        self.sets.values().filter(|set| owner(set) == deployment).map(|set| uid(set).to_owned()).collect()
+        self.objects.of(SETS).filter(|set| owner(set) == deployment).map(|set| uid(set).to_owned()).collect()
     }
 
     fn judge_surge(&mut self, key: &str, set: &str) {
@@ -128,8 +134,8 @@ impl Records {
         let Some(size) = self.sizes.get(uid(deployment)).copied() else { return };
         // As on Kubernetes a pod beyond what its own set asks for is on its way out and does not count, except in the
         // set that makes the new one.
-        let of = |set: &str| self.pods.values().filter(|pod| owner(pod) == set && is_alive(pod)).count() as i64;
-        let counted = self.sets.values().filter(|held| owner(held) == uid(deployment)).map(|held| {
+        let of = |set: &str| self.objects.of(PODS).filter(|pod| owner(pod) == set && is_alive(pod)).count() as i64;
+        let counted = self.objects.of(SETS).filter(|held| owner(held) == uid(deployment)).map(|held| {
             let asked = held["spec"]["replicas"].as_i64().unwrap_or(1);
             if uid(held) == set { of(set) } else { of(uid(held)).min(asked) }
         });
@@ -143,11 +149,11 @@ impl Records {
     pub(crate) fn judge_deletion(&mut self, path: &str, machines: &Machines) {
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let ["api", "v1", "namespaces", namespace, "pods", name] = parts[..] else { return };
-        let Some(victim) = self.pods.get(&format!("{PODS}{namespace}/{name}")) else { return };
+        let Some(victim) = self.objects.get(&format!("{PODS}{namespace}/{name}")) else { return };
         let answers = |pod: &Value| machines.containers.get(uid(pod)).and_then(|container| container.ready);
         if let (Some(promised), Some(_), false) = (self.roster.promise(&owner(victim)), answers(victim), self.disrupted)
         {
-            let others = self.pods.values().filter(|pod| owner(pod) == owner(victim) && is_alive(pod));
+            let others = self.objects.of(PODS).filter(|pod| owner(pod) == owner(victim) && is_alive(pod));
             let left = others.filter(|pod| answers(pod).is_some()).count() as i64;
             if left < promised {
                 self.broken.push(format!("deleting {path} leaves {left} available where {promised} must be"));
@@ -161,7 +167,7 @@ impl Records {
         // Times in the API are whole seconds: a pod may count up to one second early.
         let least = deployment["spec"]["minReadySeconds"].as_u64().unwrap_or(0).saturating_sub(1);
         let sets = self.sets_of(uid(deployment));
-        let left = self.pods.values().filter(|pod| sets.contains(&owner(pod)) && is_alive(pod));
+        let left = self.objects.of(PODS).filter(|pod| sets.contains(&owner(pod)) && is_alive(pod));
         let left = left.filter(|pod| answers(pod).is_some_and(|since| since.elapsed() >= Duration::from_secs(least)));
         let left = left.count() as i64;
         if left < size.least - size.unavailable {
@@ -179,8 +185,8 @@ impl Records {
     /// An eviction has just been granted where nothing else disturbs: the budget must still hold.
     pub(crate) fn judge_eviction(&mut self, app: &str, machines: &Machines) {
         let named = |object: &&Value| object["metadata"]["name"] == *app;
-        let deployment = self.deployments.values().find(named);
-        let (Some(deployment), Some(budget)) = (deployment, self.budgets.values().find(named)) else { return };
+        let deployment = self.objects.of(DEPLOYMENTS).find(named);
+        let (Some(deployment), Some(budget)) = (deployment, self.objects.of(BUDGETS).find(named)) else { return };
         let replicas = deployment["spec"]["replicas"].as_i64().unwrap_or(1);
         let of = |value: &Value| match value.as_str().and_then(|text| text.strip_suffix('%')) {
             None => value.as_i64().unwrap_or(0),
@@ -192,7 +198,7 @@ impl Records {
             most => replicas - of(most),
         };
         let mine = |pod: &&Value| pod["metadata"]["labels"]["app"] == *app;
-        let left = self.pods.values().filter(mine).filter(|pod| self.answers(pod, machines)).count() as i64;
+        let left = self.objects.of(PODS).filter(mine).filter(|pod| self.answers(pod, machines)).count() as i64;
         if left < least {
             self.broken.push(format!("an eviction leaves {left} of {app} where its budget asks for {least}: {budget}"));
         }
@@ -200,7 +206,14 @@ impl Records {
 
     /// The world is at rest: bounds are counted anew from what is wanted now.
     pub(crate) fn rested(&mut self) {
-        self.sizes = self.deployments.values().map(|object| (uid(object).to_owned(), Size::of(object))).collect();
+        let size = |object: &Value| {
+            let (uid, now) = (uid(object).to_owned(), Size::of(object));
+            // What ran before a rollout that hangs does not grow to a size asked for meanwhile.
+            let held = self.sizes.get(&uid).filter(|_| is_bad(&image_of(object)));
+            let least = held.map_or(now.least, |held| held.least.min(now.least));
+            (uid, Size { least, ..now })
+        };
+        self.sizes = self.objects.of(DEPLOYMENTS).map(size).collect();
         self.roster.rested();
         self.disrupted = false;
     }
@@ -239,6 +252,8 @@ pub(crate) struct Wanted {
     pub(crate) good: BTreeSet<String>,
     /// Whether a failed rollout goes back by itself.
     pub(crate) guarded: bool,
+    /// Whether an autoscaler says how many there are to be.
+    pub(crate) autoscaled: bool,
 }
 
 impl Wanted {
@@ -252,16 +267,32 @@ pub(crate) fn is_bad(image: &str) -> bool {
     image.starts_with("broken") || image.starts_with("missing")
 }
 
+/// What users want of the world.
+#[derive(Default)]
+pub(crate) struct Wishes {
+    pub(crate) deployments: Vec<Wanted>,
+    pub(crate) sets: Vec<Asked>,
+    pub(crate) release: Option<Bundle>,
+}
+
+impl Wishes {
+    /// Where a rollout went back, what was asked for last is no longer what is wanted.
+    pub(crate) fn rested(&mut self, objects: &Objects) {
+        for wanted in self.deployments.iter_mut().filter(|wanted| wanted.guarded && wanted.is_bad()) {
+            let mut all = objects.of(DEPLOYMENTS);
+            let now = all.find(|object| is_named(object, &wanted.namespace, &wanted.name));
+            wanted.image = now.map(image_of).unwrap_or_default();
+        }
+        self.sets.iter_mut().for_each(|set| set.rested(objects));
+        self.release.iter_mut().for_each(|release| release.rested(objects));
+    }
+}
+
 /// Whether the world has come to rest as wanted; what is still missing, if not.
-pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted], asked: &[Asked]) -> Result<(), String> {
-    let objects: Vec<(String, Value)> = store
-        .entries("/registry/")
-        .into_iter()
-        .filter(|entry| !entry.key.starts_with("/registry/events/") && !entry.key.contains("roles.rbac"))
-        .map(|entry| (entry.key.to_string(), serde_json::from_slice(&entry.bytes).expect("JSON")))
-        .collect();
-    let uids: BTreeSet<&str> = objects.iter().map(|(_, object)| uid(object)).collect();
-    for (key, object) in &objects {
+pub(crate) fn at_rest(records: &Records, machines: &Machines, wishes: &Wishes, now: Timestamp) -> Result<(), String> {
+    let objects = &records.objects;
+    let uids: BTreeSet<&str> = objects.all().map(|(_, object)| uid(object)).collect();
+    for (key, object) in objects.all() {
         if is_leaving(object) {
             return Err(format!("{key} is still being deleted"));
         }
@@ -271,25 +302,24 @@ pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted], 
             }
         }
     }
-    let of = |prefix: &str| {
-        let prefix = prefix.to_owned();
-        objects.iter().filter(move |(key, _)| key.starts_with(&prefix)).map(|(_, object)| object).collect::<Vec<_>>()
-    };
+    let of = |prefix: &str| objects.of(prefix).collect::<Vec<_>>();
     let (deployments, sets, pods) = (of(DEPLOYMENTS), of(SETS), of(PODS));
-    if deployments.len() != wanted.len() {
-        return Err(format!("{} deployments where {} are wanted", deployments.len(), wanted.len()));
+    if deployments.len() != wishes.deployments.len() {
+        return Err(format!("{} deployments where {} are wanted", deployments.len(), wishes.deployments.len()));
     }
-    for wanted in wanted {
+    let (slices, legacy) = (of("/registry/endpointslices.discovery.k8s.io/"), of("/registry/endpoints/"));
+    for wanted in &wishes.deployments {
         let name = format!("{}/{}", wanted.namespace, wanted.name);
         let deployment = deployments.iter().find(|object| is_named(object, &wanted.namespace, &wanted.name));
         let deployment = deployment.ok_or_else(|| format!("no deployment {name}"))?;
-        let least = store.records.lock().sizes.get(uid(deployment)).map_or(0, |size| size.least);
+        // What was lost to something else while a rollout hangs does not come back.
+        let size = records.sizes.get(uid(deployment)).filter(|_| !records.disrupted);
+        let least = size.map_or(0, |size| size.least);
         deployment_at_rest(wanted, deployment, &sets, &pods, machines, least)
             .map_err(|why| format!("{name}: {why}"))?;
-        let (slices, legacy) = (of("/registry/endpointslices.discovery.k8s.io/"), of("/registry/endpoints/"));
         endpoints_at_rest(wanted, &slices, &legacy, &pods).map_err(|why| format!("{name}: {why}"))?;
-        let budgets = of(BUDGETS);
-        let budget = budgets.iter().find(|object| is_named(object, &wanted.namespace, &wanted.name));
+        let mut budgets = objects.of(BUDGETS);
+        let budget = budgets.find(|object| is_named(object, &wanted.namespace, &wanted.name));
         if let Some(status) = budget.map(|budget| &budget["status"]) {
             let selected = |pod: &&&Value| pod["metadata"]["labels"]["app"] == *wanted.name;
             let ready = pods.iter().filter(selected).filter(|pod| is_ready(pod) && !is_leaving(pod)).count();
@@ -298,16 +328,41 @@ pub(crate) fn at_rest(store: &Observed, machines: &Machines, wanted: &[Wanted], 
             }
         }
     }
-    store.records.lock().storage.at_rest()?;
-    for set in asked {
-        set.at_rest(&objects, machines)?;
+    for namespace in objects.of("/registry/namespaces/") {
+        let name = namespace["metadata"]["name"].as_str().unwrap_or_default();
+        if objects.get(&format!("/registry/serviceaccounts/{name}/default")).is_none() {
+            return Err(format!("{name} has no service account"));
+        }
     }
-    store.records.lock().jobs.at_rest(&objects, store.now())?;
+    nodes::at_rest(objects)?;
+    quota::at_rest(objects)?;
+    records.storage.at_rest(objects)?;
+    for set in &wishes.sets {
+        set.at_rest(objects, machines)?;
+    }
+    if let Some(release) = &wishes.release {
+        release.at_rest(objects)?;
+    }
+    records.jobs.at_rest(objects, now)?;
     let running: BTreeSet<&str> = pods.iter().map(|pod| uid(pod)).collect();
     match machines.containers.iter().find(|(uid, _)| !running.contains(uid.as_str())) {
         Some((uid, container)) => Err(format!("{} still runs a container of {uid}, which is gone", container.node)),
         None => Ok(()),
     }
+}
+
+/// Whether one of these revisions keeps why that image failed.
+pub(crate) fn keeps_evidence<'a>(revisions: impl Iterator<Item = &'a Value>, image: &str) -> bool {
+    revisions.filter(|revision| revision_image(revision) == image).any(|revision| {
+        let failure = revision["metadata"]["annotations"]["proa.dev/failure"].as_str();
+        let failure = failure.and_then(|text| serde_json::from_str::<Value>(text).ok()).unwrap_or_default();
+        ["reason", "message"].iter().all(|field| failure[*field].as_str().is_some_and(|said| !said.is_empty()))
+    })
+}
+
+/// The image of a ReplicaSet or a ControllerRevision.
+fn revision_image(revision: &Value) -> String {
+    if revision["data"].is_null() { image_of(revision) } else { image_of(&revision["data"]) }
 }
 
 fn deployment_at_rest(
@@ -354,6 +409,9 @@ fn deployment_at_rest(
         // A rollout that failed went back to a revision that works.
         if !wanted.good.contains(&image) {
             return Err(format!("runs {image}; wanted one of {:?}", wanted.good));
+        }
+        if wanted.is_bad() && !keeps_evidence(sets.iter().map(|set| **set), &wanted.image) {
+            return Err(format!("nothing says why {} failed", wanted.image));
         }
     }
     if !wanted.is_bad() && image != wanted.image {
@@ -426,7 +484,7 @@ pub(crate) fn owner(object: &Value) -> String {
     controller.and_then(|owner| owner["uid"].as_str()).unwrap_or_default().to_owned()
 }
 
-fn is_named(object: &Value, namespace: &str, name: &str) -> bool {
+pub(crate) fn is_named(object: &Value, namespace: &str, name: &str) -> bool {
     object["metadata"]["namespace"] == *namespace && object["metadata"]["name"] == *name
 }
 
@@ -470,6 +528,11 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     say("deleted", &object["metadata"]["deletionTimestamp"]);
     say("reason", &object["reason"]);
     say("message", &object["message"]);
+    say("failure", &object["metadata"]["annotations"]["proa.dev/failure"]);
+    say("healthy", &object["metadata"]["annotations"]["proa.dev/healthy"]);
+    for revision in status["revisions"].as_array().into_iter().flatten() {
+        say(&format!("r{}", revision["revision"]), &revision["result"]);
+    }
     if spec["template"].is_object() {
         say("image", &Value::String(image_of(&object)));
     }

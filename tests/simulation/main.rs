@@ -14,9 +14,14 @@ mod faults;
 mod hollow;
 mod jobs;
 mod laws;
+mod nodes;
+mod objects;
+mod quota;
+mod release;
 mod scenario;
 mod sets;
 mod storage;
+mod templates;
 mod world;
 
 use apart::tell;
@@ -26,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex};
 
 /// How many stories are told when nobody asks for more.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 2_000;
 
 static PREPARED: LazyLock<Prepared> = LazyLock::new(Prepared::new);
 

@@ -1,9 +1,10 @@
 //! Claims and volumes in the simulation: what a hollow node does about the volumes that lie on it, and the laws of both.
 //!
-//! Owns: the ledger of claims and volumes that is kept with every commit. A directory is a name here: it is gone when its
+//! Owns: the list of the claims there should be, and the judgement of claims and volumes. A directory is a name here: it is gone when its
 //! node lets go of the volume.
 
 use crate::hollow::Hollow;
+use crate::objects::{Objects, Put};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Patch, PatchParams};
@@ -17,23 +18,25 @@ use tokio::time::Instant;
 const CLAIMS: &str = "/registry/persistentvolumeclaims/";
 const VOLUMES: &str = "/registry/persistentvolumes/";
 
-/// A class whose volumes are made at once: the simulation's pods use none.
+/// A class whose volumes are made at once: where a pod comes to run is not known then. Of the default class (`local`) they
+/// are made where the first pod that uses the claim is placed.
 pub(crate) fn class() -> Value {
     json!({"metadata": {"name": "now"}, "provisioner": "proa.dev/local"})
 }
 
-/// A claim of it.
-pub(crate) fn claim(name: &str) -> Value {
-    json!({"metadata": {"name": name}, "spec": {"storageClassName": "now", "accessModes": ["ReadWriteOnce"],
+/// What begins the names of claims that a set makes; nobody else knows which there should be.
+pub(crate) const OF_SETS: &str = "data-";
+
+/// A claim of a class.
+pub(crate) fn claim(name: &str, class: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": "1Gi"}}}})
 }
 
-/// Claims and volumes as they are committed.
+/// The claims there should be.
 #[derive(Default)]
 pub(crate) struct Ledger {
-    claims: BTreeMap<String, Value>,
-    volumes: BTreeMap<String, Value>,
-    /// The names of the claims there should be.
+    /// The names of those that users made.
     pub(crate) wanted: BTreeSet<String>,
 }
 
@@ -47,47 +50,58 @@ fn are_bound(claim: &Value, volume: &Value) -> bool {
         && text(claim, "/metadata/uid") == text(volume, "/spec/claimRef/uid")
 }
 
+/// The law that a write breaks: a claim that says it is bound has a volume that is bound to it, and what is bound once is
+/// never bound to anything else.
+pub(crate) fn put(objects: &Objects, key: &str, put: &Put) -> Option<String> {
+    let (after, before) = (&*put.after, put.before.as_deref());
+    let held = |pointer: &str| before.map_or("", |before| text(before, pointer));
+    if key.starts_with(VOLUMES) {
+        let (was, is) = (held("/spec/claimRef/uid"), text(after, "/spec/claimRef/uid"));
+        return (!was.is_empty() && was != is).then(|| format!("{key} was bound to {was}, and is to {is:?}"));
+    }
+    if !key.starts_with(CLAIMS) {
+        return None;
+    }
+    let same = held("/metadata/uid") == text(after, "/metadata/uid");
+    let (was, is) = (held("/spec/volumeName"), text(after, "/spec/volumeName"));
+    if same && !was.is_empty() && was != is {
+        return Some(format!("{key} was bound to {was}, and is to {is:?}"));
+    }
+    let is_whole = || objects.of(VOLUMES).any(|volume| are_bound(after, volume));
+    match text(after, "/status/phase") {
+        "Bound" if !is_whole() => Some(format!("{key} says that it is bound, and no volume is bound to it")),
+        "Lost" => Some(format!("{key} has lost its volume")),
+        _ => None,
+    }
+}
+
+/// The law that the going of an object breaks.
+pub(crate) fn delete(objects: &Objects, key: &str, gone: &Value) -> Option<String> {
+    let mut claims = objects.keyed(CLAIMS).filter(|_| key.starts_with(VOLUMES));
+    claims
+        .find(|(_, claim)| are_bound(claim, gone))
+        .map(|(claim, _)| format!("{key} goes while {claim} is bound to it"))
+}
+
 impl Ledger {
-    /// Takes in an object that was written; the law it breaks.
-    pub(crate) fn put(&mut self, key: &str, bytes: &[u8]) -> Option<String> {
-        let object = || serde_json::from_slice::<Value>(bytes).expect("objects are stored as JSON");
-        if key.starts_with(VOLUMES) {
-            self.volumes.insert(key.to_owned(), object());
-            return None;
-        }
-        if !key.starts_with(CLAIMS) {
-            return None;
-        }
-        let claim = object();
-        let is_whole = |claim: &Value| self.volumes.values().any(|volume| are_bound(claim, volume));
-        let broken = match text(&claim, "/status/phase") {
-            "Bound" if !is_whole(&claim) => Some(format!("{key} says that it is bound, and no volume is bound to it")),
-            "Lost" => Some(format!("{key} has lost its volume")),
-            _ => None,
-        };
-        self.claims.insert(key.to_owned(), claim);
-        broken
-    }
-
-    /// Takes an object out; the law its going breaks.
-    pub(crate) fn delete(&mut self, key: &str) -> Option<String> {
-        self.claims.remove(key);
-        let volume = self.volumes.remove(key)?;
-        let claim = self.claims.iter().find(|(_, claim)| are_bound(claim, &volume));
-        claim.map(|(claim, _)| format!("{key} goes while {claim} is bound to it"))
-    }
-
     /// Every claim has a volume of its own, and no volume is left without a claim.
-    pub(crate) fn at_rest(&self) -> Result<(), String> {
-        let names: BTreeSet<&str> = self.claims.values().map(|claim| text(claim, "/metadata/name")).collect();
+    pub(crate) fn at_rest(&self, objects: &Objects) -> Result<(), String> {
+        let names = objects.of(CLAIMS).map(|claim| text(claim, "/metadata/name"));
+        let names: BTreeSet<&str> = names.filter(|name| !name.starts_with(OF_SETS)).collect();
         if names != self.wanted.iter().map(String::as_str).collect() {
             return Err(format!("there are claims {names:?}, wanted are {:?}", self.wanted));
         }
-        if let Some((key, _)) = self.claims.iter().find(|(_, claim)| text(claim, "/status/phase") != "Bound") {
+        // What is made for the first pod that uses it waits for that pod.
+        let waits = |claim: &Value| {
+            text(claim, "/metadata/name").starts_with(OF_SETS) && text(claim, "/spec/volumeName").is_empty()
+        };
+        let mut unbound = objects.keyed(CLAIMS).filter(|(_, claim)| text(claim, "/status/phase") != "Bound");
+        if let Some((key, _)) = unbound.find(|(_, claim)| !waits(claim)) {
             return Err(format!("{key} is not bound"));
         }
-        for (key, volume) in &self.volumes {
-            if text(volume, "/status/phase") != "Bound" || !self.claims.values().any(|claim| are_bound(claim, volume)) {
+        for (key, volume) in objects.keyed(VOLUMES) {
+            let mine = objects.of(CLAIMS).any(|claim| are_bound(claim, volume));
+            if text(volume, "/status/phase") != "Bound" || !mine {
                 return Err(format!("{key} is {} and nobody's", text(volume, "/status/phase")));
             }
         }

@@ -4,15 +4,15 @@
 //! on this, never on what a status says.
 
 use crate::laws::Records;
+use crate::objects::Objects;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use proa_store::{Chunk, CommitError, Committed, Entry, Event, Log, Memory, Op, RangeError, Revision, Txn, WatchError};
+use proa_store::{Batch, Chunk, CommitError, Committed, Entry, Log, Memory, Op, RangeError, Revision, Txn, WatchError};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 use tokio::time::Instant;
 
 /// When every simulated world begins.
@@ -26,22 +26,30 @@ const ENDLESS: usize = 20_000;
 pub(crate) struct Machines {
     pub(crate) containers: BTreeMap<String, Container>,
     addresses: u32,
+    /// Laws that were broken, in words.
+    pub(crate) broken: Vec<String>,
 }
 
 /// One pod's container on a hollow node.
 #[derive(Clone, Debug)]
 pub(crate) struct Container {
     pub(crate) node: String,
+    /// Whose it is, `namespace/name`.
+    pod: String,
     /// Since when it answers.
     pub(crate) ready: Option<Instant>,
 }
 
 impl Machines {
-    /// Starts a pod's container; it does not answer yet.
-    pub(crate) fn start(&mut self, uid: &str, node: &str) -> String {
+    /// Starts a pod's container; it does not answer yet. Of a name there is never a second one anywhere: what a stateful
+    /// set promises (Kubernetes: "at most one semantics"), also of pods whose node is not heard.
+    pub(crate) fn start(&mut self, uid: &str, pod: &str, node: &str) -> String {
+        if let Some(other) = self.containers.values().find(|container| container.pod == pod) {
+            self.broken.push(format!("{pod} runs on {node} while it still runs on {}", other.node));
+        }
         self.addresses += 1;
         let address = format!("10.244.{}.{}", self.addresses / 250, self.addresses % 250 + 1);
-        let container = Container { node: node.to_owned(), ready: None };
+        let container = Container { node: node.to_owned(), pod: pod.to_owned(), ready: None };
         self.containers.insert(uid.to_owned(), container);
         address
     }
@@ -64,9 +72,10 @@ struct Trace {
 }
 
 impl Observed {
-    pub(crate) fn new(memory: Memory) -> Observed {
+    /// A log that has been written to before: these are the objects it holds.
+    pub(crate) fn new(memory: Memory, objects: Objects) -> Observed {
         let trace = Trace { hash: DefaultHasher::new(), lines: Vec::new(), origin: Instant::now(), changes: 0 };
-        Observed { memory, records: Mutex::default(), trace: Mutex::new(trace) }
+        Observed { memory, records: Mutex::new(Records::new(objects)), trace: Mutex::new(trace) }
     }
 
     /// The simulated time of day.
@@ -99,7 +108,7 @@ impl Observed {
         let mut trace = self.trace.lock();
         let at = trace.origin.elapsed();
         let mut what = format!("{:>9.3} r{}", at.as_secs_f64(), committed.revision);
-        for op in &txn.ops {
+        for op in txn.ops.iter().filter(|op| !matches!(op, Op::Check { .. })) {
             op.key().hash(&mut trace.hash);
             let idle = ["/registry/leases.", "/registry/events"].iter().any(|prefix| op.key().starts_with(prefix));
             trace.changes += u64::from(!idle);
@@ -148,12 +157,16 @@ impl Log for Observed {
         self.memory.get(key)
     }
 
-    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Batch, WatchError>> {
         self.memory.watch(prefix, after)
     }
 
     fn revision(&self) -> Revision {
         self.memory.revision()
+    }
+
+    fn current(&self) -> BoxFuture<'_, Result<Revision, RangeError>> {
+        self.memory.current()
     }
 
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>> {

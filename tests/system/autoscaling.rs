@@ -113,6 +113,18 @@ fn an_autoscaler_follows_the_load_and_its_size_survives_going_back() {
     assert!(applied.contains("unchanged"), "the manifest says nothing of replicas: {applied}");
     assert_eq!(replicas(), "3");
 
+    // By itself too, from a revision whose pods never get ready.
+    cluster.kubectl(&["annotate", "deployment/busy", "proa.dev/rollback=on-failure"]);
+    let unready = r#"{"spec": {"progressDeadlineSeconds": 5, "template": {"spec": {"containers": [
+        {"name": "spin", "readinessProbe": {"exec": {"command": ["false"]}, "periodSeconds": 1}}]}}}}"#;
+    cluster.kubectl(&["patch", "deployment", "busy", "-p", unready]);
+    cluster.kubectl(&["wait", "deployment/busy", "--for=condition=RolledBack", "--timeout=60s"]);
+    let why = "jsonpath={.status.conditions[?(@.type==\"RolledBack\")].message}";
+    let why = cluster.kubectl(&["get", "deployment", "busy", "-o", why]);
+    assert!(why.contains("ProgressDeadlineExceeded"), "{why}");
+    cluster.kubectl(&["rollout", "status", "deployment/busy", "--timeout=60s"]);
+    assert_eq!(replicas(), "3");
+
     cluster.kubectl(&["wait", "crd/fleets.example.com", "--for=condition=Established", "--timeout=30s"]);
     cluster.apply("{apiVersion: example.com/v1, kind: Fleet, metadata: {name: f}, spec: {boats: 1}}");
     let target = "{apiVersion: autoscaling/v2, kind: HorizontalPodAutoscaler, metadata: {name: f}, spec: {minReplicas: 4, maxReplicas: 9, scaleTargetRef: {apiVersion: example.com/v1, kind: Fleet, name: f}}}";

@@ -42,6 +42,10 @@ fn goes_back_by_itself_and_by_hand(cluster: &Cluster) {
     for object in SETS_OF_FAMILY {
         cluster.kubectl(&["wait", object, "--for=condition=RolledBack", "--timeout=60s"]);
         told(object, "example/echo:v2      -              healthy, current");
+        // Its log is read where Proa's own server serves it.
+        let why = "jsonpath={.status.conditions[?(@.type==\"RolledBack\")].message}";
+        let said = cluster.kubectl(&["get", object, "-o", why]);
+        assert!(said.contains("last log lines:") && said.contains("broken on purpose"), "{said}");
         let name = object.replace(".proa.dev", "");
         let (_, said) = cluster.command_line(&["rollback", object]);
         assert_eq!(said, format!("{name} goes back from revision 4 to revision 1\n"), "the failed one is skipped");
@@ -96,6 +100,10 @@ fn a_custom_deployment_rolls_out_and_back_on_a_plain_api_server() {
     cluster.wait_for("statefulsets.proa.dev/db", ".status.availableReplicas", "2");
     cluster.wait_for("daemonsets.proa.dev/agent", ".status.numberAvailable", "1");
     cluster.kubectl(&["get", "pods.proa.dev", "db-0", "db-1"]);
+    let raw = |path: &str| cluster.kubectl(&["get", "--raw", &format!("/apis/proa.dev/v1/namespaces/default/{path}")]);
+    assert!(raw("pods/db-0/log").contains("listening on 8080"));
+    assert!(raw("pods/db-0:8080/proxy/").starts_with("echo v1"));
+    assert!(raw("statefulsets/db/scale").contains("\"selector\":\"app=db\""), "an autoscaler finds its pods");
     goes_back_by_itself_and_by_hand(&cluster);
     cluster.kubectl(&["delete", "statefulsets.proa.dev/db", "daemonsets.proa.dev/agent"]);
     eventually("their pods and revisions go with them", || {

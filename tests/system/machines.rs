@@ -41,9 +41,10 @@ impl<'a> Machine<'a> {
         Machine { first, namespace: Namespace::at(&there.netns), wire, data: scratch.join("second") }
     }
 
-    fn agent(&self, name: &str, kubeconfig: &Path) -> Part {
+    /// Its agent, by these arguments.
+    fn agent(&self, name: &str, arguments: &[&str]) -> Part {
         let mut command = self.namespace.command(PROA);
-        command.args(["agent", "--node-name", name, "--kubeconfig"]).arg(kubeconfig).arg("--data-dir").arg(&self.data);
+        command.arg("agent").args(arguments).args(["--node-name", name, "--data-dir"]).arg(&self.data);
         Part(command.spawn().expect("proa agent starts"))
     }
 }
@@ -62,7 +63,10 @@ impl Drop for Machine<'_> {
 
 /// The second machine's agent, as `node-2` of a platform that runs, once it is ready.
 fn joined(cluster: &Cluster, machine: &Machine<'_>) -> Part {
-    let agent = machine.agent("node-2", &cluster.kubeconfig());
+    let (made, command) = cluster.command_line(&["token", "create", "--print-join-command"]);
+    assert!(made, "{command}");
+    let arguments: Vec<&str> = command.trim().strip_prefix("proa agent ").expect("a command").split(' ').collect();
+    let agent = machine.agent("node-2", &arguments);
     eventually("the second machine registers", || {
         cluster.try_kubectl(&["get", "node", "node-2"]).status.success().then_some(())
     });
@@ -117,7 +121,16 @@ fn pods_of_two_machines_reach_each_other_and_the_api_server() {
     let network = cluster.namespace.clone();
     let machine = Machine::beside(&network, &scratch);
     cluster.start(&["--listen", &format!("{FIRST}:6443")]);
-    let _agent = joined(&cluster, &machine);
+    let agent = joined(&cluster, &machine);
+    let requests = cluster.kubectl(&["get", "csr", "--no-headers"]);
+    assert!(requests.contains("kube-apiserver-client-kubelet") && requests.contains("Approved,Issued"), "{requests}");
+    // It is a node by its own certificate now: without the token it is one again.
+    let tokens = cluster.kubectl(&["get", "secrets", "-n", "kube-system", "-o", "name"]);
+    let token = tokens.lines().find_map(|name| name.strip_prefix("secret/bootstrap-token-")).expect("a token");
+    let (deleted, said) = cluster.command_line(&["token", "delete", token]);
+    assert!(deleted, "{said}");
+    drop(agent);
+    let _agent = machine.agent("node-2", &[]);
     let blocks = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDR}"]);
     assert_eq!(blocks, "10.244.0.0/24 10.244.1.0/24");
 

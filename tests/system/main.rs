@@ -1,10 +1,12 @@
 //! The whole system, as a user meets it: the real binary, the real kubectl, real containers and real packets, each test
 //! on a platform of its own in a network namespace of its own. Needs root and kubectl.
 
+mod access;
 mod autoscaling;
 mod bounds;
 mod cgroup_v2;
 mod command_line;
+mod etcd;
 mod family;
 mod faults;
 #[path = "../guest/mod.rs"]

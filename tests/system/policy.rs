@@ -258,6 +258,25 @@ fn stateful_sets_and_daemon_sets_go_back_refuse_and_bring_their_configuration_ba
         assert_eq!(field(".status.conditions[?(@.type==\"ConfigRevision\")].status"), "True");
         let record = field(".metadata.annotations.kubectl\\.kubernetes\\.io/last-applied-configuration");
         assert!(record.contains("example/echo:v1") && !record.contains("example/echo:v2"), "{record}");
+
+        // A change of configuration alone is a rollout where the policy wants it, and goes back like one.
+        let template = || field(".spec.template");
+        let written = template();
+        let rollout = policy("  configuration: Rollout").replace("kinds: [Deployment]", &format!("kinds: [{kind}]"));
+        cluster.apply(&rollout.replace("  selector: {matchLabels: {tier: front}}\n", ""));
+        cluster.apply(&config("again"));
+        eventually("it is rolled out", || (greeting()? == "again").then_some(()));
+        rolled_out();
+        eventually("it has proven itself", || {
+            let path = "jsonpath={.items[*].metadata.annotations.proa\\.dev/healthy}";
+            let revisions = cluster.kubectl(&["get", "controllerrevisions", "-l", &format!("app={name}"), "-o", path]);
+            (revisions.split_whitespace().count() >= 3).then_some(())
+        });
+        cluster.apply(&config("never\n  ECHO_VERSION: broken").replace("data: {", "data:\n  ").replace("}\n", "\n"));
+        cluster.kubectl(&["wait", &object, "--for=condition=RolledBack", "--timeout=60s"]);
+        rolled_out();
+        eventually("what it ran with before", || (greeting()? == "again").then_some(()));
+        assert_eq!(template(), written, "nobody touched the template");
     }
     cluster.assert_nothing_was_forbidden();
 }

@@ -69,12 +69,12 @@ fn a_stateful_set_keeps_names_and_data_and_does_not_wait_for_a_bad_revision_when
     // A revision that cannot run stops at the first pod; going back replaces that one at once and no other.
     let (first, second) = (uid(&cluster, "db-0"), uid(&cluster, "db-1"));
     cluster.kubectl(&["set", "image", "sts/db", "main=test/missing:1"]);
-    cluster.kubectl(&[
-        "wait",
-        "pod/db-2",
-        "--for=jsonpath={.status.containerStatuses[0].state.waiting}",
-        "--timeout=60s",
-    ]);
+    // Not `kubectl wait`: it gives up when it looks between the end of the old pod and its successor.
+    let waiting = "jsonpath={.status.containerStatuses[0].state.waiting.reason}";
+    eventually("the first pod of the revision cannot run", || {
+        let shown = cluster.try_kubectl(&["get", "pod", "db-2", "-o", waiting]);
+        String::from_utf8_lossy(&shown.stdout).contains("Image").then_some(())
+    });
     let history = rollout(&["history"]);
     assert_eq!(history.lines().filter(|line| line.starts_with(['1', '2'])).count(), 2, "{history}");
     assert!(rollout(&["history", "--revision=2"]).contains("test/missing:1"));

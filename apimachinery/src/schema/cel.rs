@@ -44,6 +44,16 @@ const MOST_RULE_BYTES: usize = 1 << 20;
 const REASONS: [&str; 4] = ["FieldValueRequired", "FieldValueForbidden", "FieldValueInvalid", "FieldValueDuplicate"];
 
 fn compile(text: &str) -> Result<(IdedExpr, cel_budget::Names), String> {
+    compiled(text, &["self", "oldSelf"], "", |_| {})
+}
+
+/// An expression over `variables` that may also call `functions` (words between blanks), after `rewrite`.
+pub(super) fn compiled(
+    text: &str,
+    variables: &[&str],
+    functions: &str,
+    rewrite: impl FnOnce(&mut IdedExpr),
+) -> Result<(IdedExpr, cel_budget::Names), String> {
     if let Some(problem) = cel_budget::text_problem(text) {
         return Err(problem.to_owned());
     }
@@ -53,10 +63,12 @@ fn compile(text: &str) -> Result<(IdedExpr, cel_budget::Names), String> {
         Ok(Err(error)) => return Err(format!("compilation failed: {error}")),
         Err(_) => return Err("compilation failed: the rule cannot be parsed".to_owned()),
     };
-    let names = cel_budget::names(&expression, &["self", "oldSelf"]);
-    if names.too_deep {
+    // What recurses over the tree from here on does so within these bounds.
+    if cel_budget::names(&expression, variables, functions).too_deep {
         return Err("compilation failed: the rule nests too deep".to_owned());
     }
+    rewrite(&mut expression);
+    let names = cel_budget::names(&expression, variables, functions);
     if let Some(name) = names.unknown_variables.first() {
         return Err(format!("compilation failed: undeclared reference to '{name}' (in container '')"));
     }
@@ -284,12 +296,25 @@ fn evaluate(
 }
 
 fn run(program: &IdedExpr, this: &Cel, old_self: &Cel, size: Size, budget: &mut u64) -> Result<Cel, String> {
+    let spent = "the cost budget of the object is used up";
+    resolve(program, [("self", this), ("oldSelf", old_self)], size, budget, spent)
+}
+
+/// What a program makes of its variables, whose values are of `size`; its cost is taken from `budget`.
+pub(super) fn resolve<'v>(
+    program: &IdedExpr,
+    variables: impl IntoIterator<Item = (&'v str, &'v Cel)>,
+    size: Size,
+    budget: &mut u64,
+    spent: &str,
+) -> Result<Cel, String> {
     let cost = cel_budget::cost(program, size).ok_or("a value would grow too big")?;
-    *budget = budget.checked_sub(cost).ok_or("the cost budget of the object is used up")?;
+    *budget = budget.checked_sub(cost).ok_or(spent)?;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         with_scope(|context| {
-            context.add_variable_from_value("self", this.clone());
-            context.add_variable_from_value("oldSelf", old_self.clone());
+            for (name, value) in variables {
+                context.add_variable_from_value(name, value.clone());
+            }
             context.resolve(program).map_err(|error| {
                 let text = error.to_string();
                 text.chars().take(500).collect::<String>()

@@ -73,14 +73,15 @@ bitAnd bitNot bitOr bitShiftLeft bitShiftRight bitXor ceil floor greatest isFini
 min minor none of ofNonZeroValue or orValue patch prefixLength quantity replace reverse semver equivalent intersects size \
 slice sort split startsWith string quote sub substring sum timestamp trim type uint upperAscii url validate value ";
 
-/// Looks a rule over. `variables` are those it is given.
-pub(super) fn names(expression: &IdedExpr, variables: &[&str]) -> Names {
+/// Looks a rule over. `variables` are those it is given, `functions` those it may call beside the ones every rule
+/// may: words between blanks.
+pub(super) fn names(expression: &IdedExpr, variables: &[&str], functions: &str) -> Names {
     let mut names = Names::default();
-    look(expression, &mut variables.to_vec(), &mut names, 0);
+    look(expression, &mut variables.to_vec(), functions, &mut names, 0);
     names
 }
 
-fn look<'a>(node: &'a IdedExpr, scope: &mut Vec<&'a str>, names: &mut Names, depth: usize) {
+fn look<'a>(node: &'a IdedExpr, scope: &mut Vec<&'a str>, functions: &str, names: &mut Names, depth: usize) {
     if depth > DEEPEST_TREE {
         names.too_deep = true;
         return;
@@ -99,18 +100,19 @@ fn look<'a>(node: &'a IdedExpr, scope: &mut Vec<&'a str>, names: &mut Names, dep
         Expr::Call(call) => {
             let name = call.func_name.rsplit('.').next().unwrap_or_default();
             let is_word = name.starts_with(|c: char| c.is_ascii_alphabetic());
-            if is_word && !FUNCTIONS.contains(&format!(" {name} ")) {
+            let word = format!(" {name} ");
+            if is_word && !FUNCTIONS.contains(&word) && !functions.contains(&word) {
                 names.unknown_functions.push(call.func_name.clone());
             }
         }
         Expr::Comprehension(comprehension) => {
-            look(&comprehension.iter_range, scope, names, depth + 1);
-            look(&comprehension.accu_init, scope, names, depth + 1);
+            look(&comprehension.iter_range, scope, functions, names, depth + 1);
+            look(&comprehension.accu_init, scope, functions, names, depth + 1);
             let outer = scope.len();
             scope.extend([comprehension.iter_var.as_str(), comprehension.accu_var.as_str()]);
             scope.extend(comprehension.iter_var2.as_deref());
             for part in [&comprehension.loop_cond, &comprehension.loop_step, &comprehension.result] {
-                look(part, scope, names, depth + 1);
+                look(part, scope, functions, names, depth + 1);
             }
             scope.truncate(outer);
             return;
@@ -118,7 +120,7 @@ fn look<'a>(node: &'a IdedExpr, scope: &mut Vec<&'a str>, names: &mut Names, dep
         _ => {}
     }
     for child in children(node) {
-        look(child, scope, names, depth + 1);
+        look(child, scope, functions, names, depth + 1);
     }
 }
 

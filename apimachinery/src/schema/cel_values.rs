@@ -75,6 +75,7 @@ fn base() -> Context<'static> {
         i64::try_from(size).map_err(|_| failed("size", "too big"))
     });
     context.add_function(OPTIONAL, optional);
+    super::expression::authorizer::register(&mut context);
     context.add_function("replace", replace);
     context.add_function("join", join);
     context.add_function("lists.range", |count: i64| -> Result<Cel, ExecutionError> {
@@ -86,41 +87,48 @@ fn base() -> Context<'static> {
     context
 }
 
+/// Shows every expression directly below a node to `visit`.
+pub(super) fn each_child(node: &mut IdedExpr, visit: &mut dyn FnMut(&mut IdedExpr)) {
+    match &mut node.expr {
+        Expr::Call(call) => {
+            call.target.iter_mut().for_each(|target| visit(target));
+            call.args.iter_mut().for_each(visit);
+        }
+        Expr::Select(select) => visit(&mut select.operand),
+        Expr::Comprehension(loops) => {
+            let parts = [&mut loops.iter_range, &mut loops.accu_init, &mut loops.loop_cond];
+            parts.into_iter().chain([&mut loops.loop_step, &mut loops.result]).for_each(|part| visit(part));
+        }
+        Expr::List(list) => list.elements.iter_mut().for_each(visit),
+        Expr::Map(map) => {
+            for entry in &mut map.entries {
+                if let EntryExpr::MapEntry(entry) = &mut entry.expr {
+                    visit(&mut entry.key);
+                    visit(&mut entry.value);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Rewrites optional selection into calls of [`optional`]; what is selected from an optional is optional.
 pub(super) fn rewrite_optionals(node: &mut IdedExpr) {
     let is_optional = |node: &IdedExpr| matches!(&node.expr, Expr::Call(call) if call.func_name == OPTIONAL);
+    each_child(node, &mut rewrite_optionals);
     match &mut node.expr {
         Expr::Call(call) => {
-            call.target.iter_mut().for_each(|target| rewrite_optionals(target));
-            call.args.iter_mut().for_each(rewrite_optionals);
             let selects = matches!(&*call.func_name, "_?._" | "_[?_]")
                 || (call.func_name == "_[_]" && call.args.first().is_some_and(is_optional));
             if selects {
                 call.func_name = OPTIONAL.to_owned();
             }
         }
-        Expr::Select(select) => {
-            rewrite_optionals(&mut select.operand);
-            if is_optional(&select.operand) && !select.test {
-                let field = LiteralValue::String(std::mem::take(&mut select.field).into());
-                let field = IdedExpr { id: node.id, expr: Expr::Literal(field) };
-                let args = vec![std::mem::take(&mut *select.operand), field];
-                node.expr = Expr::Call(CallExpr { func_name: OPTIONAL.to_owned(), target: None, args });
-            }
-        }
-        Expr::Comprehension(loops) => {
-            let parts = [&mut loops.iter_range, &mut loops.accu_init, &mut loops.loop_cond];
-            parts.into_iter().for_each(rewrite_optionals);
-            [&mut loops.loop_step, &mut loops.result].into_iter().for_each(rewrite_optionals);
-        }
-        Expr::List(list) => list.elements.iter_mut().for_each(rewrite_optionals),
-        Expr::Map(map) => {
-            for entry in &mut map.entries {
-                if let EntryExpr::MapEntry(entry) = &mut entry.expr {
-                    rewrite_optionals(&mut entry.key);
-                    rewrite_optionals(&mut entry.value);
-                }
-            }
+        Expr::Select(select) if is_optional(&select.operand) && !select.test => {
+            let field = LiteralValue::String(std::mem::take(&mut select.field).into());
+            let field = IdedExpr { id: node.id, expr: Expr::Literal(field) };
+            let args = vec![std::mem::take(&mut *select.operand), field];
+            node.expr = Expr::Call(CallExpr { func_name: OPTIONAL.to_owned(), target: None, args });
         }
         _ => {}
     }

@@ -15,6 +15,7 @@ mod convert;
 pub mod crd;
 mod defaulting;
 mod definitions;
+pub mod expression;
 mod facts;
 mod formats;
 mod openapi;

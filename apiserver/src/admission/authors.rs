@@ -5,6 +5,7 @@
 
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
+use proa_apimachinery::template;
 use serde_json::json;
 
 use crate::kinds::Op;
@@ -16,10 +17,16 @@ const CHANGED_BY: &str = "proa.dev/changed-by";
 
 /// Notes the writer on an object whose template is new; on any other write the note stays what it was.
 pub(super) fn note(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
-    let template = |object: &Object| object.get(&["spec", "template"]).cloned();
+    let template_of = |object: &Object| object.get(&["spec", "template"]).cloned();
     let moved = match op {
         Op::Create => true,
-        Op::Update => old.is_none_or(|old| template(old) != template(new)),
+        // What a revision adds to its template an undo brings along, and says who undid. Its loop takes it out again; that says
+        // nothing.
+        Op::Update => old.is_none_or(|old| {
+            let (old, new) = (template_of(old), template_of(new));
+            let undone = || new.as_ref().is_some_and(template::is_of_a_revision);
+            old != new && (undone() || old.map(template::plain) != new.clone().map(template::plain))
+        }),
         _ => return Ok(()),
     };
     if moved {

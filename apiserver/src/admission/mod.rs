@@ -1,10 +1,16 @@
-//! What guards or completes a write beyond the kind's own rules. Built in, in a fixed order; webhooks
-//! are not there yet.
+//! What guards or completes a write beyond the kind's own rules.
+//!
+//! Owns what is built in, in a fixed order, and the [`chain`] it forms with webhooks.
 
+pub mod attributes;
+mod authorizer;
 mod authors;
 mod certificates;
+pub mod chain;
+pub mod hooks;
 mod known_to_fail;
 mod limit_range;
+pub mod matching;
 mod node;
 mod pod_security;
 mod pods;
@@ -13,10 +19,13 @@ pub mod quota;
 mod storage;
 mod token_secrets;
 
+use std::sync::Arc;
+
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupResource, StatusCause};
 
 use crate::agents::SERVING_CERTIFICATE;
+use crate::cache::Item;
 use crate::kinds::Op;
 use crate::registry::Call;
 use crate::user::MASTERS;
@@ -26,8 +35,8 @@ pub use node::may_request_token;
 /// Namespaces the system needs.
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
-/// Completes an object before validation.
-pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
+/// What is built in completes an object before anybody else sees it.
+async fn complete(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Object>) -> Result<(), ApiError> {
     node::admit(call, op, new, old)?;
     let kind = &call.resource.kind;
     match (&*kind.group, &*kind.plural) {
@@ -50,8 +59,8 @@ pub async fn mutate(call: &Call<'_>, op: Op, new: &mut Object, old: Option<&Obje
     }
 }
 
-/// Refuses what is complete and valid in itself and yet may not be here.
-pub async fn validate(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
+/// What is built in refuses what is complete and valid in itself and yet may not be here.
+async fn refuse(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object>) -> Result<(), ApiError> {
     let kind = &call.resource.kind;
     let refusal = match (&*kind.group, &*kind.plural, op) {
         ("", "pods", Op::Create) => limit_range::refuse_pod(new, &limit_ranges(call)),
@@ -91,9 +100,11 @@ fn own_certificate(call: &Call<'_>, new: &Object, old: Option<&Object>) -> Resul
 }
 
 /// Nothing is created in a namespace that does not exist or is going away (NamespaceLifecycle).
-pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> Result<(), ApiError> {
+///
+/// What it was decided by is to be unchanged when the object is committed.
+pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> Result<Option<Arc<Item>>, ApiError> {
     if namespace.is_empty() || !call.resource.namespaced() {
-        return Ok(());
+        return Ok(None);
     }
     let namespaces = call.core.caches.resource("namespaces");
     let item = match namespaces.get("", namespace) {
@@ -107,7 +118,7 @@ pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> 
         }
     };
     if !item.is_terminating() {
-        return Ok(());
+        return Ok(Some(item));
     }
     let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
     let mut error = ApiError::forbidden(call.resource.group_resource(), name, &why);
@@ -121,7 +132,7 @@ pub async fn namespace_accepts(call: &Call<'_>, namespace: &str, name: &str) -> 
 }
 
 /// The namespaces everything rests on stay; a node ends its own pods only.
-pub fn may_delete(call: &Call<'_>, old: &Object) -> Result<(), ApiError> {
+fn may_delete(call: &Call<'_>, old: &Object) -> Result<(), ApiError> {
     let kind = &call.resource.kind;
     if kind.group.is_empty() && kind.plural == "namespaces" && IMMORTAL.contains(&old.name()) {
         return Err(ApiError::forbidden(

@@ -5,6 +5,8 @@ pub mod node;
 pub mod node_pods;
 pub mod rbac;
 
+use std::sync::Arc;
+
 use proa_apimachinery::status::{ApiError, GroupResource};
 
 use crate::core::Core;
@@ -50,15 +52,48 @@ impl<'a> From<&'a RequestInfo> for Attributes<'a> {
     }
 }
 
-/// Whether `user` may.
-pub fn allowed(core: &Core, user: &User, what: &Attributes<'_>) -> bool {
-    user.in_group(MASTERS) || node::allowed(core, user, what) || core.rbac.allowed(&core.caches, user, what)
+/// What the authorizers say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Yes: a cluster administrator.
+    Master,
+    /// Yes: a node at its work.
+    Node,
+    /// Yes: a role is bound to them; which by what binding.
+    Granted(Arc<str>),
+    /// Nobody allows it.
+    NoOpinion,
 }
 
-/// Ok, or Kubernetes' refusal.
-pub fn authorize(core: &Core, user: &User, info: &RequestInfo) -> Result<(), ApiError> {
-    let what = Attributes::from(info);
-    if allowed(core, user, &what) { Ok(()) } else { Err(forbidden(user, info.is_resource, &what)) }
+impl Verdict {
+    /// Whether they may.
+    pub fn is_allowed(&self) -> bool {
+        *self != Verdict::NoOpinion
+    }
+
+    /// Why, as Kubernetes tells in reviews and in the audit log.
+    pub fn reason(&self) -> String {
+        match self {
+            Verdict::Granted(by) => format!("RBAC: allowed by {by}"),
+            Verdict::Master | Verdict::Node | Verdict::NoOpinion => String::new(),
+        }
+    }
+}
+
+/// Whether `user` may, and why.
+pub fn decide(core: &Core, user: &User, what: &Attributes<'_>) -> Verdict {
+    if user.in_group(MASTERS) {
+        return Verdict::Master;
+    }
+    if node::allowed(core, user, what) {
+        return Verdict::Node;
+    }
+    core.rbac.granted(&core.caches, user, what).map_or(Verdict::NoOpinion, Verdict::Granted)
+}
+
+/// Whether `user` may.
+pub fn allowed(core: &Core, user: &User, what: &Attributes<'_>) -> bool {
+    decide(core, user, what).is_allowed()
 }
 
 /// The refusal of a request, worded as Kubernetes does.

@@ -36,8 +36,16 @@ pub struct Rule {
     pub urls: Vec<String>,
 }
 
-/// The rules of one binding's role.
+/// The rules of a role.
 pub type Rules = Arc<Vec<Rule>>;
+
+/// What a binding gives to one of its subjects.
+#[derive(Clone, Debug)]
+struct Grant {
+    rules: Rules,
+    /// Binding, role and subject, in Kubernetes' words.
+    by: Arc<str>,
+}
 
 /// The authorizer.
 #[derive(Default)]
@@ -48,8 +56,8 @@ pub struct Rbac {
 #[derive(Default)]
 struct Index {
     revisions: [u64; 4],
-    cluster: HashMap<Subject, Vec<Rules>>,
-    namespaced: HashMap<String, HashMap<Subject, Vec<Rules>>>,
+    cluster: HashMap<Subject, Vec<Grant>>,
+    namespaced: HashMap<String, HashMap<Subject, Vec<Grant>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,15 +67,16 @@ enum Subject {
 }
 
 impl Rbac {
-    /// Whether a rule bound to `user` allows `what`.
-    pub fn allowed(&self, caches: &Caches, user: &User, what: &Attributes<'_>) -> bool {
+    /// By which binding a rule allows `what` to `user`; `None` when there is none.
+    pub fn granted(&self, caches: &Caches, user: &User, what: &Attributes<'_>) -> Option<Arc<str>> {
         let index = self.index(caches);
-        index.rules_for(user, what.namespace).any(|rules| rules.iter().any(|rule| rule.allows(what)))
+        let mut grants = index.grants(user, what.namespace);
+        grants.find(|grant| grant.rules.iter().any(|rule| rule.allows(what))).map(|grant| Arc::clone(&grant.by))
     }
 
     /// Every rule that holds for `user` in `namespace` (cluster-wide ones included).
     pub fn rules(&self, caches: &Caches, user: &User, namespace: &str) -> Vec<Rule> {
-        self.index(caches).rules_for(user, namespace).flat_map(|rules| rules.iter().cloned()).collect()
+        self.index(caches).grants(user, namespace).flat_map(|grant| grant.rules.iter().cloned()).collect()
     }
 
     fn index(&self, caches: &Caches) -> Arc<Index> {
@@ -102,7 +111,8 @@ impl Index {
                 continue;
             };
             for subject in subjects(&object, "") {
-                index.cluster.entry(subject).or_default().push(Arc::clone(rules));
+                let by = described("ClusterRoleBinding", item.name(), &object, &subject);
+                index.cluster.entry(subject).or_default().push(Grant { rules: Arc::clone(rules), by });
             }
         }
         for item in bindings {
@@ -114,20 +124,16 @@ impl Index {
                 _ => roles.get(&(namespace.clone(), name.to_owned())),
             };
             let Some(rules) = rules else { continue };
+            let here = index.namespaced.entry(namespace.clone()).or_default();
             for subject in subjects(&object, &namespace) {
-                index
-                    .namespaced
-                    .entry(namespace.clone())
-                    .or_default()
-                    .entry(subject)
-                    .or_default()
-                    .push(Arc::clone(rules));
+                let by = described("RoleBinding", &format!("{}/{namespace}", item.name()), &object, &subject);
+                here.entry(subject).or_default().push(Grant { rules: Arc::clone(rules), by });
             }
         }
         index
     }
 
-    fn rules_for<'a>(&'a self, user: &'a User, namespace: &str) -> impl Iterator<Item = &'a Rules> + use<'a> {
+    fn grants<'a>(&'a self, user: &'a User, namespace: &str) -> impl Iterator<Item = &'a Grant> + use<'a> {
         let namespaced = self.namespaced.get(namespace).filter(|_| !namespace.is_empty());
         let keys =
             std::iter::once(Subject::User(user.name.clone())).chain(user.groups.iter().cloned().map(Subject::Group));
@@ -137,6 +143,22 @@ impl Index {
         })
     }
 }
+
+/// As in the reason of an allowed request.
+fn described(kind: &str, binding: &str, object: &Object, subject: &Subject) -> Arc<str> {
+    let role = |field: &str| object.get_str(&["roleRef", field]).unwrap_or_default();
+    let to = match subject {
+        Subject::Group(name) => format!("Group {name:?}"),
+        Subject::User(name) => match name.strip_prefix(ACCOUNT).and_then(|rest| rest.split_once(':')) {
+            Some((namespace, name)) => format!("ServiceAccount \"{name}/{namespace}\""),
+            None => format!("User {name:?}"),
+        },
+    };
+    format!("{kind} {binding:?} of {} {:?} to {to}", role("kind"), role("name")).into()
+}
+
+/// What the user name of a service account starts with; namespace and name follow.
+const ACCOUNT: &str = "system:serviceaccount:";
 
 fn subjects(binding: &Object, namespace: &str) -> Vec<Subject> {
     let Some(subjects) = binding.get(&["subjects"]).and_then(Value::as_array) else { return Vec::new() };

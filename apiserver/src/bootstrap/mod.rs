@@ -1,11 +1,14 @@
 //! Owns what every cluster starts with: namespaces, roles and bindings, priority classes, the
 //! `kubernetes` Service. Data only; writing what is missing of it is the core's.
 
+use std::net::IpAddr;
+
 use proa_apimachinery::Object;
 use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::kinds;
+use crate::user::{ANONYMOUS, NODES};
 
 mod roles;
 
@@ -20,7 +23,7 @@ pub fn objects(config: &Config) -> Vec<Object> {
     all.extend(cluster_roles());
     all.extend(bindings());
     all.extend(priority_classes());
-    all.extend(kubernetes_service(config));
+    all.extend(kubernetes_service(config, &[config.advertise]));
     all.extend(api_services());
     all.extend(definitions(config));
     all
@@ -106,11 +109,15 @@ fn rules(text: &str) -> Vec<Value> {
                 list => list.split(',').collect(),
             };
             let what: Vec<&str> = what.split(',').collect();
-            Some(match group {
+            let mut rule = match group {
                 "url" => json!({"nonResourceURLs": what, "verbs": verbs}),
                 "core" => json!({"apiGroups": [""], "resources": what, "verbs": verbs}),
                 group => json!({"apiGroups": [group], "resources": what, "verbs": verbs}),
-            })
+            };
+            if let Some(names) = words.next() {
+                rule["resourceNames"] = names.split(',').collect();
+            }
+            Some(rule)
         })
         .collect()
 }
@@ -173,9 +180,22 @@ pub fn bindings() -> Vec<Object> {
             ],
         ));
     }
+    // How machines join, under the names kubeadm gives it: tokens made by either let in alike.
+    for (name, role, group) in [
+        ("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", NODE_TOKENS),
+        ("kubeadm:node-autoapprove-bootstrap", NODE_CLIENT, NODE_TOKENS),
+        ("kubeadm:node-autoapprove-certificate-rotation", SELF_NODE_CLIENT, NODES),
+    ] {
+        all.push(binding(name, role, vec![json!({"kind": "Group", "apiGroup": GROUP, "name": group})]));
+    }
     all.extend(namespaced_roles());
     all
 }
+
+/// The group of the tokens nodes join with.
+const NODE_TOKENS: &str = "system:bootstrappers:kubeadm:default-node-token";
+const NODE_CLIENT: &str = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
+const SELF_NODE_CLIENT: &str = "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient";
 
 fn binding(name: &str, role: &str, subjects: Vec<Value>) -> Object {
     let mut made = object(json!({
@@ -191,7 +211,14 @@ fn binding(name: &str, role: &str, subjects: Vec<Value>) -> Object {
 
 /// What the platform's own parts may do in `kube-system` and `kube-public` only.
 fn namespaced_roles() -> Vec<Object> {
-    const ROLES: [(&str, &str, &str, &str); 4] = [
+    const ROLES: [(&str, &str, &str, &str); 5] = [
+        (
+            // Who joins knows nothing yet but the token: what they read here is signed with it.
+            "kube-public",
+            "kubeadm:bootstrap-signer-clusterinfo",
+            "get core configmaps cluster-info",
+            ANONYMOUS,
+        ),
         (
             "kube-system",
             "extension-apiserver-authentication-reader",
@@ -213,7 +240,7 @@ fn namespaced_roles() -> Vec<Object> {
         (
             "kube-public",
             "system:controller:bootstrap-signer",
-            "get,list,watch,update core configmaps",
+            "get,list,watch,patch,update core configmaps",
             "system:kube-controller-manager",
         ),
     ];
@@ -280,10 +307,13 @@ pub fn api_services() -> Vec<Object> {
     services.collect()
 }
 
-/// How pods find the API server: the `kubernetes` Service, and who stands behind it.
-pub fn kubernetes_service(config: &Config) -> Vec<Object> {
+/// How pods find the API servers: the `kubernetes` Service, and those who stand behind it.
+pub fn kubernetes_service(config: &Config, servers: &[IpAddr]) -> Vec<Object> {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
-    let port = config.listen.map_or(6443, |listen| listen.port());
+    let port = config.port();
+    let addresses: Vec<Value> = servers.iter().map(|address| json!({"ip": address.to_string()})).collect();
+    let ready = |address: &IpAddr| json!({"addresses": [address.to_string()], "conditions": {"ready": true}});
+    let slice_endpoints: Vec<Value> = servers.iter().map(ready).collect();
     let service = json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
         "spec": {"type": "ClusterIP", "clusterIP": config.service_cidr.nth(1).to_string(), "sessionAffinity": "None",
@@ -291,15 +321,38 @@ pub fn kubernetes_service(config: &Config) -> Vec<Object> {
     let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
         "metadata": {"name": "kubernetes", "namespace": "default",
             "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": config.advertise.to_string()}],
+        "subsets": [{"addresses": addresses,
             "ports": [{"name": "https", "protocol": "TCP", "port": port}]}]});
     let family = if config.advertise.is_ipv4() { "IPv4" } else { "IPv6" };
     let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
         "addressType": family,
-        "endpoints": [{"addresses": [config.advertise.to_string()], "conditions": {"ready": true}}],
+        "endpoints": slice_endpoints,
         "ports": [{"name": "https", "protocol": "TCP", "port": port}]});
     [service, endpoints, slice].map(object).to_vec()
+}
+
+/// What newcomers are told: where the API server is, and by which authority it is known. Nothing when no socket is served.
+pub fn cluster_info(config: &Config, ca_pem: &str) -> Option<Object> {
+    use base64::Engine;
+    let port = config.listen?.port();
+    let address = std::net::SocketAddr::new(config.advertise, port);
+    let ca = base64::engine::general_purpose::STANDARD.encode(ca_pem);
+    let kubeconfig = format!(
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {ca}\n    server: https://{address}\n  name: \"\"\n\
+         contexts: null\ncurrent-context: \"\"\nkind: Config\npreferences: {{}}\nusers: null\n"
+    );
+    Some(object(json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "cluster-info", "namespace": "kube-public"}, "data": {"kubeconfig": kubeconfig}})))
+}
+
+/// What is to be patched so that a stored [`cluster_info`] is true; its signatures are somebody else's.
+pub fn told_otherwise(stored: &Object, wanted: &Object) -> Option<Object> {
+    let path = &["data", "kubeconfig"][..];
+    let text = wanted.get(path).filter(|text| stored.get(path) != Some(text))?;
+    let mut patch = Object::default();
+    patch.set(path, text.clone());
+    Some(patch)
 }
 
 /// What is to be patched so that a stored object of [`kubernetes_service`] says where the server is now;
@@ -361,14 +414,14 @@ mod tests {
     #[test]
     fn the_kubernetes_service_is_patched_only_when_the_server_moved() {
         let mut config = Config::new("/nowhere");
-        let before = kubernetes_service(&config);
+        let before = kubernetes_service(&config, &[config.advertise]);
         for object in &before {
             assert_eq!(moved(object, object), None);
         }
         config.listen = Some("127.0.0.1:7443".parse().unwrap());
         let patches: Vec<Value> = before
             .iter()
-            .zip(kubernetes_service(&config))
+            .zip(kubernetes_service(&config, &[config.advertise]))
             .map(|(stored, wanted)| moved(stored, &wanted).expect("a patch").into_value())
             .collect();
         assert_eq!(patches[0]["spec"]["ports"][0]["targetPort"], 7443);

@@ -1,4 +1,4 @@
-//! Owns the cluster roles every cluster starts with, as lines of text: `verbs group resources`, or
+//! Owns the cluster roles every cluster starts with, as lines of text: `verbs group resources [names]`, or
 //! `verbs url paths`. `core` is the core group; `R` and `W` stand for the reading and writing verbs.
 //!
 //! Source: the bootstrap policy of Kubernetes 1.36 (`plugin/pkg/auth/authorizer/rbac/bootstrappolicy`), and the
@@ -217,6 +217,14 @@ pub(super) const CONTROLLERS: &[(&str, &str)] = &[
         "get,list,delete,watch core namespaces\nupdate core namespaces/finalize,namespaces/status\ndelete,deletecollection,get,list,watch * *",
     ),
     ("generic-garbage-collector", "delete,get,list,patch,update,watch * *"),
+    (
+        "certificate-controller",
+        "get,list,watch,delete certificates.k8s.io certificatesigningrequests\n\
+         patch,update certificates.k8s.io certificatesigningrequests/approval,certificatesigningrequests/status\n\
+         approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client-kubelet\n\
+         sign certificates.k8s.io signers kubernetes.io/kube-apiserver-client,kubernetes.io/kube-apiserver-client-kubelet,kubernetes.io/kubelet-serving,kubernetes.io/legacy-unknown\n\
+         create authorization.k8s.io subjectaccessreviews",
+    ),
     ("service-account-controller", "create,get,list,watch core serviceaccounts\nR core namespaces"),
     ("root-ca-cert-publisher", "create,update,get,list,watch core configmaps\nR core namespaces"),
     (

@@ -20,16 +20,22 @@ use std::time::Duration;
 use futures::StreamExt;
 use parking_lot::RwLock;
 use proa_apimachinery::status::ApiError;
-use proa_store::{Event, EventKind, Log, Revision};
+use proa_store::{Batch, Event, EventKind, Log, RangeError, Revision};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::encryption::ENVELOPE;
 
 /// Where all objects live in the store.
 pub const ROOT: &str = "/registry/";
 
 /// How long a read waits for a revision that the store has not reached.
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
+
+/// How long a consistent read waits for what is committed to come by: a store of our own hands it over at once, a
+/// cluster that is looking for a new leader takes seconds.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(20);
 
 /// How often caches in which nothing changes are looked over for what they need no longer keep.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
@@ -91,8 +97,14 @@ impl Caches {
 
     /// Waits until the caches hold everything acknowledged before now; the revision they then have.
     pub async fn consistent(&self) -> Result<u64, ApiError> {
-        let target = self.log.revision().0;
-        self.reach(target).await
+        let target = self.log.current().await.map_err(unavailable)?.0;
+        if self.applied() >= target {
+            return Ok(self.applied());
+        }
+        match tokio::time::timeout(CATCH_UP_WITHIN, self.reach(target)).await {
+            Ok(reached) => reached,
+            Err(_) => Err(ApiError::timeout(format!("the watch cache did not reach revision {target} in time"), 1)),
+        }
     }
 
     /// Waits until `revision` is applied; an error when the store does not get there in time.
@@ -100,7 +112,12 @@ impl Caches {
         if self.applied() >= revision {
             return Ok(self.applied());
         }
-        match tokio::time::timeout(FUTURE_WAIT, self.reach(revision)).await {
+        // Another server may have named a revision at which nothing happened for us: asking makes the watch get there.
+        let reach = async {
+            self.log.current().await.map_err(unavailable)?;
+            self.reach(revision).await
+        };
+        match tokio::time::timeout(FUTURE_WAIT, reach).await {
             Ok(reached) => reached,
             Err(_) => Err(too_large(revision, self.applied())),
         }
@@ -130,6 +147,10 @@ impl Caches {
             at = Some(chunk.revision);
             after = chunk.entries.last().map(|entry| entry.key.to_string());
             for entry in chunk.entries {
+                if entry.bytes.starts_with(ENVELOPE) {
+                    let why = "is encrypted: its keys are to be given with --encryption-provider-config";
+                    return Err(LoadError(format!("{} {why}", entry.key)));
+                }
                 if let Some(resource) = resource_of(&entry.key) {
                     let resource: Arc<str> = Arc::from(resource);
                     entries.entry(resource).or_default().push(Arc::new(Item::from_entry(entry)));
@@ -189,10 +210,9 @@ impl Caches {
     }
 
     /// Applies a batch: each resource's changes under one lock, then the new revision for waiters.
-    fn apply(&self, batch: &[Event], now: Instant) {
-        let Some(last) = batch.last() else { return };
+    fn apply(&self, batch: &Batch, now: Instant) {
         let mut groups: Vec<(&str, Vec<Arc<Change>>)> = Vec::new();
-        for event in batch {
+        for event in batch.events.iter() {
             let (key, change) = change_of(event);
             let Some(resource) = resource_of(key) else { continue };
             match groups.iter_mut().find(|(name, _)| *name == resource) {
@@ -203,7 +223,7 @@ impl Caches {
         for (resource, changes) in groups {
             self.resource(resource).apply(changes, now);
         }
-        self.applied.send_replace(last.revision.0);
+        self.applied.send_replace(batch.upto.0);
     }
 }
 
@@ -223,8 +243,17 @@ fn change_of(event: &Event) -> (&str, Arc<Change>) {
     }
 }
 
-fn resource_of(key: &str) -> Option<&str> {
+/// The stored resource of a key, for example `secrets` or `deployments.apps`.
+pub fn resource_of(key: &str) -> Option<&str> {
     key.strip_prefix(ROOT)?.split_once('/').map(|(resource, _)| resource)
+}
+
+/// A read that the store could not answer.
+fn unavailable(error: RangeError) -> ApiError {
+    match error {
+        RangeError::Closed => ApiError::unavailable("the server is shutting down"),
+        other => ApiError::unavailable(other.to_string()),
+    }
 }
 
 /// Kubernetes' answer to a resource version from the future (API concepts, "Unavailable resource versions").

@@ -56,6 +56,30 @@ impl Body {
         Body::List(ListBody { head: Some(head), items: items.into(), tail: Some(tail), first: true, left: left as u64 })
     }
 
+    /// Everything at once, where it is not a stream: a list is joined.
+    pub fn whole(&mut self) -> Option<Bytes> {
+        if let Body::List(list) = self {
+            let mut all = BytesMut::with_capacity(list.left as usize);
+            while let Some(frame) = list.next_frame() {
+                all.extend_from_slice(&frame);
+            }
+            *self = Body::Full(all.freeze());
+        }
+        match self {
+            Body::Full(bytes) => Some(bytes.clone()),
+            Body::List(_) | Body::Stream(_) => None,
+        }
+    }
+
+    /// The same; `held` is dropped with it.
+    pub fn holding(self, held: impl Send + 'static) -> Self {
+        let Body::Stream(stream) = self else { return self };
+        Body::stream(stream.into_inner().map(move |chunk| {
+            let _ = &held;
+            chunk
+        }))
+    }
+
     /// The exact length, where it is known before sending.
     pub fn length(&self) -> Option<u64> {
         match self {

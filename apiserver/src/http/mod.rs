@@ -12,6 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use proa_apimachinery::status::ApiError;
 use serde_json::Value;
 
+use crate::audit::Trail;
 use crate::request_info::{Query, RequestInfo};
 use crate::user::User;
 
@@ -42,6 +43,8 @@ pub struct Request {
     pub info: RequestInfo,
     /// The connection, if the client offered to upgrade it.
     pub upgrade: Option<OnUpgrade>,
+    /// What the audit log is told of it.
+    pub trail: Trail,
 }
 
 impl Request {

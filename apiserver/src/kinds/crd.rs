@@ -14,7 +14,7 @@ use super::at::{At, map_in, maps_at, or_set, spec_mut};
 use super::columns::NAME_AND_AGE;
 use super::{
     Cell, Column, Convert, Kind, Op, Rules, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Strategy,
-    Subresource, meta, rules, settings,
+    Subresource, meta, rules, settings, twins,
 };
 
 /// Holds a deleted definition until its instances are gone. Kubernetes' own name for it has no slash, which
@@ -228,6 +228,7 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
             label_selector: path("labelSelectorPath").filter(|p| !p.is_empty()),
         }));
     }
+    subresources.extend(twins::subresources(group, &kind).iter().map(|name| Subresource::Named(name)));
     let namespaced = definition.get_str(&["spec", "scope"]) == Some("Namespaced");
     let convert = (version != stored)
         .then(|| Convert::ApiVersion { stored: format!("{group}/{stored}"), served: format!("{group}/{version}") });

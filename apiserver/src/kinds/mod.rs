@@ -40,6 +40,7 @@ mod service;
 mod settings;
 pub mod storage;
 mod template;
+pub mod twins;
 
 #[cfg(test)]
 mod tests;

@@ -138,27 +138,51 @@ pub fn encode(object: &Object) -> Stored {
     Stored { bytes: Bytes::from(out), revision_at: Some(at) }
 }
 
-/// The stored form of an object that was read in `part` and changed there, from the bytes it was read from.
+/// The stored form of an object that was read in `part` and changed there, from the bytes it was read from; nothing when those
+/// are in another form than [`encode`]'s.
 pub fn encode_part(part: &Part, whole: &Bytes, mut object: Object) -> Option<Stored> {
     let metadata = object.metadata_mut();
     metadata.shift_remove("resourceVersion");
     metadata.shift_insert(0, "resourceVersion".into(), "".into());
     let out = part.put_back(std::str::from_utf8(whole).ok()?, &object.0).ok()?;
-    let at = revision_at(&out)?;
-    Some(Stored { bytes: Bytes::from(out), revision_at: Some(at) })
+    reopened(&Bytes::from(out))
 }
 
-/// Where the resource version stands in stored bytes: first in their metadata.
-fn revision_at(stored: &[u8]) -> Option<usize> {
-    const BEFORE: &[u8] = b"\"metadata\":{\"resourceVersion\":\"";
+/// Bytes of [`encode`] as they were before a revision was filled in; nothing when they are in another form.
+pub fn reopened(stored: &Bytes) -> Option<Stored> {
+    let after_version = text(stored, b"{\"apiVersion\":\"")?;
+    let after_kind = text(after_version, b",\"kind\":\"")?;
+    let digits = after_kind.strip_prefix(b",\"metadata\":{\"resourceVersion\":\"")?;
+    let at = stored.len() - digits.len();
+    let filled = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if digits.get(filled) != Some(&b'"') {
+        return None;
+    }
+    if filled == 0 {
+        return Some(Stored { bytes: stored.clone(), revision_at: Some(at) });
+    }
+    let bytes = [&stored[..at], &stored[at + filled..]].concat();
+    Some(Stored { bytes: bytes.into(), revision_at: Some(at) })
+}
+
+/// What follows a plain text that begins so.
+fn text<'a>(bytes: &'a [u8], begin: &[u8]) -> Option<&'a [u8]> {
+    let rest = bytes.strip_prefix(begin)?;
+    let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')).filter(|end| rest[*end] == b'"')?;
+    Some(&rest[end + 1..])
+}
+
+/// Where the resource version of stored bytes begins: it comes first in their metadata ([`encode`]).
+pub fn revision_place(stored: &[u8]) -> Option<usize> {
+    const BEFORE: &[u8] = b"\"resourceVersion\":\"";
     // Kind and version are short: further in it is somebody else's.
     let head = &stored[..stored.len().min(512)];
     head.windows(BEFORE.len()).position(|window| window == BEFORE).map(|at| at + BEFORE.len())
 }
 
-/// The resource version of stored bytes: it comes first in their metadata ([`encode`]). 0 when it does not.
+/// The resource version of stored bytes. 0 when they have none.
 pub fn revision(stored: &[u8]) -> u64 {
-    let Some(at) = revision_at(stored) else { return 0 };
+    let Some(at) = revision_place(stored) else { return 0 };
     let digits = stored[at..].iter().take_while(|byte| byte.is_ascii_digit());
     digits.fold(0, |value: u64, byte| value.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')))
 }

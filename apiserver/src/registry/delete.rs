@@ -8,13 +8,13 @@ use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, success};
 use proa_store::{CommitError, Expect, Revision, Txn};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::selection::Selection;
 use super::{Call, codec, get, list, meta, options, write};
-use crate::admission;
+use crate::admission::chain;
 use crate::cache::Item;
-use crate::http::{Response, json};
+use crate::http::{Response, json as respond};
 use crate::kinds::{Graceful, Op};
 
 /// How many objects of a collection are deleted at a time: they share the store's writes.
@@ -121,6 +121,31 @@ impl DeleteOptions {
         Ok(DeleteOptions { grace, propagation, uid: text("uid"), version: text("resourceVersion"), dry_run })
     }
 
+    /// The JSON of these options.
+    pub fn to_value(&self) -> Value {
+        let mut value = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
+        if let Some(grace) = self.grace {
+            value["gracePeriodSeconds"] = grace.into();
+        }
+        if let Some(propagation) = self.propagation {
+            let name = match propagation {
+                Propagation::Orphan => "Orphan",
+                Propagation::Background => "Background",
+                Propagation::Foreground => "Foreground",
+            };
+            value["propagationPolicy"] = name.into();
+        }
+        if self.dry_run {
+            value["dryRun"] = json!(["All"]);
+        }
+        for (field, wanted) in [("uid", &self.uid), ("resourceVersion", &self.version)] {
+            if let Some(wanted) = wanted {
+                value["preconditions"][field] = wanted.as_str().into();
+            }
+        }
+        value
+    }
+
     /// Whether the deletion is of one state of the object only.
     pub fn names_a_version(&self) -> bool {
         self.version.is_some()
@@ -171,7 +196,7 @@ pub async fn delete(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = DeleteOptions::read(call)?;
     match delete_named(call, call.name(), &options).await? {
         Deleted::Gone(object) => {
-            Ok(json(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid())))
+            Ok(respond(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid())))
         }
         Deleted::Marked(bytes) => get::answer(call, StatusCode::OK, bytes),
     }
@@ -184,7 +209,7 @@ pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) 
             return Err(call.not_found(name));
         };
         options.check(call, &old)?;
-        admission::may_delete(call, &old)?;
+        chain::delete(call, options, &old).await?;
         let mut new = old.clone();
         propagate(&mut new, options.propagation);
         let wait = options.wait(call, &old);

@@ -122,7 +122,10 @@ pub async fn page(call: &Call<'_>, selection: &Selection) -> Result<Page, ApiErr
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .ok_or_else(|| ApiError::bad_request("continue key is not valid"))?;
         let after = format!("{}{}", call.resource.cache.prefix(""), token.start);
-        let at = if token.rv == 0 { call.core.log.revision().0 } else { token.rv };
+        let at = match token.rv {
+            0 => call.core.log.current().await.map_err(range_error)?.0,
+            revision => revision,
+        };
         let page = from_store(call, selection, limit, at, Some(after)).await;
         return page.map_err(|error| go_on(error, token));
     }
@@ -250,5 +253,7 @@ fn range_error(error: RangeError) -> ApiError {
             ApiError::timeout(format!("Too large resource version: {requested}, current: {current}"), 1)
         }
         RangeError::Closed => ApiError::unavailable("the store is closed"),
+        RangeError::Unavailable(_) => ApiError::unavailable(error.to_string()),
+        RangeError::Unreadable { .. } => ApiError::internal(error),
     }
 }

@@ -16,6 +16,11 @@ pub fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// A time with microseconds, as Leases have it.
+pub fn micro_time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
 /// A name from a prefix: five more characters, the prefix cut so that it stays a DNS label.
 pub fn generate_name(prefix: &str, entropy: &Entropy) -> String {
     let letter = || LETTERS[entropy.within(0..LETTERS.len() as u64) as usize];

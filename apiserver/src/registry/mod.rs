@@ -27,7 +27,7 @@ use proa_apimachinery::status::ApiError;
 use crate::core::Core;
 use crate::http::negotiate::{Shape, choose};
 use crate::http::{Request, Response, warn};
-use crate::kinds::Op;
+use crate::kinds::{Op, twins};
 use crate::resources::Resource;
 use crate::user::User;
 use crate::{proxy, subresource};
@@ -128,6 +128,10 @@ async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
         "resize" | "ephemeralcontainers" if call.resource.kind.plural == "pods" => {
             let why = format!("the subresource {:?} is not supported by Proa yet", info.subresource);
             return Err(ApiError::forbidden(call.resource.group_resource(), &info.name, &why));
+        }
+        "eviction" if call.resource.kind.plural == "pods" && call.resource.kind.group == twins::GROUP => {
+            let why = "pods of this family are not evicted: a PodDisruptionBudget counts standard pods alone";
+            return Err(ApiError::forbidden(call.resource.group_resource(), &info.name, why));
         }
         name if !call.resource.has_subresource(name) => return Err(ApiError::no_such_resource()),
         "status" | "approval" => {

@@ -24,6 +24,17 @@ pub enum FieldValidation {
     Strict,
 }
 
+impl FieldValidation {
+    /// As in the query.
+    pub fn name(self) -> &'static str {
+        match self {
+            FieldValidation::Ignore => "Ignore",
+            FieldValidation::Warn => "Warn",
+            FieldValidation::Strict => "Strict",
+        }
+    }
+}
+
 /// The options of a write.
 #[derive(Clone, Debug)]
 pub struct WriteOptions {

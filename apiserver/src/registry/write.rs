@@ -7,16 +7,17 @@ use proa_apimachinery::managed_fields::{self, Manager, Operation};
 use proa_apimachinery::object::Object;
 use proa_apimachinery::part::Part;
 use proa_apimachinery::status::ApiError;
-use proa_store::{CommitError, Expect, Op as StoreOp, Revision, Txn, Value as Stored};
+use proa_store::{CommitError, Expect, Key, Op as StoreOp, Revision, Txn, Value as Stored};
 use serde_json::Value;
 
 use super::options::WriteOptions;
 use super::{Call, codec, meta};
-use crate::allocate::Held;
+use crate::admission::{self, chain};
+use crate::allocate::{Around, Claims};
 use crate::authz::escalation;
 use crate::cache::Item;
+use crate::crd;
 use crate::kinds::{self, Op};
-use crate::{admission, crd};
 
 /// How often a write that lost a race starts over before the client is told.
 const ATTEMPTS: usize = 64;
@@ -30,22 +31,31 @@ pub enum Ownership {
     Applied,
 }
 
-/// Default → admit → prepare → validate → allocate. What is allocated is given back unless the caller keeps it.
+/// A new state that may be stored.
+struct Completed {
+    /// What is allocated for it; taken by the commit of the claims.
+    claims: Claims,
+    /// The state as its writer meant it, where a webhook changed it since.
+    written: Option<Object>,
+}
+
+/// Default → mutating admission → prepare → validate → validating admission → allocate.
 async fn complete(
     call: &Call<'_>,
     op: Op,
+    options: &WriteOptions,
     new: &mut Object,
     old: Option<&Object>,
     missing: FieldErrors,
-) -> Result<Held, ApiError> {
+) -> Result<Completed, ApiError> {
     let kind = &call.resource.kind;
     kind.strategy.default(new);
-    admission::mutate(call, op, new, old).await?;
+    let written = chain::mutate(call, op, options, new, old).await?;
     kind.strategy.prepare(op, new, old);
     let mut errors = kind.strategy.validate(op, new, old);
     // What was missing when the object came may have been filled in since. Status is written by
     // controllers, whom Kubernetes does not hold to the schema either.
-    if !missing.is_empty() {
+    if !missing.is_empty() || written.is_some() {
         let checked = kind.schema.check(&new.to_value());
         let held = op != Op::UpdateStatus || call.resource.custom.is_some();
         for error in if held { checked.missing } else { checked.unset_times } {
@@ -69,16 +79,49 @@ async fn complete(
             return Err(error);
         }
         escalation::check(call.core, call.user(), &kind.group, &kind.plural, new.namespace(), new, old)?;
-        admission::validate(call, op, new, old).await?;
+    }
+    chain::validate(call, op, options, new, old).await?;
+    if op != Op::UpdateStatus {
         for warning in kind.strategy.warnings(new) {
             call.warn(warning);
         }
     }
     let allocations = kind.strategy.allocate(op, new, old);
-    call.core
+    if allocations.is_empty() {
+        return Ok(Completed { claims: Claims::default(), written });
+    }
+    // What was let go a moment ago, on another connection, is free.
+    call.core.caches.consistent().await?;
+    let now = meta::time(call.core.now());
+    let claims = call
+        .core
         .allocators
-        .fulfil(allocations, new, &call.core.config.entropy)
-        .map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))
+        .fulfil(allocations, new, &around(call, &now))
+        .map_err(|errors| ApiError::invalid(call.resource.group_kind(), new.name(), errors))?;
+    Ok(Completed { claims, written })
+}
+
+/// The fields a write sets belong to its writer; what webhooks made of it since belongs to nobody, as on Kubernetes:
+/// whoever applies the same again must not take it away.
+fn own_written(
+    call: &Call<'_>,
+    options: &WriteOptions,
+    op: Op,
+    (new, old): (&mut Object, Option<&Object>),
+    written: Option<Object>,
+    now: &str,
+) {
+    let Some(mut written) = written else { return own(call, options, op, new, old, now) };
+    call.resource.kind.strategy.prepare(op, &mut written, old);
+    own(call, options, op, &mut written, old, now);
+    match written.metadata_mut().shift_remove("managedFields") {
+        Some(fields) => drop(new.metadata_mut().insert("managedFields".into(), fields)),
+        None => drop(new.metadata_mut().shift_remove("managedFields")),
+    }
+}
+
+fn around<'a>(call: &'a Call<'_>, now: &'a str) -> Around<'a> {
+    Around { caches: &call.core.caches, entropy: &call.core.config.entropy, now }
 }
 
 fn own(call: &Call<'_>, options: &WriteOptions, op: Op, new: &mut Object, old: Option<&Object>, now: &str) {
@@ -98,22 +141,23 @@ pub async fn create(
     missing: FieldErrors,
 ) -> Result<Bytes, ApiError> {
     let resource = &call.resource;
-    admission::namespace_accepts(call, call.namespace(), object.name()).await?;
-    definition_accepts(call)?;
     let generated = object.name().is_empty() && !object.generate_name().is_empty();
     let now = meta::time(call.core.now());
     let mut tries = 0;
     loop {
         tries += 1;
+        let namespace = admission::namespace_accepts(call, call.namespace(), object.name()).await?;
+        let definition = definition_accepts(call)?;
         let mut new = object.clone();
         if generated {
             let name = meta::generate_name(new.generate_name(), &call.core.config.entropy);
             new.metadata_mut().insert("name".into(), Value::from(name));
         }
         meta::stamp(&mut new, &now, &call.core.config.entropy);
-        let held = complete(call, Op::Create, &mut new, None, missing.clone()).await?;
+        let Completed { claims, written } =
+            complete(call, Op::Create, options, &mut new, None, missing.clone()).await?;
         if ownership == Ownership::Update {
-            own(call, options, Op::Create, &mut new, None, &now);
+            own_written(call, options, Op::Create, (&mut new, None), written, &now);
         }
         let charge = admission::quota::charge(call, Op::Create, &new, None).await?;
         let name = new.name().to_owned();
@@ -124,20 +168,24 @@ pub async fn create(
             return Ok(codec::plain(&new));
         }
         let key = resource.cache.key(call.namespace(), &name);
+        let claimed = claims.writes(&around(call, &now), &new);
         let value = encoded(call, new)?;
-        // Again, for its definition may have gone since: what is committed now comes before what removes it.
-        definition_accepts(call)?;
         let mut txn = Txn::put(key.as_str(), value, Expect::Absent);
         txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
+        txn.ops.extend(claimed);
+        // What it lives in and what defines it are as they were looked at: whoever takes them away sees this object.
+        txn.ops.extend(namespace.map(|item| unchanged(item.key.clone(), item.revision)));
+        txn.ops.extend(definition);
         match call.core.log.commit(txn).await {
             Ok(committed) => {
-                held.keep(&call.core.allocators);
                 let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
                 take_up(call).await;
                 return Ok(resource.served(&bytes));
             }
-            // A quota was written meanwhile, by its controller or its owner.
-            Err(CommitError::Conflict { key: other, .. }) if *other != *key && tries < ATTEMPTS => {}
+            // A quota was written meanwhile, by its controller or its owner; an address was taken; the namespace changed.
+            Err(CommitError::Conflict { key: other, .. }) if *other != *key && tries < ATTEMPTS => {
+                crd::serve_now(call.core).await;
+            }
             Err(CommitError::Conflict { .. }) if generated && tries < 8 => {}
             Err(CommitError::Conflict { .. }) => {
                 return Err(ApiError::already_exists(resource.group_resource(), &name));
@@ -147,26 +195,41 @@ pub async fn create(
     }
 }
 
-/// Nothing new is created of a kind whose definition is going, or has gone since the request came.
-fn definition_accepts(call: &Call<'_>) -> Result<(), ApiError> {
+/// What a transaction rests on: that a key is as it was at `revision`.
+fn unchanged(key: Key, revision: u64) -> StoreOp {
+    StoreOp::Check { key, expect: Expect::At(Revision(revision)) }
+}
+
+/// Nothing new is created of a kind whose definition is going, or has gone since the request came: the definition must
+/// still be the one that is served when the object is committed.
+fn definition_accepts(call: &Call<'_>) -> Result<Option<StoreOp>, ApiError> {
     if call.resource.custom.is_none() {
-        return Ok(());
+        return Ok(None);
     }
     let kind = &call.resource.kind;
     let table = call.core.resources.table();
     let now = table.find(&kind.group, &kind.version, &kind.plural).and_then(|resource| resource.custom.as_ref());
-    if !now.ok_or_else(ApiError::no_such_resource)?.terminating {
-        return Ok(());
+    let custom = now.ok_or_else(ApiError::no_such_resource)?;
+    if !custom.terminating {
+        let definitions = call.core.caches.resource(crd::RESOURCE);
+        return Ok(Some(unchanged(definitions.key("", &custom.definition).into(), custom.revision)));
     }
     let mut error = ApiError::method_not_allowed(call.resource.group_resource(), "create");
     error.message = "create not allowed while custom resource definition is terminating".to_owned();
     Err(error)
 }
 
-/// A definition is served as it now is by the time its writer is answered.
+/// A definition is served as it now is by the time its writer is answered, and a configuration of admission holds for
+/// whatever is written after.
 pub async fn take_up(call: &Call<'_>) {
-    if call.resource.kind.plural == "customresourcedefinitions" && call.resource.custom.is_none() {
-        crd::serve_now(call.core).await;
+    if call.resource.custom.is_some() {
+        return;
+    }
+    match &*call.resource.kind.group {
+        "apiextensions.k8s.io" => crd::serve_now(call.core).await,
+        // A server that is closing admits nothing any more.
+        "admissionregistration.k8s.io" => drop(call.core.caches.consistent().await),
+        _ => {}
     }
 }
 
@@ -256,11 +319,11 @@ where
         }
         let now = meta::time(call.core.now());
         keep_managed_fields(&mut new, &old);
-        let held = complete(call, op, &mut new, Some(&old), missing).await?;
+        let Completed { claims, written } = complete(call, op, options, &mut new, Some(&old), missing).await?;
         if ownership == Ownership::Update {
-            own(call, options, op, &mut new, Some(&old), &now);
+            own_written(call, options, op, (&mut new, Some(&old)), written, &now);
         }
-        if meta::same(&new, &old) {
+        if meta::same(&new, &old) && !stale(call, &item).await? {
             return Ok(Outcome::Stored(resource.served(&item.bytes)));
         }
         let remove = op != Op::Create && finished(&new);
@@ -268,14 +331,16 @@ where
             let bytes = codec::plain(&new);
             return Ok(if remove { Outcome::Removed(bytes) } else { Outcome::Stored(bytes) });
         }
-        let releases = if remove { resource.kind.strategy.allocate(Op::Delete, &new, Some(&old)) } else { Vec::new() };
+        let claimed = match remove {
+            true => released(call, &old),
+            false => claims.writes(&around(call, &now), &new),
+        };
         let charge = if remove { None } else { admission::quota::charge(call, op, &new, Some(&old)).await? };
         let mut txn = replace(call, &item, new, remove)?;
         txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
+        txn.ops.extend(claimed);
         match call.core.log.commit(txn).await {
             Ok(committed) => {
-                held.keep(&call.core.allocators);
-                call.core.allocators.release(releases);
                 take_up(call).await;
                 return Ok(match committed.entries.into_iter().next() {
                     Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
@@ -287,6 +352,15 @@ where
         }
     }
     Err(ApiError::stale(group_resource, name))
+}
+
+/// Whether what is stored has to be written again although it says the same: it is encrypted with a key that is on its way
+/// out, or not at all (Kubernetes' way to rotate keys is to write everything once).
+async fn stale(call: &Call<'_>, item: &Item) -> Result<bool, ApiError> {
+    match &call.core.encrypted {
+        Some(log) => log.is_stale(&item.key).await.map_err(ApiError::internal),
+        None => Ok(false),
+    }
 }
 
 /// Changes fields that only a subresource may change (a pod's node, a namespace's finalizers): the new
@@ -398,19 +472,33 @@ pub fn pending(object: &Object) -> bool {
 
 /// Removes an object for good.
 pub async fn remove(call: &Call<'_>, item: &Item, last: Object) -> Result<(), CommitError> {
-    let releases = call.resource.kind.strategy.allocate(Op::Delete, &last, Some(&last));
+    let released = released(call, &last);
     let value = codec::encode(&call.resource.kind.to_storage(last));
     let op = StoreOp::Delete { key: item.key.clone(), expect: Expect::At(Revision(item.revision)), last: Some(value) };
-    call.core.log.commit(Txn { ops: vec![op] }).await?;
-    call.core.allocators.release(releases);
+    call.core.log.commit(Txn { ops: [op].into_iter().chain(released).collect() }).await?;
     Ok(())
+}
+
+/// What goes with an object: what was allocated to it.
+fn released(call: &Call<'_>, object: &Object) -> Vec<StoreOp> {
+    let wanted = call.resource.kind.strategy.allocate(Op::Delete, object, Some(object));
+    // Letting go can neither fail nor change the object.
+    let claims = call.core.allocators.fulfil(wanted, &mut object.clone(), &around(call, "")).unwrap_or_default();
+    claims.writes(&around(call, ""), object)
 }
 
 /// A failed commit as clients see it.
 pub fn commit_error(error: CommitError) -> ApiError {
     match error {
         CommitError::Full(_) => ApiError::new(507, "InsufficientStorage", error.to_string()),
+        CommitError::TooLarge(_) => {
+            let mut too_large = ApiError::too_large(MAX_OBJECT);
+            too_large.message = format!("Request entity too large: {error}");
+            too_large
+        }
         CommitError::Closed => ApiError::unavailable("the server is shutting down"),
+        CommitError::Unavailable(_) => ApiError::unavailable(error.to_string()),
+        CommitError::Uncertain(_) => ApiError::timeout(error.to_string(), 1),
         other => ApiError::internal(other),
     }
 }

@@ -14,7 +14,7 @@ use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::status::{ApiError, GroupResource, StatusCause};
 use serde_json::{Map, Value, json};
 
-use super::body;
+use super::admitted;
 use crate::http::{Response, json as answer};
 use crate::kinds::Op;
 use crate::registry::delete::{DeleteOptions, delete_named};
@@ -30,7 +30,7 @@ const VIOLATED: &str = "Cannot evict pod as it would violate the pod's disruptio
 
 /// POST of an Eviction.
 pub(super) async fn evict(call: &Call<'_>) -> Result<Response, ApiError> {
-    let body = body(call, EVICTION)?;
+    let body = admitted(call, EVICTION).await?;
     let name = if body.name().is_empty() { call.name() } else { body.name() };
     if name != call.name() {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));

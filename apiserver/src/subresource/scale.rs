@@ -86,7 +86,8 @@ fn paths<'a>(call: &'a Call<'_>) -> Result<&'a ScalePaths, ApiError> {
     call.resource.kind.scale().ok_or_else(ApiError::no_such_resource)
 }
 
-fn steps(path: &str) -> Vec<&str> {
+/// The fields on the way to a path of a scale subresource.
+pub(crate) fn steps(path: &str) -> Vec<&str> {
     path.trim_start_matches('.').split('.').collect()
 }
 
@@ -153,7 +154,7 @@ fn patched(media: &str, mut scale: Value, patch: &Value) -> Result<Value, ApiErr
 }
 
 /// The `autoscaling/v1` Scale of an object.
-fn scale_of(paths: &ScalePaths, object: &Object) -> Value {
+pub(crate) fn scale_of(paths: &ScalePaths, object: &Object) -> Value {
     let replicas = |path: &str| object.get_i64(&steps(path)).unwrap_or(0);
     let selector =
         paths.label_selector.as_ref().and_then(|path| object.get(&steps(path))).map(selector_text).unwrap_or_default();

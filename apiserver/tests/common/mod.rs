@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full};
 use proa_apiserver::http::Body;
 use proa_apiserver::{Config, Server, User};
 use proa_store::{
-    Chunk, CommitError, Committed, Embedded, Entry, Event, Log, Options, RangeError, Revision, Txn, WatchError,
+    Batch, Chunk, CommitError, Committed, Embedded, Entry, Log, Options, RangeError, Revision, Txn, WatchError,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -39,12 +39,22 @@ impl Drop for World {
 }
 
 async fn open(dir: Arc<TempDir>) -> World {
+    open_with(dir, |_| {}).await.unwrap()
+}
+
+/// The same, told something.
+pub(crate) async fn open_with(
+    dir: Arc<TempDir>,
+    tell: impl FnOnce(&mut Config),
+) -> Result<World, proa_apiserver::Error> {
     let store = Embedded::open(&dir.path().join("store"), Options::default()).await.unwrap();
     let most_commits = Arc::new(AtomicUsize::new(0));
     let log: Arc<dyn Log> =
         Arc::new(Counted { store, under_way: AtomicUsize::new(0), most: Arc::clone(&most_commits) });
-    let server = Server::open(Config::new(dir.path()), Arc::clone(&log)).await.unwrap();
-    World { server, dir, log, most_commits, stop: CancellationToken::new() }
+    let mut config = Config::new(dir.path());
+    tell(&mut config);
+    let server = Server::open(config, Arc::clone(&log)).await?;
+    Ok(World { server, dir, log, most_commits, stop: CancellationToken::new() })
 }
 
 /// The store, and how many commits it is asked for at once.
@@ -79,12 +89,16 @@ impl Log for Counted {
         self.store.get(key)
     }
 
-    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Arc<[Event]>, WatchError>> {
+    fn watch(&self, prefix: &str, after: Revision) -> BoxStream<'static, Result<Batch, WatchError>> {
         self.store.watch(prefix, after)
     }
 
     fn revision(&self) -> Revision {
         self.store.revision()
+    }
+
+    fn current(&self) -> BoxFuture<'_, Result<Revision, RangeError>> {
+        self.store.current()
     }
 
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), RangeError>> {
@@ -101,15 +115,26 @@ pub(crate) async fn world() -> World {
 }
 
 impl World {
+    /// One of several servers over a store.
+    pub(crate) async fn over(dir: Arc<TempDir>, config: Config, log: Arc<dyn Log>) -> World {
+        let server = Server::open(config, Arc::clone(&log)).await.unwrap();
+        World { server, dir, log, most_commits: Arc::default(), stop: CancellationToken::new() }
+    }
+
     /// The same store under a new server.
     pub(crate) async fn restarted(self) -> World {
+        open(self.closed().await).await
+    }
+
+    /// Its directory, once nobody uses the store any more.
+    pub(crate) async fn closed(self) -> Arc<TempDir> {
         let (dir, log) = (Arc::clone(&self.dir), Arc::downgrade(&self.log));
         drop(self);
         // The store closes when its last user is gone; the followers let go when they are told to stop.
         while log.strong_count() > 0 {
             tokio::task::yield_now().await;
         }
-        open(dir).await
+        dir
     }
 
     /// A request as the administrator: status and JSON body.

@@ -1,7 +1,7 @@
 //! What the metrics of an autoscaler say right now, asked over the metrics APIs: `metrics.k8s.io` (Proa's own),
 //! `custom.metrics.k8s.io` and `external.metrics.k8s.io` (when somebody serves them).
 
-use crate::{catalogue::Catalogue, scale::Target};
+use crate::{catalogue::Known, scale::Target};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::autoscaling::v2::{CrossVersionObjectReference, MetricIdentifier, MetricSpec},
@@ -9,6 +9,7 @@ use k8s_openapi::{
 };
 use kube::Client;
 use proa_apimachinery::{duration, quantity::Quantity, selector};
+use proa_crds::Family;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -41,26 +42,39 @@ pub type Measured = Result<Reading, String>;
 /// Custom metrics say no window when they are averages over the customary one.
 const CUSTOMARY_WINDOW: SignedDuration = SignedDuration::from_secs(60);
 
-/// Asks the metrics APIs.
+/// Asks the metrics APIs, which serve what is known.
 pub(super) struct Meter {
     client: Client,
-    catalogue: Catalogue,
+    known: Known,
 }
 
 /// The answers of one look: pods are listed once for all their resources.
 type Lists = HashMap<String, Result<Value, String>>;
 
 impl Meter {
-    pub(super) fn new(client: Client, catalogue: &Catalogue) -> Meter {
-        Meter { client, catalogue: catalogue.clone() }
+    pub(super) fn new(client: Client, known: Known) -> Meter {
+        Meter { client, known }
     }
 
-    /// Every metric of an autoscaler of pods that `selector` selects, in order.
-    pub(super) async fn measure(&self, namespace: &str, selector: &str, metrics: &[MetricSpec]) -> Vec<Measured> {
+    /// Every metric of an autoscaler of pods that `selector` selects, in order. Of pods of the custom family no API serves what
+    /// they use: a pod of the standard family may have the same name.
+    pub(super) async fn measure(
+        &self,
+        family: Family,
+        namespace: &str,
+        selector: &str,
+        metrics: &[MetricSpec],
+    ) -> Vec<Measured> {
         let mut lists = Lists::new();
         let mut measured = Vec::with_capacity(metrics.len());
         for metric in metrics {
-            measured.push(self.one(namespace, selector, metric, &mut lists).await);
+            measured.push(match unserved(family, metric) {
+                Some(name) => Err(format!(
+                    "unable to get metric {name}: no metrics API serves it of pods of {}; use an object or external metric",
+                    family.pod().api_version
+                )),
+                None => self.one(namespace, selector, metric, &mut lists).await,
+            });
         }
         measured
     }
@@ -143,8 +157,8 @@ impl Meter {
             namespace: namespace.to_owned(),
             name: object.name.clone(),
         };
-        let known = self.catalogue.known().find(&target.api_version, &target.kind);
-        let resource = known.ok_or_else(|| wrong(format!("no matches for kind {:?}", object.kind)))?;
+        let found = self.known.find(&target.api_version, &target.kind);
+        let resource = found.ok_or_else(|| wrong(format!("no matches for kind {:?}", object.kind)))?;
         let plural = match resource.api.group.as_str() {
             "" => resource.api.plural.clone(),
             group => format!("{}.{group}", resource.api.plural),
@@ -182,8 +196,7 @@ impl Meter {
 
     /// The version somebody serves of a group.
     fn version(&self, group: &str, usual: &str) -> String {
-        let known = self.catalogue.known();
-        let served = known.resources.iter().find(|resource| resource.api.group == group);
+        let served = self.known.resources.iter().find(|resource| resource.api.group == group);
         served.map_or_else(|| usual.to_owned(), |resource| resource.api.version.clone())
     }
 
@@ -196,6 +209,16 @@ impl Meter {
             other => other.to_string(),
         })
     }
+}
+
+/// The name of a metric of single pods, where these are of the custom family.
+fn unserved(family: Family, metric: &MetricSpec) -> Option<&str> {
+    if family == Family::Standard {
+        return None;
+    }
+    let used = metric.resource.as_ref().map(|source| &source.name);
+    let used = used.or(metric.container_resource.as_ref().map(|source| &source.name));
+    used.or(metric.pods.as_ref().map(|source| &source.metric.name)).map(String::as_str)
 }
 
 fn items(list: &Value) -> &[Value] {
@@ -264,7 +287,10 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::Resource;
+    use kube::core::ApiResource;
     use serde_json::json;
+    use std::sync::Arc;
 
     fn pod(name: &str, containers: Value) -> Value {
         json!({"metadata": {"namespace": "ns", "name": name}, "timestamp": "2026-11-21T10:00:00Z", "window": "15s", "containers": containers})
@@ -289,6 +315,98 @@ mod tests {
     fn selectors_and_names_go_into_the_path_escaped() {
         assert_eq!(query(&[("labelSelector", "a in (b,c)"), ("x", "")]), "labelSelector=a%20in%20%28b%2Cc%29");
         assert_eq!(escaped("queue|depth"), "queue%7Cdepth");
+    }
+
+    /// Somebody serves `custom.metrics.k8s.io` and `external.metrics.k8s.io` in these versions.
+    fn known() -> Known {
+        let resource = |group: &str, version: &str, kind: &str, plural: &str, namespaced| {
+            let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+            let (group, version) = (group.to_owned(), version.to_owned());
+            let api = ApiResource { group, version, api_version, kind: kind.into(), plural: plural.into() };
+            Arc::new(Resource { api, namespaced, verbs: Vec::new() })
+        };
+        let resources = vec![
+            resource("networking.k8s.io", "v1", "Ingress", "ingresses", true),
+            resource("", "v1", "Namespace", "namespaces", false),
+            resource("", "v1", "Node", "nodes", false),
+            resource("custom.metrics.k8s.io", "v1beta1", "MetricValueList", "pods/queue", true),
+            resource("external.metrics.k8s.io", "v1beta1", "ExternalMetricValueList", "depth", true),
+        ];
+        Known { resources, failures: Vec::new() }
+    }
+
+    /// What is measured of these metrics of the pods `app=web` when every request is answered so, and what was asked.
+    async fn measured(family: Family, metrics: Value, status: u16, answer: Value) -> (Vec<Measured>, Vec<String>) {
+        let (client, asked) = crate::sim::client(move |_| (status, answer.to_string()));
+        let metrics: Vec<MetricSpec> = serde_json::from_value(metrics).unwrap();
+        let measured = Meter::new(client, known()).measure(family, "ns", "app=web", &metrics).await;
+        let asked = asked.lock().clone();
+        (measured, asked)
+    }
+
+    fn object(kind: &str, api_version: &str, name: &str) -> Value {
+        json!({"type": "Object", "object": {"describedObject": {"apiVersion": api_version, "kind": kind, "name": name},
+            "metric": {"name": "requests per second", "selector": {"matchLabels": {"verb": "GET"}}}, "target": {"type": "Value", "value": "1"}}})
+    }
+
+    /// The paths of the custom metrics API (KEP-117; k8s.io/metrics, `custom_metrics/versioned_client.go`).
+    #[tokio::test]
+    async fn metrics_of_pods_and_objects_are_asked_of_the_custom_metrics_api() {
+        let pods = json!([{"type": "Pods", "pods": {"metric": {"name": "queue", "selector": {"matchLabels": {"q": "in"}}}, "target": {"type": "AverageValue", "averageValue": "1"}}}]);
+        let list = json!({"items": [
+            {"describedObject": {"name": "web-1"}, "timestamp": "2026-11-21T10:00:00Z", "value": "2500m"},
+            {"describedObject": {"name": "web-2"}, "timestamp": "2026-11-21T10:00:00Z", "value": "1"},
+        ]});
+        let (found, asked) = measured(Family::Standard, pods, 200, list).await;
+        let Ok(Reading::Pods(figures)) = &found[0] else { panic!("{found:?}") };
+        assert_eq!((figures["web-1"].value, figures["web-2"].value), (2500, 1000));
+        let root = "/apis/custom.metrics.k8s.io/v1beta1";
+        assert_eq!(
+            asked,
+            [format!("{root}/namespaces/ns/pods/*/queue?labelSelector=app%3Dweb&metricLabelSelector=q%3Din")]
+        );
+
+        let objects = json!([
+            object("Ingress", "networking.k8s.io/v1", "main"),
+            object("Namespace", "v1", "ns"),
+            object("Node", "v1", "n1")
+        ]);
+        let (found, asked) = measured(Family::Standard, objects, 200, json!({"items": [{"value": "3"}]})).await;
+        assert_eq!(found, vec![Ok(Reading::Value(3000)); 3]);
+        let (name, labels) = ("requests%20per%20second", "metricLabelSelector=verb%3DGET");
+        let expected = [
+            format!("{root}/namespaces/ns/ingresses.networking.k8s.io/main/{name}?{labels}"),
+            format!("{root}/namespaces/ns/metrics/{name}?{labels}"),
+            format!("{root}/nodes/n1/{name}?{labels}"),
+        ];
+        assert_eq!(asked, expected);
+    }
+
+    #[tokio::test]
+    async fn external_metrics_are_summed_and_what_the_server_says_is_passed_on() {
+        let metric = json!([{"type": "External", "external": {"metric": {"name": "depth", "selector": {"matchLabels": {"queue": "in"}}}, "target": {"type": "AverageValue", "averageValue": "1"}}}]);
+        let values = json!({"items": [{"value": "1500m"}, {"value": "2"}]});
+        let (found, asked) = measured(Family::Standard, metric.clone(), 200, values).await;
+        assert_eq!(found, [Ok(Reading::Value(3500))]);
+        assert_eq!(asked, ["/apis/external.metrics.k8s.io/v1beta1/namespaces/ns/depth?labelSelector=queue%3Din"]);
+        let (found, _) = measured(Family::Standard, metric.clone(), 200, json!({"items": []})).await;
+        assert_eq!(
+            found,
+            [Err("unable to get external metric ns/depth/queue=in: no metrics returned from external metrics API"
+                .to_owned())]
+        );
+        let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404, "message": "the server could not find the requested resource"});
+        let (found, _) = measured(Family::Standard, metric, 404, gone).await;
+        assert_eq!(found, [Err("unable to get external metric ns/depth/queue=in: unable to fetch metrics from external metrics API: the server could not find the requested resource".to_owned())]);
+    }
+
+    #[tokio::test]
+    async fn what_pods_of_the_custom_family_use_is_refused_by_name_and_other_metrics_are_asked() {
+        let cpu = json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}});
+        let metrics = json!([cpu, object("Node", "v1", "n1")]);
+        let (found, asked) = measured(Family::Proa, metrics, 200, json!({"items": [{"value": "3"}]})).await;
+        assert_eq!(found[0], Err("unable to get metric cpu: no metrics API serves it of pods of proa.dev/v1; use an object or external metric".to_owned()));
+        assert_eq!((&found[1], asked.len()), (&Ok(Reading::Value(3000)), 1));
     }
 
     #[test]

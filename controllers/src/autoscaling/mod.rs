@@ -23,12 +23,17 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerStatus};
-use kube::{ResourceExt, api::Patch};
+use k8s_openapi::api::autoscaling::v2::{
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, HorizontalPodAutoscalerStatus,
+};
+use kube::{
+    ResourceExt,
+    api::{ListParams, Patch},
+};
 use measure::Meter;
 use parking_lot::Mutex;
 use proa_apimachinery::selector::LabelSelector;
-use proa_crds::Pod;
+use proa_crds::{Family, Pod};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -43,7 +48,7 @@ pub struct Autoscalers {
     autoscalers: Informer<HorizontalPodAutoscaler>,
     pods: Informer<Pod>,
     scales: Scales,
-    meter: Meter,
+    catalogue: Catalogue,
     memory: Arc<Mutex<HashMap<Key, Memory>>>,
 }
 
@@ -61,7 +66,7 @@ impl Autoscalers {
             autoscalers: context.informers.of(),
             pods: context.informers.of_resource(context.family.pod()),
             scales: Scales::new(catalogue),
-            meter: Meter::new(context.client.clone(), catalogue),
+            catalogue: catalogue.clone(),
             memory: Arc::default(),
             context: context.clone(),
         }
@@ -71,14 +76,19 @@ impl Autoscalers {
         let spec = autoscaler.spec.clone();
         let scale = self.scales.get(&target_of(autoscaler)).await.map_err(said);
         let selector = scale.as_ref().map_or("", |scale| scale.selector.as_str());
-        let metrics = match selector.is_empty() {
-            true => Vec::new(),
-            false => {
-                let metrics = spec.metrics.as_deref().unwrap_or_default();
-                self.meter.measure(&key.namespace, selector, metrics).await
+        let family = family_of(&spec);
+        let (mut metrics, mut pods) = (Vec::new(), None);
+        if !selector.is_empty() {
+            let meter = Meter::new(self.context.client.clone(), self.catalogue.known());
+            let wanted = spec.metrics.as_deref().unwrap_or_default();
+            metrics = meter.measure(family, &key.namespace, selector, wanted).await;
+            if family != self.context.family {
+                let api = kube::Api::<Pod>::namespaced_with(self.context.client.clone(), &key.namespace, &family.pod());
+                let listed = api.list(&ListParams::default().labels(selector)).await;
+                pods = listed.ok().map(|list| list.items.into_iter().map(Arc::new).collect());
             }
-        };
-        let look = Look { at: self.context.clock.now(), spec, scale, metrics, concluded: false };
+        }
+        let look = Look { at: self.context.clock.now(), spec, scale, metrics, pods, concluded: false };
         self.memory.lock().entry(key.clone()).or_default().look = Some(look);
     }
 
@@ -145,6 +155,13 @@ fn target_of(autoscaler: &HorizontalPodAutoscaler) -> Target {
     }
 }
 
+/// The family of the pods an autoscaler's target has.
+fn family_of(spec: &HorizontalPodAutoscalerSpec) -> Family {
+    let group = Family::Proa.pod().group;
+    let target = spec.scale_target_ref.api_version.as_deref().and_then(|version| version.split_once('/'));
+    if target.is_some_and(|(of, _)| of == group) { Family::Proa } else { Family::Standard }
+}
+
 /// The selector of the target, as the last look found it.
 fn selector_of(look: &Look) -> Option<LabelSelector> {
     let selector = &look.scale.as_ref().ok()?.selector;
@@ -187,11 +204,16 @@ impl Loop for Autoscalers {
         let past = mine.map(|mine| mine.past.clone()).unwrap_or_default();
         let (mut pods, mut rivals) = (Vec::new(), Vec::new());
         if let Some(selector) = look.as_ref().and_then(selector_of) {
-            pods = self.pods.in_namespace(&key.namespace);
+            let listed = look.as_ref().and_then(|look| look.pods.clone());
+            pods = listed.unwrap_or_else(|| match family_of(&autoscaler.spec) == self.context.family {
+                true => self.pods.in_namespace(&key.namespace),
+                false => Vec::new(),
+            });
             pods.retain(|pod| selects(&selector, pod.metadata.labels.as_ref()));
             for (other, theirs) in memory.iter().filter(|(other, _)| *other != key && other.namespace == key.namespace)
             {
-                let selector = theirs.look.as_ref().and_then(selector_of);
+                let of_family = |look: &&Look| family_of(&look.spec) == family_of(&autoscaler.spec);
+                let selector = theirs.look.as_ref().filter(of_family).and_then(selector_of);
                 let both = |pod: &Arc<Pod>| {
                     selector.as_ref().is_some_and(|selector| selects(selector, pod.metadata.labels.as_ref()))
                 };

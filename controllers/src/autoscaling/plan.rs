@@ -40,6 +40,8 @@ pub struct Look {
     pub scale: Result<Scale, String>,
     /// The metrics, in the order of the object.
     pub metrics: Vec<Measured>,
+    /// The pods the target's selector selects, where they are of the custom family: nobody here watches these.
+    pub pods: Option<Vec<Arc<Pod>>>,
     /// It has been concluded from.
     pub concluded: bool,
 }

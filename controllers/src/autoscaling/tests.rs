@@ -261,6 +261,7 @@ fn looked(spec: Value, used: &[i64]) -> Seen {
     let metrics = vec![Ok(Reading::Pods(figures)); autoscaler.spec.metrics.as_ref().map_or(0, Vec::len)];
     Seen {
         look: Some(Look {
+            pods: None,
             at: now(),
             spec: autoscaler.spec.clone(),
             scale: Ok(scale(used.len() as i32)),

@@ -25,7 +25,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSetStatus;
 use kube::{ResourceExt, api::Patch};
-use proa_crds::{DaemonSet, Node, Pod, reasons};
+use proa_crds::{DaemonSet, Node, Pod, RolloutPolicy, policy::WorkloadKind, reasons, rollout_policies};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ pub struct DaemonSets {
     pods: Informer<Pod>,
     nodes: Informer<Node>,
     recorder: Recorder,
+    policies: Informer<RolloutPolicy>,
     control: PodControl,
     backoff: Arc<Backoff>,
 }
@@ -45,7 +46,11 @@ pub struct DaemonSets {
 impl DaemonSets {
     /// The loop of that context's family.
     pub fn new(context: &Context) -> Self {
+        let policies = context.informers.of_resource::<RolloutPolicy>(rollout_policies());
+        // Another API server need not know the kind.
+        policies.may_be_unknown();
         DaemonSets {
+            policies,
             sets: context.informers.of_resource(context.family.daemon_set()),
             pods: context.informers.of_resource(context.family.pod()),
             nodes: context.informers.of_resource(context.family.node()),
@@ -149,11 +154,16 @@ impl Loop for DaemonSets {
             self.pods.synced().await;
             self.nodes.synced().await;
             self.recorder.revisions.synced().await;
+            self.policies.synced().await;
         })
     }
 
     fn see(&self, key: &Key) -> Option<Seen> {
         let set = self.sets.get(key)?;
+        let policies = self.policies.in_namespace(&key.namespace);
+        if guard::is_awaited(WorkloadKind::DaemonSet, &set.metadata, &set.spec.template, &policies) {
+            return None;
+        }
         let uid = set.metadata.uid.as_deref()?;
         let mut orphans = self.pods.orphans(&key.namespace);
         orphans.retain(|pod| selector::matches(&set.spec.selector, pod.metadata.labels.as_ref()));

@@ -99,8 +99,8 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     }
     let current = match history.current(&parent) {
         Ok(current) => current,
-        Err(_) if leaving => return Plan::nothing(),
-        Err(write) => return Plan::act(vec![Action::Record(write)]),
+        Err(history::Pending::Record(write)) if !leaving => return Plan::act(vec![Action::Record(write)]),
+        Err(_) => return Plan::nothing(),
     };
 
     let daemons = Daemons::of(seen, &history, now);

@@ -14,7 +14,7 @@ use crate::{
         verdict::{Case, Verdict, is_of_previous_run},
     },
 };
-use proa_crds::{Failure, Family, ReplicaSet, annotations, conditions, policy::FailureAction, reasons};
+use proa_crds::{Failure, ReplicaSet, annotations, conditions, policy::FailureAction, reasons};
 use std::time::Duration;
 
 impl Planner<'_> {
@@ -137,14 +137,13 @@ impl Planner<'_> {
         true
     }
 
-    /// Asks the ready pods of the revision that has yet to prove itself what the policy wants to know. Pods of the custom
-    /// family cannot be asked: no API server has a proxy to them.
+    /// Asks the ready pods of the revision that has yet to prove itself what the policy wants to know.
     pub(super) fn ask(&mut self) {
         let Some(policy) = self.seen.policy.as_ref().filter(|policy| !policy.checks.is_empty()) else { return };
         let Some(new) = self.revisions.new.filter(|new| note(*new, annotations::FAILURE).is_none()) else { return };
         let complete = marks::is_healthy(&new.metadata);
         let over = complete && marks::soak_left(&new.metadata, policy::soak(policy), self.now).is_none();
-        if over || self.seen.family != Family::Standard {
+        if over {
             return;
         }
         let ready = pods_of(new, &self.seen.pods).into_iter().filter(|pod| pods::is_ready(pod));

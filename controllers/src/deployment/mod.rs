@@ -73,6 +73,10 @@ impl Deployments {
     }
 
     async fn patch_status(&self, key: &Key, change: &Value, writes: &Writes) -> Result<(), ActError> {
+        let mut change = change.clone();
+        if let Some(held) = self.deployments.get(key) {
+            change = crate::scale::status_with_selector(&self.deployments.resource(), &held.spec.selector, change);
+        }
         let patch = json!({"status": change});
         let written =
             self.deployments.api(&key.namespace).patch_status(&key.name, &params(), &Patch::Merge(&patch)).await?;
@@ -265,7 +269,7 @@ impl Loop for Deployments {
         Some(Seen {
             family: self.context.family,
             policy: self.sight.policy(&deployment.metadata),
-            live: self.sight.live(&key.namespace, wanted, revisions()),
+            live: self.sight.live(&key.namespace, wanted, revisions(), &pods),
             around: self.sight.around(&pods),
             checks: self.sight.checks(revisions()),
             deployment,
@@ -315,7 +319,7 @@ impl Loop for Deployments {
             Action::Read(unknown) => self.sight.read(key, &unknown).await,
             Action::Ask(question) => {
                 let now = self.context.clock.now();
-                checks::ask(&self.context.client, &key.namespace, &question, &self.sight.answers, now).await;
+                checks::ask(&self.sight.proxies, &key.namespace, &question, &self.sight.answers, now).await;
                 Ok(())
             }
             Action::MarkFailed { name, failure, previous } => {

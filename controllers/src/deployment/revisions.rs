@@ -1,6 +1,9 @@
 //! Revisions as kubectl reads them: which replica set is which, and the annotations that say so.
 
-use crate::{owners, rollback::Revision};
+use crate::{
+    owners,
+    rollback::{Revision, config},
+};
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use proa_apimachinery::template;
 use proa_crds::{Deployment, Pod, ReplicaSet, annotations};
@@ -93,7 +96,12 @@ fn configured<'a>(deployment: &Deployment, same: &[&'a ReplicaSet], configuratio
     let undone = note(deployment, annotations::REVISION_OF);
     let named = same.iter().find(|set| undone == Some(name(set)));
     let gone_back = || {
-        let left = |set: &&&ReplicaSet| note(**set, annotations::CONFIGURATION_LEFT) == Some(configuration);
+        // What was gone back to before the policy came says nothing of what it left.
+        let last = same.iter().map(|set| number(set)).max();
+        let left = |set: &&&ReplicaSet| match note(**set, annotations::CONFIGURATION_LEFT) {
+            Some(left) => left == configuration,
+            None => note(**set, annotations::CONFIG_REVISION).is_some() && Some(number(set)) == last,
+        };
         same.iter().filter(left).max_by_key(|set| number(set))
     };
     let made_for = || same.iter().find(|set| configuration_of(set).is_none_or(|of_set| of_set == configuration));
@@ -108,7 +116,7 @@ pub(super) fn configuration_in(set: &ReplicaSet) -> Option<&str> {
 
 /// The digest of the configuration a replica set runs with, as far as it is known: the name of its copy ends in it.
 pub(super) fn configuration_of(set: &ReplicaSet) -> Option<&str> {
-    configuration_in(set).or_else(|| note(set, annotations::CONFIG_COPY)?.rsplit_once('-').map(|(_, digest)| digest))
+    configuration_in(set).or_else(|| config::digest_of_copy(&set.metadata))
 }
 
 /// The replica set as a revision among others.

@@ -100,6 +100,12 @@ impl<'a> Planner<'a> {
                 changes.insert(key.to_owned(), Value::Null);
             }
         }
+        let pinned = note(new, annotations::CONFIG_REVISION).is_some() && !comes_back && !fits;
+        if let Some(left) = self.configuration.as_ref().filter(|_| pinned)
+            && note(new, annotations::CONFIGURATION_LEFT).is_none()
+        {
+            changes.insert(annotations::CONFIGURATION_LEFT.to_owned(), json!(left));
+        }
         let mut patch = Map::new();
         if !changes.is_empty() {
             patch.insert("metadata".to_owned(), json!({"annotations": changes}));

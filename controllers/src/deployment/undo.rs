@@ -63,9 +63,11 @@ impl Planner<'_> {
                 && let Some(secret) = config::pin(&new.metadata, pod_spec(new), &self.seen.live)
             {
                 wanted.insert(annotations::CONFIG_REVISION.to_owned(), secret.to_owned());
-                // It stays the current one until the configuration changes again.
-                if let Some(left) = self.configuration.as_ref().filter(|left| configuration_of(new) != Some(left)) {
-                    wanted.insert(annotations::CONFIGURATION_LEFT.to_owned(), left.clone());
+                // It stays the current one until the configuration changes again, should a policy make a rollout of that.
+                let references = pod_spec(new).map(config::references).unwrap_or_default();
+                let left = config::digest(&references, &self.seen.live);
+                if configuration_of(new) != Some(left.as_str()) {
+                    wanted.insert(annotations::CONFIGURATION_LEFT.to_owned(), left);
                 }
             }
             let mut set_changes = annotation_changes(new.metadata.annotations.as_ref(), wanted);

@@ -1,6 +1,9 @@
 //! After an undo: what the revision ran with, and what appliers remember, come back. Pure.
 
-use super::plan::{Action, Guard, of};
+use super::{
+    configuration,
+    plan::{Action, Guard, of},
+};
 use crate::{
     history::template_of,
     patch::json,
@@ -14,15 +17,12 @@ impl Guard<'_> {
     /// when nobody applied anything since the revision before was current: then an undo brought it.
     pub(super) fn follow(&mut self, by_us: bool) {
         let (object, current) = (&self.seen.ward.meta, of(self.current));
-        let before = self.others().max_by_key(|other| other.number);
+        let others = self.seen.revisions.iter().filter(|held| held.metadata.uid != self.current.metadata.uid);
+        let before = others.max_by_key(|other| other.revision);
         // What was never current before cannot be gone back to.
         let was_current = marks::note(current.meta, annotations::CURRENT_AS).is_some();
-        let last_applied = marks::note(object, annotations::LAST_APPLIED);
-        let owned = object.managed_fields.as_deref().and_then(applied::record);
-        let recorded = |key| before.and_then(|before| marks::note(before.meta, key));
-        let nobody_applied = recorded(annotations::APPLIED_CONFIGURATION) == last_applied
-            && recorded(annotations::APPLIED_FIELDS) == owned.as_deref();
-        let undone = was_current && (by_us || nobody_applied);
+        let nobody_applied = || before.is_some_and(|before| configuration::nobody_applied(self.seen, before));
+        let undone = was_current && (by_us || nobody_applied());
         let mut changes = Map::from_iter([(annotations::CURRENT_AS.to_owned(), json!(current.number.to_string()))]);
         // A rollout begins with the first step.
         for key in [annotations::STEP, annotations::ROLLOUT_LIMIT] {
@@ -35,6 +35,10 @@ impl Guard<'_> {
         let pin = config::pin(current.meta, spec.as_ref(), &self.seen.live)
             .filter(|_| undone && !failed && config::is_on(object));
         changes.insert(annotations::CONFIG_REVISION.to_owned(), json!(pin));
+        let left = self.left(pin.is_some());
+        if marks::note(current.meta, annotations::CONFIGURATION_LEFT) != left.as_deref() {
+            changes.insert(annotations::CONFIGURATION_LEFT.to_owned(), json!(left));
+        }
         if undone {
             self.let_appliers_follow();
         }

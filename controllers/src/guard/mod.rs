@@ -4,6 +4,7 @@
 //! that goes back, and the conditions that say so. Never makes or deletes a pod, and never writes a revision's number: that
 //! is the work of the loop of each kind, which holds still while the current revision [`is_held`].
 
+mod configuration;
 mod follow;
 mod plan;
 #[cfg(test)]
@@ -28,6 +29,8 @@ use proa_crds::{ControllerRevision, DaemonSet, Family, Pod, StatefulSet, annotat
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use ward::{Guarded, Ward};
+
+pub(crate) use configuration::is_awaited;
 
 /// Whether that revision of an object must not be rolled out (any further): it is known to fail, or it has just become the
 /// current one again and what its pods are to read is not decided yet.
@@ -213,7 +216,7 @@ impl<K: Guarded> Loop for Guards<K> {
             current,
             pods: by_revision,
             policy: self.sight.policy(object.meta()),
-            live: self.sight.live(&key.namespace, wanted, metas()),
+            live: self.sight.live(&key.namespace, wanted, metas(), &pods),
             around: self.sight.around(&pods),
             checks: self.sight.checks(metas()),
             revisions: history.all().to_vec(),
@@ -265,7 +268,7 @@ impl<K: Guarded> Loop for Guards<K> {
             Action::Read(unknown) => self.sight.read(key, &unknown).await,
             Action::Ask(question) => {
                 let now = self.context.clock.now();
-                checks::ask(client, &key.namespace, &question, &self.sight.answers, now).await;
+                checks::ask(&self.sight.proxies, &key.namespace, &question, &self.sight.answers, now).await;
                 Ok(())
             }
             Action::Note(note) => {

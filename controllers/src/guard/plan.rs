@@ -1,14 +1,19 @@
 //! What to do about one guarded object. Pure.
 //!
 //! The loop of the kind records revisions and moves pods. This plan marks revisions, and changes the object: its template
-//! when it goes back, its annotations so that the loop and the API server know what is held back. Order: follow an undo →
-//! refuse or take back a failed revision → judge → mark what did well → keep its configuration.
+//! when it goes back, its annotations so that the loop and the API server know what is held back. Order: say which
+//! configuration is rolled out → follow an undo → refuse or take back a failed revision → judge → mark what did well → keep its
+//! configuration.
 
-use super::ward::{Condition, Ward};
+use super::{
+    configuration,
+    ward::{Condition, Ward},
+};
 use crate::{
     Plan,
+    deployment::same_template,
     events::{Kind, Note},
-    history::template_of,
+    history::{configuration_of, template_of, template_with},
     patch::{json, merge_diff},
     pods,
     rollback::{
@@ -80,17 +85,20 @@ pub(crate) enum Action {
 
 /// Decides what to do.
 pub(crate) fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
-    // Until its loop has recorded the template there is nothing to look at.
-    let Some(current) = &seen.current else { return Plan::nothing() };
     if seen.ward.meta.deletion_timestamp.is_some() {
         return Plan::nothing();
     }
     if !seen.live.unknown.is_empty() {
         return Plan::act(vec![Action::Read(seen.live.unknown.clone())]);
     }
+    if let Some(telling) = configuration::tell(seen) {
+        return Plan::act(vec![telling]);
+    }
+    // Until its loop has recorded the template there is nothing to look at.
+    let Some(current) = &seen.current else { return Plan::nothing() };
     let template = template_of(current).unwrap_or_default();
     let mut guard = Guard { seen, current, template, now, plan: Plan::nothing() };
-    let busy = guard.arrive() || guard.respond() || guard.judge();
+    let busy = guard.arrive() || guard.keep_what_runs() || guard.respond() || guard.judge();
     if !busy {
         guard.record_appliers();
         guard.pace();
@@ -134,7 +142,7 @@ impl<'a> Guard<'a> {
         self.seen.revisions.iter().map(AsRef::as_ref).find(|held| held.metadata.name == found.meta.name)
     }
 
-    fn pods_of(&self, revision: Revision<'_>) -> Vec<&'a Pod> {
+    pub(super) fn pods_of(&self, revision: Revision<'_>) -> Vec<&'a Pod> {
         self.seen.pods.get(revision.name()).into_iter().flatten().map(AsRef::as_ref).collect()
     }
 
@@ -204,9 +212,7 @@ impl<'a> Guard<'a> {
     /// What is due once when a revision has become the current one: what was said of another ends, and after an undo what it
     /// ran with comes back.
     fn arrive(&mut self) -> bool {
-        let arrived =
-            marks::note(&self.current.metadata, annotations::CURRENT_AS) == Some(&self.current.revision.to_string());
-        if arrived {
+        if configuration::has_arrived(self.current) {
             return self.tell_config();
         }
         let back = marks::last_failed(self.others()).is_some_and(|(_, failure)| failure.to == of(self.current).name());
@@ -228,15 +234,7 @@ impl<'a> Guard<'a> {
     /// Says whether pods read a kept copy, and lets those that do not yet.
     fn tell_config(&mut self) -> bool {
         let secret = marks::note(&self.current.metadata, annotations::CONFIG_REVISION);
-        let wrong: Vec<String> = self
-            .pods_of(of(self.current))
-            .iter()
-            .filter(|pod| marks::note(&pod.metadata, annotations::CONFIG_REVISION) != secret)
-            .filter_map(|pod| pod.metadata.name.clone())
-            .collect();
-        if !wrong.is_empty() {
-            self.act(Action::PointToConfig { pods: wrong, secret: json!(secret) });
-        }
+        self.point(&self.pods_of(of(self.current)), secret);
         let number = self.current.revision;
         let changed = match secret {
             Some(secret) => {
@@ -250,11 +248,28 @@ impl<'a> Guard<'a> {
         changed || !self.plan.actions.is_empty()
     }
 
+    /// Lets those of these pods read that copy, or the live objects, that do not yet.
+    pub(super) fn point(&mut self, pods: &[&Pod], secret: Option<&str>) {
+        let wrong = |pod: &&&Pod| marks::note(&pod.metadata, annotations::CONFIG_REVISION) != secret;
+        let wrong: Vec<String> = pods.iter().filter(wrong).filter_map(|pod| pod.metadata.name.clone()).collect();
+        if !wrong.is_empty() {
+            self.act(Action::PointToConfig { pods: wrong, secret: json!(secret) });
+        }
+    }
+
     // ---- a failed revision ------------------------------------------------------------------------------------------
 
-    /// The last healthy revision apart from the current.
+    /// The last healthy revision apart from the current. One of the same template comes back with its configuration alone, so
+    /// that must be known.
     fn last_healthy(&self) -> Option<&'a ControllerRevision> {
-        self.named(marks::last_healthy(self.others())?)
+        let differs = |other: &Revision<'_>| {
+            let held = self.named(*other);
+            held.is_some_and(|held| {
+                configuration_of(held).is_some()
+                    || !template_of(held).is_some_and(|recorded| same_template(&recorded, &self.template))
+            })
+        };
+        self.named(marks::last_healthy(self.others().filter(differs))?)
     }
 
     /// Does what the policy says of a current revision that has failed, or tries one again. Whether there was something to do.
@@ -332,6 +347,9 @@ impl<'a> Guard<'a> {
     /// Puts the template of a revision into the object, as `kubectl rollout undo` does.
     fn put_back(&mut self, to: &ControllerRevision) {
         let Some(template) = template_of(to) else { return };
+        // Of revisions of one template this names the one that is meant.
+        let named = configuration_of(to).filter(|_| configuration::live(self.seen).is_some());
+        let template = template_with(template, named);
         let meta = &self.seen.ward.meta;
         let mut patch = json!({"metadata": {"resourceVersion": meta.resource_version}});
         let notes = marks::cause_comes_back(meta, marks::note(&to.metadata, annotations::CHANGE_CAUSE));
@@ -430,7 +448,7 @@ impl<'a> Guard<'a> {
         let meta = &self.current.metadata;
         let Some(policy) = self.seen.policy.as_ref().filter(|policy| !policy.checks.is_empty()) else { return };
         let over = marks::is_healthy(meta) && marks::soak_left(meta, policy::soak(policy), self.now).is_none();
-        if over || marks::failure_of(meta).is_some() || self.seen.family != Family::Standard {
+        if over || marks::failure_of(meta).is_some() {
             return;
         }
         let ready = self.pods_of(of(self.current)).into_iter().filter(|pod| pods::is_ready(pod));

@@ -5,14 +5,16 @@
 //! runs which revision.
 //!
 //! The face: a [`Parent`] is what an owner of revisions is here; [`History::of`] sorts what it controls;
-//! [`History::current`] says which revision its template is, or the write that makes it so; [`History::claims`] and
+//! [`History::current`] says which revision its template is, or what is missing for that; [`History::claims`] and
 //! [`History::surplus`] are the other writes; [`template_of`] and [`undo`] read a revision back.
 
+mod configuration;
 mod record;
 #[cfg(test)]
 mod tests;
 mod write;
 
+pub(crate) use configuration::{Wanted, configuration_of, named_in, template_with, told};
 pub use record::{data_of, hash_of, template_of, undo};
 pub use write::{Outcome, Recorder};
 
@@ -50,6 +52,8 @@ pub struct Parent<'a> {
     pub reference: OwnerReference,
     /// What is recorded.
     pub template: &'a PodTemplateSpec,
+    /// Which configuration is recorded with it.
+    pub(crate) configuration: Wanted,
     /// Which revisions may be its own.
     pub selector: &'a LabelSelector,
     /// How many names were found taken by something else.
@@ -69,6 +73,7 @@ impl<'a> Parent<'a> {
             meta: &set.metadata,
             reference: owners::controller_reference(set, resource),
             template: &set.spec.template,
+            configuration: Wanted::of(&set.metadata, &set.spec.template),
             selector: &set.spec.selector,
             collisions: set.status.as_ref().and_then(|status| status.collision_count),
             limit: limit(set.spec.revision_history_limit),
@@ -82,6 +87,7 @@ impl<'a> Parent<'a> {
             meta: &set.metadata,
             reference: owners::controller_reference(set, resource),
             template: &set.spec.template,
+            configuration: Wanted::of(&set.metadata, &set.spec.template),
             selector: &set.spec.selector,
             collisions: set.status.as_ref().and_then(|status| status.collision_count),
             limit: limit(set.spec.revision_history_limit),
@@ -91,6 +97,15 @@ impl<'a> Parent<'a> {
 
 fn limit(asked: Option<i32>) -> usize {
     usize::try_from(asked.unwrap_or(LIMIT)).unwrap_or(usize::MAX)
+}
+
+/// Why a parent's template has no revision yet.
+#[derive(Clone, Debug)]
+pub enum Pending {
+    /// It is to be recorded: this leads there.
+    Record(Write),
+    /// Its guard has not said yet with which configuration.
+    Configuration,
 }
 
 /// One write to the history.
@@ -112,7 +127,7 @@ pub enum Write {
 #[derive(Clone, Debug)]
 pub struct History {
     revisions: Vec<Arc<ControllerRevision>>,
-    /// For each revision whether its template is the parent's.
+    /// For each revision whether its template is the parent's, and its configuration the one that is wanted.
     is_current: Vec<bool>,
 }
 
@@ -125,10 +140,12 @@ impl History {
             let place = |held: &ControllerRevision| held.metadata.creation_timestamp.as_ref().map(|time| time.0);
             (a.revision, place(a), &a.metadata.name).cmp(&(b.revision, place(b), &b.metadata.name))
         });
-        let same = |held: &Arc<ControllerRevision>| {
-            template_of(held).is_some_and(|recorded| same_template(&recorded, parent.template))
+        let last = revisions.len().saturating_sub(1);
+        let same = |(at, held): (usize, &Arc<ControllerRevision>)| {
+            parent.configuration.is_met_by(held, at == last)
+                && template_of(held).is_some_and(|recorded| same_template(&recorded, parent.template))
         };
-        let is_current = revisions.iter().map(same).collect();
+        let is_current = revisions.iter().enumerate().map(same).collect();
         History { revisions, is_current }
     }
 
@@ -155,15 +172,21 @@ impl History {
         current.any(|(held, _)| mark_of(keeper, held) == Some(mark))
     }
 
-    /// The revision the parent's template is, if it has the highest number; otherwise the write that leads there.
+    /// The revision the parent's template is, if it has the highest number; otherwise what is missing.
     ///
     /// Of several revisions with that template the latest counts (another one may have been made by hand).
-    pub fn current(&self, parent: &Parent<'_>) -> Result<&Arc<ControllerRevision>, Write> {
+    ///
+    /// # Errors
+    /// While there is none.
+    pub fn current(&self, parent: &Parent<'_>) -> Result<&Arc<ControllerRevision>, Pending> {
+        if parent.configuration == Wanted::Untold {
+            return Err(Pending::Configuration);
+        }
         let next = self.revisions.last().map_or(1, |last| last.revision.saturating_add(1));
         match self.is_current.iter().rposition(|current| *current) {
             Some(at) if at + 1 == self.revisions.len() => Ok(&self.revisions[at]),
-            Some(at) => Err(Write::Renumber(self.revisions[at].clone(), next)),
-            None => Err(Write::Create(Box::new(record::revision(parent, next)))),
+            Some(at) => Err(Pending::Record(Write::Renumber(self.revisions[at].clone(), next))),
+            None => Err(Pending::Record(Write::Create(Box::new(record::revision(parent, next))))),
         }
     }
 

@@ -1,6 +1,6 @@
 //! One revision: what it records and how that is read back.
 
-use super::{Keeper, Parent};
+use super::{Keeper, Parent, configuration::template_with};
 use crate::{hash::name_hash, patch::json};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::core::{ObjectMeta, TypeMeta};
@@ -13,12 +13,13 @@ const PREFIX: usize = 223;
 
 /// Annotations of a parent that are not recorded: what the last apply said belongs to the object alone, and a retry is a
 /// wish of one moment.
-const NOT_RECORDED: [&str; 5] = [
+const NOT_RECORDED: [&str; 6] = [
     annotations::LAST_APPLIED,
     annotations::RETRY,
     annotations::DEPRECATED_TEMPLATE_GENERATION,
     annotations::FAILED_REVISIONS,
     annotations::GRADUAL,
+    annotations::CONFIGURATION_WANTED,
 ];
 
 /// What is recorded of a template: the strategic merge patch that puts it back, in the place of whatever there is.
@@ -51,7 +52,7 @@ pub fn hash_of(revision: &ControllerRevision) -> Option<&str> {
 
 /// A new revision of the parent's template.
 pub(super) fn revision(parent: &Parent<'_>, number: i64) -> ControllerRevision {
-    let data = data_of(parent.template);
+    let data = data_of(&template_with(parent.template.clone(), parent.configuration.digest()));
     let hash = name_hash(data.to_string().as_bytes(), parent.collisions);
     let name = parent.meta.name.as_deref().unwrap_or_default();
     let prefix = name.get(..PREFIX).unwrap_or(name);

@@ -39,7 +39,8 @@ fn record(world: &mut World, set: &DaemonSet, live: &BTreeSet<String>) -> Arc<Co
         match history.current(&parent(set)) {
             Ok(current) if wanted.is_empty() => return current.clone(),
             Ok(_) => {}
-            Err(write) => wanted.insert(0, write),
+            Err(Pending::Record(write)) => wanted.insert(0, write),
+            Err(Pending::Configuration) => panic!("nobody says with which configuration"),
         }
         for write in wanted {
             let key = |held: &ControllerRevision| crate::Key::of(held);
@@ -59,7 +60,7 @@ fn record(world: &mut World, set: &DaemonSet, live: &BTreeSet<String>) -> Arc<Co
 #[test]
 fn a_revision_records_the_patch_that_brings_its_template_back() {
     let set = daemon_set("v1", 10);
-    let Err(Write::Create(revision)) = History::of(&parent(&set), &[]).current(&parent(&set)) else {
+    let Err(Pending::Record(Write::Create(revision))) = History::of(&parent(&set), &[]).current(&parent(&set)) else {
         panic!("nothing is recorded yet")
     };
     let hash = hash_of(&revision).expect("a hash");

@@ -1,10 +1,8 @@
 //! The writes of a history. Thin: what to write was decided before.
 
-use super::{Parent, Write, template_of};
+use super::{Parent, Write, configuration::records_the_same};
 use crate::{
-    ActError, Informer, Key, Writes,
-    deployment::same_template,
-    owners,
+    ActError, Informer, Key, Writes, owners,
     patch::{MANAGER, params},
     rollback::marks,
 };
@@ -96,8 +94,8 @@ impl Recorder {
             return Err(error.into());
         }
         let taken = api.get(&revision.name_any()).await?;
-        let ours = owners::is_controlled_by(&taken.metadata, &parent.reference.uid)
-            && template_of(&taken).is_some_and(|recorded| same_template(&recorded, parent.template));
+        let ours =
+            owners::is_controlled_by(&taken.metadata, &parent.reference.uid) && records_the_same(&taken, revision);
         // Ours, made in an earlier life and not yet seen.
         writes.wrote(&self.revisions, &taken);
         Ok(if ours { Outcome::Done } else { Outcome::NameTaken })

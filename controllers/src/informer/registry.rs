@@ -72,6 +72,15 @@ impl Informers {
         self.seen_as(name, K::DynamicType::default(), selection, None)
     }
 
+    /// The objects of that `type`, a field of theirs.
+    pub(crate) fn of_type<K: Watched>(&self, type_: &'static str) -> Informer<K>
+    where
+        K::DynamicType: Default,
+    {
+        let selection = watcher::Config::default().fields(&format!("type={type_}"));
+        self.seen_as(type_, K::DynamicType::default(), selection, None)
+    }
+
     fn seen_as<K: Watched>(
         &self,
         how: &'static str,

@@ -179,7 +179,12 @@ fn undo_patch(kind: Kind, object: &DynamicObject, to: &Held) -> Value {
         notes.insert(annotations::REVISION_OF.to_owned(), json!(to.name));
     }
     let mut patch = json!({"metadata": {"annotations": notes, "resourceVersion": object.metadata.resource_version}});
-    if let Some(change) = merge_diff(&template(object), &to.template) {
+    // The loop of a deployment goes by the name; of two revisions of a set the template says which configuration is meant.
+    let mut wanted = to.template.clone();
+    if let Some(configuration) = to.made_for.as_ref().filter(|_| kind != Kind::Deployment) {
+        wanted["metadata"]["annotations"][annotations::CONFIGURATION] = json!(configuration);
+    }
+    if let Some(change) = merge_diff(&template(object), &wanted) {
         patch["spec"] = json!({"template": change});
     }
     patch

@@ -11,6 +11,9 @@ use proa_crds::{
 use serde::Serialize;
 use std::fmt;
 
+/// A revision is made within so many seconds of the write of its template.
+const SOON: i64 = 5;
+
 /// The revisions of an object, oldest first.
 #[derive(Clone, Debug, Serialize)]
 pub struct History {
@@ -86,8 +89,16 @@ pub async fn history(client: &Client, namespace: &str, target: &Target) -> Resul
     Ok(History { object: target.to_string(), namespace: namespace.to_owned(), revisions: entries })
 }
 
+/// Whether a revision was made for a change of configuration alone: then who wrote the template, and long before, did not make
+/// it.
+fn is_of_configuration_alone(held: &revisions::Held, author: &super::Author) -> bool {
+    let wrote = author.time.as_ref().map(|time| time.0);
+    let made = held.made.as_ref().map(|made| made.0);
+    held.made_for.is_some() && wrote.zip(made).is_some_and(|(wrote, made)| made.as_second() - wrote.as_second() > SOON)
+}
+
 fn of_workload(held: &revisions::Held, all: &[revisions::Held]) -> Entry {
-    let author = held.author();
+    let author = held.author().filter(|author| !is_of_configuration_alone(held, author));
     let failure = held.failure();
     let mut result = match (&failure, held.note(annotations::HEALTHY), held.current) {
         (Some(failure), ..) => format!("failed ({})", failure.reason),
@@ -242,6 +253,29 @@ fn evidence(f: &mut fmt::Formatter<'_>, revision: i64, failure: &Failure) -> fmt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_wrote_the_template_did_not_make_a_revision_of_configuration_alone() {
+        let held = |made_for: Option<&str>, made: &str| {
+            let author = serde_json::json!({"user": "anna", "manager": "kubectl", "time": "2026-11-21T10:00:00Z"});
+            let made = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(made.parse().expect("a time"));
+            let notes = [(annotations::CHANGED_BY.to_owned(), author.to_string())].into();
+            revisions::Held {
+                made_for: made_for.map(str::to_owned),
+                made: Some(made),
+                notes,
+                ..revisions::Held::default()
+            }
+        };
+        let who = |held: revisions::Held| {
+            let entry = of_workload(&held, &[]);
+            (entry.authors.join(","), entry.time.map(|time| time.to_string()).unwrap_or_default())
+        };
+        let (at, later) = ("2026-11-21T10:00:00Z", "2026-11-21T11:00:00Z");
+        assert_eq!(who(held(None, later)), ("anna (kubectl)".into(), at.into()), "it was paused meanwhile");
+        assert_eq!(who(held(Some("d"), at)), ("anna (kubectl)".into(), at.into()), "both changed");
+        assert_eq!(who(held(Some("d"), later)), (String::new(), later.into()));
+    }
 
     #[test]
     fn the_table_says_who_why_what_and_how_it_ended() {

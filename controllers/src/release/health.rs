@@ -20,6 +20,66 @@ pub enum Health {
         /// Since when it says so, if it tells.
         since: Option<Timestamp>,
     },
+    /// It has failed, and went back by itself: what it is now is not what failed.
+    WentBack {
+        /// One word.
+        reason: String,
+        /// What the object says.
+        message: String,
+        /// Since when it says so, if it tells.
+        since: Option<Timestamp>,
+        /// What it is still busy with.
+        busy: Option<String>,
+    },
+}
+
+/// Whether an object may be judged by what it lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judging {
+    /// Nothing was ever said against it.
+    Always,
+    /// Not now: it says that the cluster is to blame.
+    Paused,
+    /// The cluster was to blame until then.
+    Since(Timestamp),
+}
+
+/// What the object says of the cluster around it (the condition `JudgingPaused` of workloads).
+pub(super) fn judging(object: &Value) -> Judging {
+    let Some(paused) = condition(object, conditions::JUDGING_PAUSED) else { return Judging::Always };
+    match text(paused, "status") {
+        "True" => Judging::Paused,
+        _ => text(paused, "lastTransitionTime").parse().map_or(Judging::Always, Judging::Since),
+    }
+}
+
+/// How a Service is, given the slices of its endpoints and the templates of the release's workloads that want pods: one that
+/// selects such pods leads nowhere while none of them is ready. What selects none, or nobody's, is as it was asked for.
+pub(super) fn service<'a>(
+    object: &Value,
+    mut slices: impl Iterator<Item = &'a Value>,
+    mut wanted: impl Iterator<Item = &'a Value>,
+) -> Health {
+    let selector = object.pointer("/spec/selector").and_then(Value::as_object).filter(|selector| !selector.is_empty());
+    let Some(selector) = selector.filter(|_| object.pointer("/spec/type") != Some(&Value::from("ExternalName"))) else {
+        return Health::Current;
+    };
+    let selects = |labels: &Value| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+    let ready = |endpoint: &Value| endpoint.pointer("/conditions/ready").and_then(Value::as_bool) != Some(false);
+    let leads_somewhere =
+        |slice: &Value| slice.get("endpoints").and_then(Value::as_array).is_some_and(|list| list.iter().any(ready));
+    if !wanted.any(selects) || slices.any(leads_somewhere) {
+        return Health::Current;
+    }
+    Health::InProgress("none of its endpoints is ready".into())
+}
+
+/// The labels of the pods a workload wants, when it wants any.
+pub(super) fn wanted_pods(object: &Value) -> Option<&Value> {
+    let daemons = object.pointer("/status/desiredNumberScheduled").and_then(Value::as_i64);
+    let wanted = daemons.unwrap_or_else(|| number(object, "/spec/replicas", 1));
+    let serves = object.pointer("/spec/template").is_some() && object.pointer("/spec/completions").is_none();
+    object.pointer("/spec/template/metadata/labels").filter(|_| serves && wanted > 0)
 }
 
 fn condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
@@ -61,10 +121,24 @@ pub(super) fn health(group: &str, kind: &str, object: &Value) -> Health {
     {
         return Health::InProgress("its controller has not seen the last change".into());
     }
+    let now = of_kind(group, kind, object);
     // A revision that was taken back, refused or found failing: said of every workload by Proa's own loops.
-    if let Some(found) = conditions::OF_FAILURE.iter().find(|type_| is(object, type_, "True")) {
-        return condition(object, found).map_or(Health::Current, |condition| failed(condition, found));
+    let Some(found) = conditions::OF_FAILURE.iter().find(|type_| is(object, type_, "True")) else { return now };
+    let back = [conditions::ROLLED_BACK, conditions::ROLLOUT_REFUSED].contains(found);
+    match (condition(object, found).map(|condition| failed(condition, found)), now) {
+        (Some(Health::Failed { reason, message, since }), Health::Current) if back => {
+            Health::WentBack { reason, message, since, busy: None }
+        }
+        (Some(Health::Failed { reason, message, since }), Health::InProgress(why)) if back => {
+            Health::WentBack { reason, message, since, busy: Some(why) }
+        }
+        (_, now @ Health::Failed { .. }) => now,
+        (said, now) => said.unwrap_or(now),
     }
+}
+
+/// How an object of that kind is, by what it has come to.
+fn of_kind(group: &str, kind: &str, object: &Value) -> Health {
     let group = if group == "proa.dev" { proa_twin(kind) } else { group };
     match (group, kind) {
         ("apps", "Deployment") => deployment(object),
@@ -107,8 +181,12 @@ fn all(checks: impl IntoIterator<Item = Health>) -> Health {
 
 /// As `kubectl rollout status` decides it.
 fn deployment(object: &Value) -> Health {
+    // As kstatus has it. Whatever else keeps it from progressing (`ReplicaSetCreateError`) is tried again.
     if let Some(progressing) = condition(object, conditions::PROGRESSING).filter(|c| text(c, "status") == "False") {
-        return failed(progressing, "ProgressDeadlineExceeded");
+        return match text(progressing, "reason") {
+            "ProgressDeadlineExceeded" => failed(progressing, "ProgressDeadlineExceeded"),
+            _ => Health::InProgress(text(progressing, "message").to_owned()),
+        };
     }
     let wanted = number(object, "/spec/replicas", 1);
     let updated = number(object, "/status/updatedReplicas", 0);
@@ -240,6 +318,27 @@ mod tests {
     }
 
     #[test]
+    fn a_service_of_pods_the_release_wants_is_well_when_one_of_them_is_ready() {
+        let of = |selector: Value, ready: Option<bool>, labels: Value, replicas: i64| {
+            let object = json!({"spec": {"selector": selector}});
+            let slice = json!({"endpoints": [{"conditions": {"ready": ready}}]});
+            let slices: Vec<&Value> = ready.iter().map(|_| &slice).collect();
+            let workload = json!({"spec": {"replicas": replicas, "template": {"metadata": {"labels": labels}}}});
+            service(&object, slices.into_iter(), wanted_pods(&workload).into_iter())
+        };
+        let none = Health::InProgress("none of its endpoints is ready".into());
+        let (web, labels) = (json!({"app": "web"}), json!({"app": "web", "x": "y"}));
+        assert_eq!(of(web.clone(), Some(true), labels.clone(), 1), Health::Current);
+        assert_eq!(of(web.clone(), Some(false), labels.clone(), 1), none);
+        assert_eq!(of(web.clone(), None, labels.clone(), 1), none);
+        assert_eq!(of(web.clone(), None, labels.clone(), 0), Health::Current, "nobody wants pods");
+        assert_eq!(of(web, None, json!({"app": "db"}), 1), Health::Current, "they are somebody else's");
+        assert_eq!(of(json!({}), None, labels, 1), Health::Current, "its endpoints are written by hand");
+        let job = json!({"spec": {"completions": 1, "template": {"metadata": {"labels": {"app": "web"}}}}});
+        assert_eq!(wanted_pods(&job), None);
+    }
+
+    #[test]
     fn what_will_not_come_by_itself_has_failed() {
         let with = |group: &str, kind: &str, type_: &str, status: &str| {
             let condition = json!({"type": type_, "status": status, "reason": "R", "message": "m", "lastTransitionTime": "2026-11-21T10:00:00Z"});
@@ -247,8 +346,22 @@ mod tests {
         };
         let failed =
             Health::Failed { reason: "R".into(), message: "m".into(), since: "2026-11-21T10:00:00Z".parse().ok() };
-        assert_eq!(with("apps", "Deployment", "Progressing", "False"), failed);
-        assert_eq!(with("apps", "DaemonSet", "RolledBack", "True"), failed);
+        let deployment = |reason: &str| {
+            let condition = json!({"type": "Progressing", "status": "False", "reason": reason, "message": "m"});
+            health(
+                "apps",
+                "Deployment",
+                &json!({"spec": {}, "status": {"observedGeneration": 1, "conditions": [condition]}}),
+            )
+        };
+        assert!(matches!(deployment("ProgressDeadlineExceeded"), Health::Failed { .. }));
+        // Found by the simulation (seed 845): a revision was taken back because one request had failed.
+        assert_eq!(deployment("ReplicaSetCreateError"), Health::InProgress("m".into()));
+        let went_back = |type_| matches!(with("apps", "DaemonSet", type_, "True"), Health::WentBack { .. });
+        assert!(went_back("RolledBack") && went_back("RolloutRefused"));
+        // Found by the simulation (seed 1268): one that went back long ago was well while it rolled something else out.
+        assert!(matches!(with("apps", "Deployment", "RolledBack", "True"), Health::WentBack { busy: Some(_), .. }));
+        assert_eq!(with("apps", "DaemonSet", "RolloutPaused", "True"), failed);
         assert_eq!(with("batch", "Job", "Failed", "True"), failed);
         assert_eq!(with("example.com", "Widget", "Stalled", "True"), failed);
         assert!(matches!(with("batch", "Job", "Failed", "False"), Health::InProgress(_)));

@@ -205,7 +205,21 @@ pub(super) fn wants(release: &Release, parent: Option<&Parent>, known: &Known) -
             });
         }
     }
+    // Whether a Service leads anywhere, its endpoints tell: they carry its labels, and are no members.
+    let services: Vec<Want> = wants.iter().filter(|want| want.resource.plural == "services").cloned().collect();
+    for service in services {
+        let group =
+            if service.resource.group.is_empty() { "discovery.k8s.io" } else { service.resource.group.as_str() };
+        if let Some(slices) = find(group, "EndpointSlice") {
+            wants.push(Want { resource: slices.api.clone(), ..service });
+        }
+    }
     Ok(wants)
+}
+
+/// Whether a want shows what a Service leads to.
+pub(super) fn shows_endpoints(want: &Want) -> bool {
+    want.resource.kind == "EndpointSlice"
 }
 
 /// The label selector without the Secrets that keep what releases held: they are large, and no members.

@@ -11,6 +11,7 @@
 mod command;
 pub mod content;
 mod health;
+mod judge;
 mod membership;
 mod order;
 mod plan;
@@ -32,6 +33,7 @@ use crate::{
     catalogue::Catalogue,
     events::Note,
     patch::{json, params},
+    rollback,
 };
 use content::{Content, Id, entries};
 use futures::future::BoxFuture;
@@ -46,7 +48,8 @@ use kube::{
 use membership::{Parent, Want};
 use parking_lot::Mutex;
 use proa_crds::{
-    Family, annotations,
+    Family, RolloutPolicy, RolloutPolicySpec, annotations,
+    policy::{WorkloadKind, rollout_policies},
     release::{Release, release_resource},
 };
 use serde_json::Value;
@@ -64,6 +67,7 @@ pub struct Releases {
     catalogue: Catalogue,
     releases: Informer<Release>,
     namespaces: Informer<Namespace>,
+    policies: Informer<RolloutPolicy>,
     /// ConfigMaps and Secrets that are parents of ApplySets, by kind.
     parents: [(&'static str, Informer<DynamicObject>); 2],
     watches: Watches,
@@ -75,6 +79,8 @@ pub struct Releases {
 struct Memory {
     /// What its members said last, and since when.
     said: Option<(String, Timestamp)>,
+    /// How its members were last, and since when.
+    stood: Option<(String, Timestamp)>,
     /// The members of the revision that comes back, by its record.
     target: Option<(String, Arc<Vec<Content>>)>,
     returned: BTreeSet<Id>,
@@ -86,6 +92,9 @@ impl Releases {
         let releases = context.informers.of_resource::<Release>(release_resource());
         // Who asked for a rollback is read from them.
         releases.keep_managed_fields();
+        let policies = context.informers.of_resource::<RolloutPolicy>(rollout_policies());
+        // Another API server need not know the kind.
+        policies.may_be_unknown();
         let parents = [("ConfigMap", "configmaps"), ("Secret", "secrets")].map(|(kind, plural)| {
             let selection = watcher::Config::default().labels(annotations::APPLY_SET_ID);
             let informer = Informer::selected(context.client.clone(), core_resource(kind, plural), selection);
@@ -94,6 +103,7 @@ impl Releases {
         Releases {
             releases,
             namespaces: context.informers.of(),
+            policies,
             parents,
             watches: Watches::new(context.client.clone(), context.shutdown.clone()),
             memory: Mutex::default(),
@@ -135,29 +145,47 @@ impl Releases {
     }
 
     fn members(&self, key: &Key, release: &Release, parent: Option<&Parent>, wants: &[Want]) -> Option<Vec<Member>> {
-        let mut members: BTreeMap<Id, Member> = BTreeMap::new();
+        let mut members: BTreeMap<Id, (Member, Value)> = BTreeMap::new();
+        let mut slices: BTreeMap<(String, String), Vec<Value>> = BTreeMap::new();
         for want in wants {
             let informer = self.watches.get(key, want)?;
             for object in informer.list() {
+                let of_service = |object: &DynamicObject| object.labels().get(SERVICE_NAME).cloned();
+                if membership::shows_endpoints(want)
+                    && let Some(service) = of_service(&object)
+                {
+                    let place = (object.namespace().unwrap_or_default(), service);
+                    slices.entry(place).or_default().push(json(object.as_ref()));
+                }
                 if membership::is_member(release, parent, &want.resource, &object) {
-                    let member = member(&want.resource, &object);
-                    members.insert(member.live.content.id.clone(), member);
+                    let value = json(object.as_ref());
+                    let member = member_of(&want.resource, &object, &value);
+                    members.insert(member.live.content.id.clone(), (member, value));
                 }
             }
         }
-        Some(members.into_values().collect())
+        let endpoints = |id: &Id| slices.get(&(id.namespace.clone(), id.name.clone())).into_iter().flatten();
+        let wanted = |namespace: String| {
+            let beside = members.iter().filter(move |(id, _)| id.namespace == namespace);
+            beside.filter_map(|(_, (_, object))| health::wanted_pods(object))
+        };
+        let judged = members.iter().map(|(id, (member, object))| {
+            let mut member = member.clone();
+            if id.kind == "Service" && member.health == health::Health::Current {
+                member.health = health::service(object, endpoints(id), wanted(id.namespace.clone()));
+            }
+            member
+        });
+        Some(judged.collect())
     }
 
-    fn wants_rollback(&self, release: &Release) -> bool {
-        let wish = |notes: Option<&BTreeMap<String, String>>| {
-            notes
-                .and_then(|notes| notes.get(annotations::ROLLBACK))
-                .map(|wish| wish == annotations::ROLLBACK_ON_FAILURE)
-        };
-        let namespace = self.namespaces.get(&Key::new("", release.metadata.namespace.as_deref().unwrap_or_default()));
-        wish(release.metadata.annotations.as_ref())
-            .or_else(|| wish(namespace.as_ref().and_then(|namespace| namespace.metadata.annotations.as_ref())))
-            .unwrap_or(false)
+    /// The policy that holds for a release.
+    fn policy(&self, release: &Release) -> Option<RolloutPolicySpec> {
+        let namespace = release.metadata.namespace.as_deref().unwrap_or_default();
+        let held = self.namespaces.get(&Key::new("", namespace));
+        let wish = held.as_ref().and_then(|held| held.annotations().get(annotations::ROLLBACK).map(String::as_str));
+        let policies = self.policies.in_namespace(namespace);
+        rollback::effective(WorkloadKind::Release, &release.metadata, &policies, wish)
     }
 
     async fn patch_status(&self, key: &Key, patch: &Value, writes: &Writes) -> Result<(), ActError> {
@@ -217,18 +245,25 @@ fn core_resource(kind: &str, plural: &str) -> ApiResource {
     }
 }
 
+/// The label of an EndpointSlice with the name of its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
 /// A member as the server has it.
 pub(crate) fn member(resource: &ApiResource, object: &DynamicObject) -> Member {
-    let value = json(object);
+    member_of(resource, object, &json(object))
+}
+
+fn member_of(resource: &ApiResource, object: &DynamicObject, value: &Value) -> Member {
     Member {
-        health: health::health(&resource.group, &resource.kind, &value),
-        authors: authors(&value),
+        health: health::health(&resource.group, &resource.kind, value),
+        judging: health::judging(value),
+        authors: authors(value),
         live: Live {
-            content: Content::of(&resource.api_version, &resource.kind, &value),
+            content: Content::of(&resource.api_version, &resource.kind, value),
             uid: object.metadata.uid.clone().unwrap_or_default(),
             version: object.metadata.resource_version.clone().unwrap_or_default(),
             deleting: object.metadata.deletion_timestamp.is_some(),
-            managed_fields: entries(&value),
+            managed_fields: entries(value),
         },
     }
 }
@@ -249,6 +284,17 @@ fn authors(object: &Value) -> BTreeMap<String, Timestamp> {
         authors.insert(author.to_string(), at);
     }
     authors
+}
+
+/// Since when something is what it is now; `held` remembers what it was last, and since when.
+fn since(held: &mut Option<(String, Timestamp)>, is: String, now: Timestamp) -> Timestamp {
+    match held {
+        Some((was, since)) if *was == is => *since,
+        _ => {
+            *held = Some((is, now));
+            now
+        }
+    }
 }
 
 /// What is seen of a key: a release, or an ApplySet that has none yet.
@@ -307,6 +353,14 @@ impl Loop for Releases {
                 releases.in_namespace(&change.key.name).iter().for_each(|release| to.add(Key::of(release.as_ref())));
             }
         });
+        let (to, releases) = (queue.clone(), self.releases.clone());
+        self.policies.on_change(move |change| {
+            let spec = |policy: &Option<Arc<RolloutPolicy>>| policy.as_ref().map(|policy| policy.spec.clone());
+            if spec(&change.old) != spec(&change.new) {
+                let all = releases.in_namespace(&change.key.namespace);
+                all.iter().for_each(|release| to.add(Key::of(release.as_ref())));
+            }
+        });
         // A kind that is served now may be one a release waits for.
         let (to, releases) = (queue.clone(), self.releases.clone());
         self.catalogue.on_change(move |change| {
@@ -321,6 +375,7 @@ impl Loop for Releases {
         Box::pin(async {
             self.releases.synced().await;
             self.namespaces.synced().await;
+            self.policies.synced().await;
             for (_, informer) in &self.parents {
                 informer.synced().await;
             }
@@ -351,13 +406,9 @@ impl Loop for Releases {
         let contents: Vec<Content> =
             members.iter().filter(|m| !m.live.deleting).map(|m| m.live.content.clone()).collect();
         let says = records::digest(&contents);
-        let stands_since = match &memory.said {
-            Some((said, since)) if *said == says => *since,
-            _ => {
-                memory.said = Some((says, now));
-                now
-            }
-        };
+        let stands_since = since(&mut memory.said, says, now);
+        let stand = members.iter().map(|member| format!("{} {:?}\n", member.live.content.id, member.health)).collect();
+        let progressed = since(&mut memory.stood, stand, now);
         let going = release.status.as_ref().and_then(|status| status.rollback.as_ref());
         if going.is_none() {
             (memory.target, memory.returned) = (None, BTreeSet::new());
@@ -372,7 +423,8 @@ impl Loop for Releases {
             cause: cause.or(parent.and_then(|parent| parent.cause)),
             members,
             stands_since,
-            wants_rollback: self.wants_rollback(&release),
+            policy: self.policy(&release),
+            progressed,
             unserved: target
                 .iter()
                 .flat_map(|(_, target)| target.iter())

@@ -2,7 +2,8 @@
 
 use super::{
     content::{Content, Id},
-    health::Health,
+    health::{Health, Judging},
+    judge::NOTHING_TO_GO_BACK_TO,
     membership::{Want, is_to_be_parent},
     records::{self, Record},
     status,
@@ -16,7 +17,9 @@ use crate::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use proa_crds::{
-    annotations, conditions, reasons,
+    RolloutPolicySpec, annotations, conditions,
+    policy::FailureAction,
+    reasons,
     release::{GoingBack, Member as ListedMember, Outcome, Release, ReleaseStatus, Revision},
 };
 use serde_json::{Value, json};
@@ -28,8 +31,6 @@ use std::{
 
 /// Members that have not changed for so long have come to rest: an apply of many objects is one revision.
 pub(super) const REST: Duration = Duration::from_secs(2);
-/// How long a healthy revision may still be found failing, as a Deployment's is.
-pub(super) const PROBATION: Duration = Duration::from_secs(90);
 /// What is awaited wakes us; this is the slow look behind it.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -40,6 +41,8 @@ pub struct Member {
     pub live: Live,
     /// Whether it is well.
     pub health: Health,
+    /// Whether the cluster rather than its revision is to blame for what it lacks.
+    pub judging: Judging,
     /// Who wrote it, and when last.
     pub authors: BTreeMap<String, Timestamp>,
 }
@@ -61,8 +64,10 @@ pub struct Seen {
     pub members: Vec<Member>,
     /// Since when they say what they say.
     pub stands_since: Timestamp,
-    /// Whether the release, or its namespace, wants a failed revision taken back.
-    pub wants_rollback: bool,
+    /// The policy that holds for it.
+    pub policy: Option<RolloutPolicySpec>,
+    /// Since when its members are as they are: the last time one came further, or fell back.
+    pub progressed: Timestamp,
     /// The members of the revision that comes back, once they were read.
     pub target: Option<Arc<Vec<Content>>>,
     /// The objects of it whose kind the server does not serve (yet).
@@ -143,31 +148,36 @@ fn is_named(member: &ListedMember, id: &Id) -> bool {
     member.name == id.name && member.kind == id.kind && group == id.group
 }
 
-struct Planner<'a> {
-    seen: &'a Seen,
-    now: Timestamp,
+pub(super) struct Planner<'a> {
+    pub(super) seen: &'a Seen,
+    pub(super) now: Timestamp,
     /// As it is to be.
-    status: ReleaseStatus,
+    pub(super) status: ReleaseStatus,
     contents: Vec<Content>,
-    plan: Plan<Action>,
+    pub(super) plan: Plan<Action>,
 }
 
 impl Planner<'_> {
-    fn say(&mut self, type_: &str, status: &str, reason: &str, message: &str) {
+    pub(super) fn say(&mut self, type_: &str, status: &str, reason: &str, message: &str) {
         let generation = self.seen.release.metadata.generation;
         status::set(&mut self.status.conditions, type_, status, reason, message, generation, self.now);
     }
 
-    fn act(&mut self, action: Action) {
+    pub(super) fn act(&mut self, action: Action) {
         self.plan.actions.push(action);
     }
 
-    fn note(&mut self, reason: &'static str, message: String) {
+    pub(super) fn note(&mut self, reason: &'static str, message: String) {
         self.act(Action::Note(Note { kind: Kind::Warning, reason, message }));
     }
 
+    /// Whether a failed revision is to be taken back.
+    pub(super) fn wants_rollback(&self) -> bool {
+        self.seen.policy.as_ref().is_some_and(|policy| policy.action == FailureAction::Rollback)
+    }
+
     /// The value of `proa.dev/retry`.
-    fn retry(&self) -> &str {
+    pub(super) fn retry(&self) -> &str {
         self.seen
             .release
             .metadata
@@ -177,11 +187,11 @@ impl Planner<'_> {
             .map_or("", String::as_str)
     }
 
-    fn is_retried(&self, failed: &Revision) -> bool {
+    pub(super) fn is_retried(&self, failed: &Revision) -> bool {
         !self.retry().is_empty() && self.retry() != failed.retry
     }
 
-    fn stamp(&self) -> Option<MicroTime> {
+    pub(super) fn stamp(&self) -> Option<MicroTime> {
         Some(MicroTime(self.now))
     }
 
@@ -202,6 +212,11 @@ impl Planner<'_> {
         if let Some(patch) = self.change() {
             self.plan.actions.insert(0, Action::PatchStatus(patch));
         }
+    }
+
+    /// Times on the wire are whole seconds: what is said up to now is earlier.
+    pub(super) fn next_second(&self) -> MicroTime {
+        MicroTime(Timestamp::from_second(self.now.as_second() + 1).unwrap_or(self.now))
     }
 
     fn contents_are(&self, revision: Option<&Revision>) -> bool {
@@ -239,7 +254,7 @@ impl Planner<'_> {
             let digest = records::digest(&self.contents);
             let bad =
                 self.status.revisions.iter().rev().find(|held| held.digest == digest && held.result == Outcome::Failed);
-            if let Some(bad) = bad.filter(|bad| self.seen.wants_rollback && !self.is_retried(bad)).cloned()
+            if let Some(bad) = bad.filter(|bad| self.wants_rollback() && !self.is_retried(bad)).cloned()
                 && let Some(to) = self.last_healthy(&bad).cloned()
             {
                 let going = GoingBack {
@@ -295,10 +310,30 @@ impl Planner<'_> {
         };
         // What failed before the members came to rest failed with them.
         let failure = before.filter(|_| rolled_back.is_none()).and_then(|before| self.failure_after(before));
-        if let Some((reason, message)) = failure {
-            let failed = Outcome::Failed;
-            let retry = self.retry().to_owned();
-            revision = Revision { result: failed, decided_at: self.stamp(), reason, message, retry, ..revision };
+        let well = self
+            .status
+            .revisions
+            .iter()
+            .rev()
+            .find(|held| held.digest == record.digest && held.result == Outcome::Healthy && self.went_back());
+        let well = well.map(|held| held.revision);
+        let (retry, decided_at) = (self.retry().to_owned(), self.stamp());
+        match (failure, well) {
+            (None, _) => {}
+            // Its members went back by themselves, and all is as it was when it was well: so has the release.
+            (Some((reason, message)), Some(to)) => {
+                revision.rolled_back_to = Some(to);
+                revision.cause = Some(format!("rolled back to revision {to}"));
+                // One that was well is what they left. One that was under way may have been changed before they did.
+                if let Some(failed) = self.status.revisions.last_mut().filter(|last| last.result == Outcome::Healthy) {
+                    failed.result = Outcome::Failed;
+                    (failed.decided_at, failed.retry) = (decided_at, retry);
+                    (failed.reason, failed.message) = (reason, message);
+                }
+            }
+            (Some((reason, message)), None) => {
+                revision = Revision { result: Outcome::Failed, decided_at, reason, message, retry, ..revision };
+            }
         }
         if let Some(before) = self.status.revisions.last_mut().filter(|before| before.result == Outcome::Progressing) {
             before.result = Outcome::Superseded;
@@ -324,132 +359,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The first member that has failed since that time. `strictly`: a failure of that very second is an older one's.
-    fn failure(&self, since: Option<Timestamp>, strictly: bool) -> Option<(String, String)> {
-        let from = since.map_or(i64::MIN, |since| since.as_second() + i64::from(strictly));
-        self.seen.members.iter().find_map(|member| match &member.health {
-            Health::Failed { reason, message, since } if since.is_none_or(|since| since.as_second() >= from) => {
-                Some((reason.clone(), format!("{}: {message}", member.live.content.id)))
-            }
-            _ => None,
-        })
-    }
-
-    /// The first member that has failed since that revision was there, or was last found well. One that was gone back to
-    /// does not answer for what its members said in the second they came back: times on the wire are whole seconds.
-    fn failure_after(&self, revision: &Revision) -> Option<(String, String)> {
-        let times = [&revision.recorded_at, &revision.decided_at];
-        let since = times.into_iter().flatten().map(|at| at.0).max();
-        self.failure(since, revision.rolled_back_to.is_some())
-    }
-
-    /// Whether the current revision is well. Its members are what it says.
-    fn judge(&mut self) {
-        let Some(current) = self.status.revisions.last().cloned() else { return };
-        let number = current.revision;
-        let mut held = current.clone();
-        if held.result == Outcome::Failed && self.is_retried(&held) {
-            held = Revision {
-                result: Outcome::Progressing,
-                recorded_at: self.stamp(),
-                decided_at: None,
-                reason: String::new(),
-                message: String::new(),
-                retry: self.retry().to_owned(),
-                ..held
-            };
-        }
-        // What failed before its members came to rest has failed it: that stands until no member says so any longer.
-        let failure = match held.result {
-            Outcome::Failed => self.failure(None, false),
-            _ => self.failure_after(&held),
-        };
-        let ailing = self.seen.members.iter().find_map(|member| match &member.health {
-            Health::InProgress(why) => Some(format!("{}: {why}", member.live.content.id)),
-            _ => None,
-        });
-        let open = match held.result {
-            Outcome::Progressing | Outcome::Superseded => true,
-            Outcome::Healthy => held.decided_at.as_ref().is_some_and(|at| {
-                Duration::try_from(self.now.duration_since(at.0)).is_ok_and(|stood| stood < PROBATION)
-            }),
-            Outcome::Failed => false,
-        };
-        match (&failure, &ailing) {
-            (Some((reason, message)), _) if open => {
-                held.result = Outcome::Failed;
-                held.decided_at = self.stamp();
-                held.retry = self.retry().to_owned();
-                (held.reason, held.message) = (reason.clone(), message.clone());
-                self.note(reasons::ROLLOUT_FAILED, format!("revision {number} failed ({reason}: {message})"));
-            }
-            // What was found failing may come good; then the mark is wrong.
-            (None, None) if held.result != Outcome::Healthy => {
-                held.result = Outcome::Healthy;
-                held.decided_at = self.stamp();
-                (held.reason, held.message) = (String::new(), String::new());
-            }
-            _ => {}
-        }
-        let failed = held.result == Outcome::Failed;
-        let why = format!("{}: {}", held.reason, held.message);
-        if let Some(last) = self.status.revisions.last_mut() {
-            *last = held.clone();
-        }
-        match (&ailing, failed) {
-            (_, true) => {
-                let why = why.lines().next().unwrap_or_default();
-                self.say(conditions::READY, "False", "Failed", &format!("revision {number} failed ({why})"));
-            }
-            (Some(why), false) => self.say(conditions::READY, "False", "Progressing", why),
-            (None, false) if held.result == Outcome::Healthy => {
-                self.say(conditions::READY, "True", "Healthy", &format!("revision {number} is healthy"))
-            }
-            (None, false) => {}
-        }
-        let busy = if ailing.is_some() && !failed { "True" } else { "False" };
-        let reason = if failed {
-            "Failed"
-        } else if busy == "True" {
-            "Progressing"
-        } else {
-            "Healthy"
-        };
-        self.say(conditions::RECONCILING, busy, reason, "");
-        // A wish that could not be granted stands there until there is another one, or a new revision.
-        let refused = self.status.conditions.iter().find(|held| {
-            held.type_ == conditions::STALLED && held.status == "True" && held.reason == reasons::REVISION_NOT_FOUND
-        });
-        let refused = refused.map(|held| held.message.clone());
-        match refused {
-            _ if failed => self.say(conditions::STALLED, "True", reason, &why),
-            Some(message) => self.say(conditions::STALLED, "True", reasons::REVISION_NOT_FOUND, &message),
-            None => self.say(conditions::STALLED, "False", reason, ""),
-        }
-        let spec = &self.seen.release.spec;
-        if failed && self.seen.wants_rollback && !spec.paused && spec.rollback_to.is_none() {
-            match self.last_healthy(&held).cloned() {
-                Some(to) => {
-                    let going = GoingBack {
-                        automatic: true,
-                        reason: held.reason.clone(),
-                        message: held.message.clone(),
-                        ..self.going(&held, &to)
-                    };
-                    self.begin(going);
-                }
-                None => self.say(
-                    conditions::STALLED,
-                    "True",
-                    "NoHealthyRevision",
-                    &format!("revision {number} failed ({why}), and there is no healthy one to go back to"),
-                ),
-            }
-        }
-    }
-
     /// The newest healthy revision that says something else than this one.
-    fn last_healthy(&self, than: &Revision) -> Option<&Revision> {
+    pub(super) fn last_healthy(&self, than: &Revision) -> Option<&Revision> {
         let healthy = |held: &&Revision| held.result == Outcome::Healthy && held.digest != than.digest;
         self.status.revisions.iter().rev().find(healthy)
     }
@@ -462,7 +373,7 @@ impl Planner<'_> {
         (went_back && self.is_retried(failed) && !self.contents_are(Some(failed))).then_some(failed)
     }
 
-    fn going(&self, from: &Revision, to: &Revision) -> GoingBack {
+    pub(super) fn going(&self, from: &Revision, to: &Revision) -> GoingBack {
         GoingBack {
             from: from.revision,
             to: to.revision,
@@ -474,7 +385,7 @@ impl Planner<'_> {
     }
 
     /// The intention comes before the first write.
-    fn begin(&mut self, going: GoingBack) {
+    pub(super) fn begin(&mut self, going: GoingBack) {
         let message = format!("going back to revision {}", going.to);
         self.say(conditions::READY, "False", "GoingBack", &message);
         self.say(conditions::RECONCILING, "True", "GoingBack", &message);
@@ -618,10 +529,31 @@ impl Planner<'_> {
             self.note(reasons::ROLLED_BACK, message);
         }
         if self.contents_are(self.status.revisions.last()) {
-            // What its members say of the refusal, in this very second too, is not held against it.
-            let next_second = Timestamp::from_second(self.now.as_second() + 1).unwrap_or(self.now);
-            if let Some(last) = self.status.revisions.last_mut().filter(|last| last.result == Outcome::Healthy) {
-                last.decided_at = Some(MicroTime(next_second));
+            let (went_back, next_second, retry) = (self.went_back(), self.next_second(), self.retry().to_owned());
+            match self.status.revisions.last_mut() {
+                // What its members say of the refusal, in this very second too, is not held against it.
+                Some(last) if last.result == Outcome::Healthy => last.decided_at = Some(next_second),
+                // It is what that revision was when it was well, but for sizes that somebody gave: its members had come
+                // back by themselves.
+                Some(last) if last.result == Outcome::Failed && went_back => {
+                    *last = Revision {
+                        result: Outcome::Progressing,
+                        rolled_back_to: Some(going.to),
+                        recorded_at: Some(next_second),
+                        decided_at: None,
+                        reason: String::new(),
+                        message: String::new(),
+                        retry,
+                        ..last.clone()
+                    };
+                }
+                // Nothing was left to change: going back from here again would go on for ever.
+                Some(last) if last.result == Outcome::Failed => {
+                    let message =
+                        format!("revision {} failed ({why}), and revision {} asks for the same", going.from, going.to);
+                    self.say(conditions::STALLED, "True", NOTHING_TO_GO_BACK_TO, &message);
+                }
+                _ => {}
             }
             self.judge();
             self.settle();

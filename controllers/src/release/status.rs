@@ -135,6 +135,7 @@ mod tests {
                 managed_fields: Vec::new(),
             },
             health: super::super::health::Health::Current,
+            judging: super::super::health::Judging::Always,
             authors: authors.iter().map(|(author, second)| ((*author).to_owned(), at(*second))).collect(),
         };
         let members = [member(&[("kubectl", 5), ("helm", 1)]), member(&[("anna (kubectl)", 5), ("flux", 7)])];

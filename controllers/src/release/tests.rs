@@ -2,16 +2,17 @@
 
 use super::{
     content::{Content, Id, MANAGER},
-    health::Health,
+    health::{Health, Judging},
+    judge::PROBATION,
     order::rank,
-    plan::{Action, Member, PROBATION, REST, Seen, plan},
+    plan::{Action, Member, REST, Seen, plan},
     records::{Blob, Entry, Record},
     steps::{Live, Step, anew, due, steps},
 };
 use crate::sim::merge;
 use jiff::Timestamp;
 use proa_crds::{
-    annotations, conditions,
+    RolloutPolicySpec, annotations, conditions,
     release::{Outcome, Release},
 };
 use proptest::prelude::*;
@@ -21,6 +22,9 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+
+mod judging;
+mod went_back;
 
 /// A release, its members on a server, and what was kept of its revisions.
 #[derive(Clone)]
@@ -32,6 +36,13 @@ struct World {
     now: Timestamp,
     changed: Timestamp,
     failing: BTreeMap<Id, Timestamp>,
+    /// Members that failed and went back by themselves.
+    went_back: BTreeMap<Id, Timestamp>,
+    /// Members that are on their way.
+    slow: BTreeMap<Id, String>,
+    judging: Judging,
+    progressed: Timestamp,
+    policy: Option<RolloutPolicySpec>,
     /// What a crash forgets.
     target: Option<Arc<Vec<Content>>>,
     returned: BTreeSet<Id>,
@@ -62,6 +73,11 @@ impl World {
             now,
             changed: now,
             failing: BTreeMap::new(),
+            went_back: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            judging: Judging::Always,
+            progressed: now,
+            policy: None,
             target: None,
             returned: BTreeSet::new(),
             automatic: false,
@@ -95,7 +111,7 @@ impl World {
                 }),
             );
         }
-        self.changed = self.now;
+        (self.changed, self.progressed) = (self.now, self.now);
         self.failing.clear();
     }
 
@@ -119,8 +135,20 @@ impl World {
                     Some(since) => {
                         Health::Failed { reason: "CrashLoop".into(), message: "boom".into(), since: Some(*since) }
                     }
-                    None => Health::Current,
+                    None => match self.went_back.get(&live.content.id) {
+                        Some(since) => Health::WentBack {
+                            reason: "CrashLoop".into(),
+                            message: "boom".into(),
+                            since: Some(*since),
+                            busy: self.slow.get(&live.content.id).cloned(),
+                        },
+                        None => self
+                            .slow
+                            .get(&live.content.id)
+                            .map_or(Health::Current, |why| Health::InProgress(why.clone())),
+                    },
                 },
+                judging: self.judging,
                 authors: BTreeMap::from([("kubectl".into(), self.now)]),
                 live,
             })
@@ -133,7 +161,8 @@ impl World {
             cause: None,
             members,
             stands_since: self.changed,
-            wants_rollback: self.automatic,
+            policy: self.policy.clone().or(self.automatic.then(RolloutPolicySpec::default)),
+            progressed: self.progressed,
             target: self.target.clone(),
             unserved: BTreeSet::new(),
             returned: self.returned.clone(),

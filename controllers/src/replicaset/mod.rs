@@ -20,7 +20,9 @@ use crate::{
     owners,
     patch::{json, merge_diff, params},
     pod_control::{Owner, PodControl, wake_by_pods, words},
-    pods, selector,
+    pods,
+    scale::status_with_selector,
+    selector,
 };
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -98,7 +100,7 @@ impl<S: Replicates> ReplicaSets<S> {
         let held = set.status.as_ref().map_or_else(|| json!({}), json);
         let Some(change) = merge_diff(&held, &json(status)) else { return Ok(()) };
         let api = self.sets.api(&set.namespace().unwrap_or_default());
-        let patch = json!({"status": change});
+        let patch = json!({"status": status_with_selector(&self.sets.resource(), &set.spec.selector, change)});
         let written = api.patch_status(&set.name_any(), &params(), &Patch::Merge(&patch)).await?;
         writes.wrote(&self.sets, &written);
         Ok(())
@@ -209,7 +211,7 @@ impl<S: Replicates> Loop for ReplicaSets<S> {
                 (self.control.delete(&self.owner(&set), &pods, writes).await, status, reasons::FAILED_DELETE)
             }
         };
-        if let Err(error @ (ActError::Refused(_) | ActError::Failed(_))) = &outcome {
+        if let Err(error @ (ActError::Refused(_) | ActError::Told(_) | ActError::Failed(_))) = &outcome {
             let status = failed(*status, reason, error.to_string(), self.context.clock.now());
             // The failure itself is what is reported; that the status cannot be written either adds nothing.
             let _ = self.write_status(&set, &status, writes).await;

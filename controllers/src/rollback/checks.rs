@@ -1,15 +1,19 @@
 //! The checks of a policy: questions to the pods of a new revision, through the API server's proxy of pods and services.
 //!
 //! There is no check of any other address: whoever may write a policy in a namespace could otherwise make the control plane
-//! send requests anywhere.
+//! send requests anywhere. Pods of the custom family have such a proxy on Proa's own API server alone: on another one nothing
+//! is asked, and that is no failed answer.
 
 mod metric;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::apimachinery::pkg::{apis::meta::v1::APIResourceList, util::intstr::IntOrString};
 use kube::{Client, client::Body};
 use parking_lot::Mutex;
-use proa_crds::policy::{Check, HttpCheck, MetricCheck};
+use proa_crds::{
+    Family,
+    policy::{Check, HttpCheck, MetricCheck},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -51,6 +55,54 @@ impl Answers {
     pub(crate) fn forget(&self, revision: &str) {
         self.0.lock().remove(revision);
     }
+}
+
+/// The proxies of pods and services of one family.
+#[derive(Clone)]
+pub(crate) struct Proxies {
+    client: Client,
+    family: Family,
+    served: Arc<tokio::sync::OnceCell<bool>>,
+}
+
+impl Proxies {
+    /// Those of that family.
+    pub(crate) fn new(client: Client, family: Family) -> Self {
+        Proxies { client, family, served: Arc::default() }
+    }
+
+    /// Whether the API server has them. It is asked once.
+    async fn are_served(&self) -> Result<bool, kube::Error> {
+        let look = async || {
+            if self.family == Family::Standard {
+                return Ok(true);
+            }
+            let request = get(&root(self.family)).map_err(|error| kube::Error::Service(error.into()))?;
+            let list: APIResourceList = self.client.request(request).await?;
+            let served = list.resources.iter().any(|resource| resource.name == "pods/proxy");
+            if !served {
+                tracing::warn!(
+                    "this API server has no proxy to pods of the custom family: checks of policies ask nothing"
+                );
+            }
+            Ok(served)
+        };
+        self.served.get_or_try_init(look).await.copied()
+    }
+
+    fn path(&self, namespace: &str, resource: &str, name: &str, port: &IntOrString, path: &str) -> String {
+        let port = match port {
+            IntOrString::Int(number) => number.to_string(),
+            IntOrString::String(name) => name.clone(),
+        };
+        format!("{}/namespaces/{namespace}/{resource}/{name}:{port}/proxy{path}", root(self.family))
+    }
+}
+
+/// Where pods and services of a family are served.
+fn root(family: Family) -> String {
+    let pods = family.pod();
+    if pods.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", pods.api_version) }
 }
 
 /// A check that is due.
@@ -98,12 +150,14 @@ pub(crate) fn due(
 type Failed = (Option<String>, String);
 
 /// Asks, and takes down the answer.
-pub(crate) async fn ask(client: &Client, namespace: &str, question: &Question, answers: &Answers, now: Timestamp) {
+pub(crate) async fn ask(proxies: &Proxies, namespace: &str, question: &Question, answers: &Answers, now: Timestamp) {
     let Question { revision, check, pods } = question;
     let mut standing = answers.of(revision).remove(&check.name).unwrap_or_default();
     let outcome = match (&check.http, &check.metric) {
-        (Some(http), _) => ask_http(client, namespace, http, pods).await,
-        (None, Some(metric)) => ask_metric(client, namespace, metric, pods, &mut standing.counters, now).await,
+        // Who cannot be asked has not failed.
+        _ if !proxies.are_served().await.unwrap_or(false) => Ok(()),
+        (Some(http), _) => ask_http(proxies, namespace, http, pods).await,
+        (None, Some(metric)) => ask_metric(proxies, namespace, metric, pods, &mut standing.counters, now).await,
         (None, None) => Ok(()),
     };
     standing.asked = Some(now);
@@ -117,22 +171,14 @@ pub(crate) async fn ask(client: &Client, namespace: &str, question: &Question, a
     answers.0.lock().entry(revision.clone()).or_default().insert(check.name.clone(), standing);
 }
 
-fn proxied(namespace: &str, resource: &str, name: &str, port: &IntOrString, path: &str) -> String {
-    let port = match port {
-        IntOrString::Int(number) => number.to_string(),
-        IntOrString::String(name) => name.clone(),
-    };
-    format!("/api/v1/namespaces/{namespace}/{resource}/{name}:{port}/proxy{path}")
-}
-
-async fn ask_http(client: &Client, namespace: &str, check: &HttpCheck, pods: &[String]) -> Result<(), Failed> {
+async fn ask_http(proxies: &Proxies, namespace: &str, check: &HttpCheck, pods: &[String]) -> Result<(), Failed> {
     if let Some(service) = &check.service {
-        let path = proxied(namespace, "services", service, &check.port, &check.path);
-        return status_of(client, path, check).await.map_err(|said| (None, said));
+        let path = proxies.path(namespace, "services", service, &check.port, &check.path);
+        return status_of(&proxies.client, path, check).await.map_err(|said| (None, said));
     }
     let answers = pods.iter().map(|pod| async move {
-        let path = proxied(namespace, "pods", pod, &check.port, &check.path);
-        status_of(client, path, check).await.map_err(|said| (Some(pod.clone()), said))
+        let path = proxies.path(namespace, "pods", pod, &check.port, &check.path);
+        status_of(&proxies.client, path, check).await.map_err(|said| (Some(pod.clone()), said))
     });
     futures::future::join_all(answers).await.into_iter().collect()
 }
@@ -154,7 +200,7 @@ fn get(path: &str) -> Result<http::Request<Vec<u8>>, String> {
 }
 
 async fn ask_metric(
-    client: &Client,
+    proxies: &Proxies,
     namespace: &str,
     check: &MetricCheck,
     pods: &[String],
@@ -162,10 +208,10 @@ async fn ask_metric(
     now: Timestamp,
 ) -> Result<(), Failed> {
     let texts = pods.iter().map(|pod| async move {
-        let path = proxied(namespace, "pods", pod, &check.port, &check.path);
+        let path = proxies.path(namespace, "pods", pod, &check.port, &check.path);
         let said = |error: String| (Some(pod.clone()), error);
         let request = get(&path).map_err(said)?;
-        match tokio::time::timeout(TIMEOUT, client.request_text(request)).await {
+        match tokio::time::timeout(TIMEOUT, proxies.client.request_text(request)).await {
             Err(_) => Err(said(format!("no answer within {} s", TIMEOUT.as_secs()))),
             Ok(text) => text.map(|text| (pod.clone(), text)).map_err(|error| said(error.to_string())),
         }
@@ -200,8 +246,45 @@ mod tests {
         assert_eq!(names(&[], &["p"]), ("a,b".into(), Some(5)));
         assert_eq!(names(&[("a", 4), ("b", 4)], &["p"]), (String::new(), Some(1)));
         assert_eq!(names(&[("a", 5), ("b", 5)], &["p"]), ("a".into(), Some(5)));
-        let path = |port| proxied("ns", "pods", "p", &port, "/x?y=1");
-        assert_eq!(path(IntOrString::Int(80)), "/api/v1/namespaces/ns/pods/p:80/proxy/x?y=1");
-        assert_eq!(path(IntOrString::String("http".into())), "/api/v1/namespaces/ns/pods/p:http/proxy/x?y=1");
+    }
+
+    async fn failures(family: Family, answer: fn(&str) -> (u16, &'static str)) -> (u32, Vec<String>) {
+        let (client, asked) = crate::sim::client(move |path| {
+            let (status, body) = answer(path);
+            (status, body.to_owned())
+        });
+        let check =
+            serde_json::from_value(json!({"name": "a", "http": {"port": "http", "path": "/x?y=1"}})).expect("a check");
+        let question = Question { revision: "r".into(), check, pods: vec!["p".into()] };
+        let (answers, now) = (Answers::default(), "2026-11-21T10:00:00Z".parse().expect("a time"));
+        let proxies = Proxies::new(client, family);
+        ask(&proxies, "ns", &question, &answers, now).await;
+        ask(&proxies, "ns", &question, &answers, now).await;
+        let asked = asked.lock().clone();
+        (answers.of("r")["a"].failures, asked)
+    }
+
+    #[tokio::test]
+    async fn pods_of_either_family_are_asked_where_the_server_has_a_proxy_to_them() {
+        const PATH: &str = "/namespaces/ns/pods/p:http/proxy/x?y=1";
+        let (failed, asked) = failures(Family::Standard, |_| (503, "")).await;
+        assert_eq!((failed, &asked[..]), (2, &[format!("/api/v1{PATH}"), format!("/api/v1{PATH}")][..]));
+        let ours = |path: &str| match path {
+            "/apis/proa.dev/v1" => (
+                200,
+                r#"{"kind": "APIResourceList", "groupVersion": "proa.dev/v1", "resources": [{"name": "pods/proxy", "singularName": "", "namespaced": true, "kind": "PodProxyOptions", "verbs": ["get"]}]}"#,
+            ),
+            _ => (503, ""),
+        };
+        let (failed, asked) = failures(Family::Proa, ours).await;
+        assert_eq!((failed, asked.len(), asked[2].as_str()), (2, 3, format!("/apis/proa.dev/v1{PATH}").as_str()));
+        let another = |path: &str| match path {
+            "/apis/proa.dev/v1" => {
+                (200, r#"{"kind": "APIResourceList", "groupVersion": "proa.dev/v1", "resources": []}"#)
+            }
+            _ => (404, ""),
+        };
+        let (failed, asked) = failures(Family::Proa, another).await;
+        assert_eq!((failed, asked.len()), (0, 1), "what cannot be asked has not failed");
     }
 }

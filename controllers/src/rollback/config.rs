@@ -58,6 +58,11 @@ pub struct Live {
     pub secrets: BTreeMap<String, Arc<Secret>>,
     /// When the content last changed, for those that were seen to.
     pub changed: BTreeMap<Reference, Timestamp>,
+    /// The resource version in which it did.
+    pub changed_in: BTreeMap<Reference, u64>,
+    /// For pods that were seen to wait for a node: the last resource version in which they did, by uid. Whatever their containers
+    /// read, they read later.
+    pub waited_in: BTreeMap<String, u64>,
     /// Those that are there, and whose content has to be read first.
     pub unknown: BTreeSet<Reference>,
     /// Since when changes are seen at all: what differs and was not seen to change may have changed right before.
@@ -68,6 +73,17 @@ impl Live {
     /// Since when the content is what it is, at the latest.
     fn stands_since(&self, reference: &Reference) -> Timestamp {
         self.changed.get(reference).copied().unwrap_or(self.since)
+    }
+
+    /// Whether the pod started after the content became what it is.
+    ///
+    /// Resource versions tell exactly, where both sides were seen: they grow from write to write, over all kinds (KEP-5504 for
+    /// comparing them; of our own server they are the store's revisions). Otherwise times do, which are of whole seconds.
+    fn was_there_before(&self, pod: &Pod, reference: &Reference) -> bool {
+        let waited = pod.metadata.uid.as_ref().and_then(|uid| self.waited_in.get(uid));
+        let changed = self.changed_in.get(reference);
+        waited.zip(changed).is_some_and(|(waited, changed)| waited > changed)
+            || started_after(pod, self.stands_since(reference))
     }
 }
 
@@ -200,6 +216,11 @@ pub(crate) fn copy_of(revision: &ObjectMeta) -> String {
     named.unwrap_or_else(|| format!("{}-config", revision.name.as_deref().unwrap_or_default()))
 }
 
+/// The digest of what a revision's copy holds: its name ends in it.
+pub(crate) fn digest_of_copy(revision: &ObjectMeta) -> Option<&str> {
+    note(revision, annotations::CONFIG_COPY)?.rsplit_once('-').map(|(_, digest)| digest)
+}
+
 type Content = BTreeMap<String, ByteString>;
 
 /// What the copy of these references would hold now. Objects that do not exist are left out.
@@ -276,7 +297,7 @@ pub(crate) fn keep(
         // What is gone stays in the copy: there is nothing else left of it.
         let Some(new) = content.get(&key).filter(|new| copy.get(&key) != Some(new)) else { continue };
         let shown = if proven {
-            shown_in(pods, live.stands_since(reference), !at_start.contains(reference), now)
+            shown_in(pods, live, reference, !at_start.contains(reference), now)
         } else {
             Some(Duration::ZERO)
         };
@@ -310,18 +331,18 @@ pub(crate) fn keep(
     }))
 }
 
-/// How long until these pods have shown that their revision runs with what changed at that time: now that one of them
+/// How long until these pods have shown that their revision runs with what changed last: now that one of them
 /// started with it and is ready, or, for files that running pods see change, when all of them have been ready with it for
 /// long enough. `None` while only an event can bring that about.
-fn shown_in(pods: &[&Pod], changed: Timestamp, follows: bool, now: Timestamp) -> Option<Duration> {
-    if pods.iter().any(|pod| pods::is_ready(pod) && started_after(pod, changed)) {
+fn shown_in(pods: &[&Pod], live: &Live, of: &Reference, follows: bool, now: Timestamp) -> Option<Duration> {
+    if pods.iter().any(|pod| pods::is_ready(pod) && live.was_there_before(pod, of)) {
         return Some(Duration::ZERO);
     }
     if !follows || pods.is_empty() {
         return None;
     }
     let ready = pods.iter().map(|pod| pods::ready_since(pod)).collect::<Option<Vec<_>>>()?;
-    let since = ready.into_iter().fold(changed, Timestamp::max);
+    let since = ready.into_iter().fold(live.stands_since(of), Timestamp::max);
     Some(SETTLE.saturating_sub(Duration::try_from(now.duration_since(since)).unwrap_or_default()))
 }
 
@@ -450,5 +471,27 @@ mod tests {
         assert!(after("10:00:05", "10:00:06"));
         assert!(!after("10:00:05", "10:00:05"), "before or after: nobody can tell");
         assert!(!after("10:00:04", "10:00:06"), "what started late may have been looked up before");
+    }
+
+    #[test]
+    fn a_pod_that_waited_for_its_node_in_a_later_version_started_after_the_change_within_the_same_second_too() {
+        let time = "2026-11-21T10:00:05Z";
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"uid": "u", "creationTimestamp": time}, "spec": {"containers": []},
+            "status": {"containerStatuses": [{"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                "state": {"running": {"startedAt": time}}}]},
+        }))
+        .expect("a pod");
+        let conf = Reference::ConfigMap("conf".into());
+        let live = |changed: Option<u64>, waited: Option<u64>| Live {
+            changed: [(conf.clone(), time.parse().expect("a time"))].into(),
+            changed_in: changed.map(|at| (conf.clone(), at)).into_iter().collect(),
+            waited_in: waited.map(|at| ("u".to_owned(), at)).into_iter().collect(),
+            ..Live::default()
+        };
+        assert!(live(Some(7), Some(8)).was_there_before(&pod, &conf));
+        assert!(!live(Some(9), Some(8)).was_there_before(&pod, &conf), "it may have been bound before the change");
+        assert!(!live(None, Some(8)).was_there_before(&pod, &conf));
+        assert!(!live(Some(7), None).was_there_before(&pod, &conf));
     }
 }

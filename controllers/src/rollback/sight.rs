@@ -2,15 +2,15 @@
 //! kept configuration. The same for every kind.
 
 use super::{
-    checks::{Answers, Standing},
-    config::{Live, Reference, copy_of},
+    checks::{Answers, Proxies, Standing},
+    config::{Live, Reference, copy_of, references},
     marks::note,
     policy::effective,
     surroundings::{Surroundings, is_well, unreachable_registries},
 };
 use crate::{
     ActError, Change, Clock, Context, Informer, Key, Queue, Writes,
-    informer::{Watched, is_stripped},
+    informer::{Watched, is_stripped, revision_in},
     owners,
     patch::{MANAGER, params},
     pods,
@@ -34,6 +34,15 @@ const BY_CONFIG: &str = "config";
 const BY_REGISTRY: &str = "unreachable-registry";
 const BY_REVISION: &str = "kept-for";
 
+/// A change of content.
+#[derive(Clone, Copy, Debug)]
+struct Changed {
+    /// When it was seen.
+    at: Timestamp,
+    /// The resource version it came in.
+    version: Option<u64>,
+}
+
 /// The informers a judgement needs.
 pub(crate) struct Sight {
     kind: WorkloadKind,
@@ -46,8 +55,12 @@ pub(crate) struct Sight {
     clock: Clock,
     /// How checks stand.
     pub(crate) answers: Answers,
-    /// When the content of an object that is there was seen to change.
-    changed: Arc<Mutex<HashMap<(String, Reference), Timestamp>>>,
+    /// Where they are asked.
+    pub(crate) proxies: Proxies,
+    /// When the content of an object that is there was seen to change, by namespace.
+    changed: Arc<Mutex<HashMap<(String, Reference), Changed>>>,
+    /// The last resource version in which a pod that reads configuration was seen to wait for a node, by uid.
+    waited: Arc<Mutex<HashMap<String, u64>>>,
     /// Since when changes of content are seen.
     since: Timestamp,
 }
@@ -74,21 +87,23 @@ impl Sight {
             pods: context.informers.of_resource(context.family.pod()),
             clock: context.clock.clone(),
             answers: Answers::default(),
+            proxies: Proxies::new(context.client.clone(), context.family),
             changed: Arc::default(),
+            waited: Arc::default(),
             since: context.clock.now(),
         }
     }
 
-    /// Wakes the workloads that a change of what is seen here concerns; `references` are those of a workload's template.
+    /// Wakes the workloads that a change of what is seen here concerns; `read` tells what a workload's template refers to.
     pub(crate) fn wire<K: Watched>(
         &self,
         queue: &Queue,
         workloads: &Informer<K>,
-        references: impl Fn(&K) -> BTreeSet<Reference> + Send + Sync + 'static,
+        read: impl Fn(&K) -> BTreeSet<Reference> + Send + Sync + 'static,
     ) {
         workloads.add_index(BY_CONFIG, move |workload| {
             let namespace = workload.meta().namespace.as_deref().unwrap_or_default();
-            references(workload).iter().map(|reference| config_index(namespace, reference)).collect()
+            read(workload).iter().map(|reference| config_index(namespace, reference)).collect()
         });
         self.pods.add_index(BY_REGISTRY, unreachable_registries);
         self.secrets.add_index(BY_REVISION, |secret| {
@@ -110,6 +125,19 @@ impl Sight {
             let spec = |policy: &Option<Arc<RolloutPolicy>>| policy.as_ref().map(|policy| policy.spec.clone());
             if spec(&change.old) != spec(&change.new) {
                 wake_all(&to, &all, &change.key.namespace);
+            }
+        });
+        let waited = self.waited.clone();
+        self.pods.on_change(move |change| {
+            let uid = |pod: &Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
+            match (&change.old, &change.new) {
+                (Some(old), None) => drop(waited.lock().remove(&uid(old))),
+                (_, Some(new)) if pods::node(new).is_none() && !references(&new.spec).is_empty() => {
+                    if let Some(version) = revision_in(&new.metadata) {
+                        waited.lock().insert(uid(new), version);
+                    }
+                }
+                _ => {}
             }
         });
         self.route_config(queue, workloads, &self.config_maps, Reference::ConfigMap, |a, b| {
@@ -141,7 +169,7 @@ impl Sight {
                 None => drop(changed.lock().remove(&id)),
                 // What was there before us and is listed for the first time has not changed.
                 Some(new) if change.old.is_some() || is_made_since(new.as_ref(), since) => {
-                    changed.lock().insert(id, clock.now());
+                    changed.lock().insert(id, Changed { at: clock.now(), version: revision_in(new.meta()) });
                 }
                 Some(_) => {}
             }
@@ -168,14 +196,23 @@ impl Sight {
         effective(self.kind, object, &self.policies.in_namespace(namespace), wish)
     }
 
-    /// What these references hold now, and the copies kept with these revisions.
+    /// What these references hold now, the copies kept with these revisions, and what is known of when these pods read them.
     pub(crate) fn live<'a>(
         &self,
         namespace: &str,
         wanted: BTreeSet<Reference>,
         revisions: impl Iterator<Item = &'a ObjectMeta>,
+        pods: &[Arc<Pod>],
     ) -> Live {
         let mut live = Live { since: self.since, ..Live::default() };
+        let waited = self.waited.lock();
+        let of_pod = |pod: &Arc<Pod>| {
+            let uid = pod.metadata.uid.clone()?;
+            let version = *waited.get(&uid)?;
+            Some((uid, version))
+        };
+        live.waited_in = pods.iter().filter_map(of_pod).collect();
+        drop(waited);
         let changed = self.changed.lock();
         for reference in wanted {
             let (Reference::ConfigMap(name) | Reference::Secret(name)) = &reference;
@@ -199,7 +236,8 @@ impl Sight {
             if stripped {
                 live.unknown.insert(reference.clone());
             }
-            if let Some(at) = changed.get(&(namespace.to_owned(), reference.clone())) {
+            if let Some(Changed { at, version }) = changed.get(&(namespace.to_owned(), reference.clone())) {
+                live.changed_in.extend(version.map(|version| (reference.clone(), version)));
                 live.changed.insert(reference, *at);
             }
         }

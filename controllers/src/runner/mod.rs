@@ -97,6 +97,9 @@ pub enum ActError {
     /// The server refuses this write; trying again helps only after someone changed something.
     #[error("refused: {0}")]
     Refused(String),
+    /// As [`ActError::Refused`], and an event about the object says so: the log need not.
+    #[error("{0}")]
+    Told(String),
     /// The server or the way to it failed; trying again can help.
     #[error("{0}")]
     Failed(String),
@@ -184,6 +187,10 @@ async fn take_turns(this: Arc<dyn Turns>, queue: Queue, clock: Clock) {
                 Err(ActError::Conflict(why)) => {
                     debug!(why, "conflict, looking again");
                     queue.retry(key.clone());
+                }
+                Err(ActError::Told(why)) => {
+                    let pause = queue.retry(key.clone());
+                    debug!(why, ?pause, "refused");
                 }
                 Err(error) => {
                     let pause = queue.retry(key.clone());

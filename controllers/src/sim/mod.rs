@@ -7,9 +7,26 @@
 use crate::{Key, owners};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::client::Body;
+use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, sync::Arc};
+
+/// A client whose every request is answered with what the function says of its path, and the paths that were asked.
+pub(crate) fn client(
+    answer: impl Fn(&str) -> (u16, String) + Clone + Send + 'static,
+) -> (kube::Client, Arc<Mutex<Vec<String>>>) {
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = asked.clone();
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let path = request.uri().to_string();
+        let (status, body) = answer(&path);
+        seen.lock().push(path);
+        async move { http::Response::builder().status(status).body(Body::from(body.into_bytes())) }
+    });
+    (kube::Client::new(service, "default"), asked)
+}
 
 /// Applies a JSON merge patch (RFC 7386).
 pub(crate) fn merge(target: &mut Value, patch: &Value) {

@@ -21,6 +21,7 @@ use crate::{
     owners,
     patch::{MANAGER, json, merge_diff, params},
     pod_control::{Deed, Owner, PodControl},
+    scale::status_with_selector,
     selector,
 };
 use futures::future::BoxFuture;
@@ -30,7 +31,7 @@ use kube::{
     ResourceExt,
     api::{Patch, PostParams},
 };
-use proa_crds::{Pod, StatefulSet, reasons};
+use proa_crds::{Pod, RolloutPolicy, StatefulSet, policy::WorkloadKind, reasons, rollout_policies};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -43,6 +44,7 @@ pub struct StatefulSets {
     pods: Informer<Pod>,
     claims: Informer<PersistentVolumeClaim>,
     recorder: Recorder,
+    policies: Informer<RolloutPolicy>,
     control: PodControl,
     backoff: Arc<Backoff>,
 }
@@ -50,7 +52,11 @@ pub struct StatefulSets {
 impl StatefulSets {
     /// The loop of that context's family.
     pub fn new(context: &Context) -> Self {
+        let policies = context.informers.of_resource::<RolloutPolicy>(rollout_policies());
+        // Another API server need not know the kind.
+        policies.may_be_unknown();
         StatefulSets {
+            policies,
             sets: context.informers.of_resource(context.family.stateful_set()),
             pods: context.informers.of_resource(context.family.pod()),
             claims: context.informers.of(),
@@ -81,6 +87,7 @@ impl StatefulSets {
     }
 
     async fn patch_status(&self, set: &StatefulSet, change: &Value, writes: &Writes) -> Result<(), ActError> {
+        let change = status_with_selector(&self.sets.resource(), &set.spec.selector, change.clone());
         let patch = json!({"metadata": {"uid": set.metadata.uid}, "status": change});
         let api = self.sets.api(&set.namespace().unwrap_or_default());
         let written = api.patch_status(&set.name_any(), &params(), &Patch::Merge(&patch)).await?;
@@ -211,11 +218,16 @@ impl Loop for StatefulSets {
             self.pods.synced().await;
             self.claims.synced().await;
             self.recorder.revisions.synced().await;
+            self.policies.synced().await;
         })
     }
 
     fn see(&self, key: &Key) -> Option<Seen> {
         let set = self.sets.get(key)?;
+        let policies = self.policies.in_namespace(&key.namespace);
+        if guard::is_awaited(WorkloadKind::StatefulSet, &set.metadata, &set.spec.template, &policies) {
+            return None;
+        }
         let uid = set.metadata.uid.as_deref()?;
         let mut orphans = self.pods.orphans(&key.namespace);
         orphans.retain(|pod| selector::matches(&set.spec.selector, pod.metadata.labels.as_ref()));

@@ -103,8 +103,8 @@ pub fn plan(seen: &Seen, now: Timestamp) -> Plan<Action> {
     }
     let update = match history.current(&parent) {
         Ok(update) => update,
-        Err(_) if leaving => return Plan::nothing(),
-        Err(write) => return Plan::act(vec![Action::Record(write)]),
+        Err(history::Pending::Record(write)) if !leaving => return Plan::act(vec![Action::Record(write)]),
+        Err(_) => return Plan::nothing(),
     };
     let current = set.status.as_ref().and_then(|status| status.current_revision.as_deref());
     let current = current.and_then(|name| history.named(name)).unwrap_or(update);

@@ -1,6 +1,6 @@
 //! Pod Security admission (KEP-2579): what the pods of a namespace may do, by the three levels of the Pod Security
-//! Standards. A pod that violates what is enforced is refused; who makes pods, or what makes them, is warned. There is no
-//! audit log to annotate, and nobody is exempt: what needs more runs in a namespace that allows it.
+//! Standards. A pod that violates what is enforced is refused; who makes pods, or what makes them, is warned, and the audit
+//! log annotated. Nobody is exempt: what needs more runs in a namespace that allows it.
 
 mod checks;
 mod policy;
@@ -18,6 +18,10 @@ use crate::kinds::Op;
 use crate::registry::Call;
 use checks::{Judged, violations};
 use policy::{Level, Standard};
+
+/// In the audit log: the policy that was enforced, and what a pod has against it of the one that is only noted.
+const ENFORCED: &str = "pod-security.kubernetes.io/enforce-policy";
+const VIOLATIONS: &str = "pod-security.kubernetes.io/audit-violations";
 
 /// How many pods of a namespace are looked at when it asks for more.
 const CHECKED: usize = 3000;
@@ -57,11 +61,13 @@ fn policy(call: &Call<'_>) -> Option<policy::Policy> {
     let item = call.core.caches.resource("namespaces").get("", call.namespace())?;
     let (policy, _) = policy::of(&item.object());
     let asks = |standard: Standard| standard.level != Level::Privileged;
-    (asks(policy.enforce) || asks(policy.warn)).then_some(policy)
+    (asks(policy.enforce) || asks(policy.warn) || asks(policy.audit)).then_some(policy)
 }
 
 fn pod(call: &Call<'_>, pod: &Object) -> Result<(), ApiError> {
     let (Some(policy), Some(judged)) = (policy(call), Judged::pod(pod)) else { return Ok(()) };
+    call.request.trail.annotate(ENFORCED, || policy.enforce.to_string());
+    note(call, policy.audit, &judged);
     if let Some((_, details)) = against(policy.enforce, &judged) {
         let why = format!("violates PodSecurity \"{}\": {details}", policy.enforce);
         return Err(ApiError::forbidden(call.resource.group_resource(), pod.name(), &why));
@@ -72,7 +78,18 @@ fn pod(call: &Call<'_>, pod: &Object) -> Result<(), ApiError> {
 
 fn warn(call: &Call<'_>, template: &Value) {
     if let (Some(policy), Some(judged)) = (policy(call), Judged::template(template)) {
+        note(call, policy.audit, &judged);
         tell(call, policy.warn, &judged);
+    }
+}
+
+/// What the audit log is told of.
+fn note(call: &Call<'_>, standard: Standard, judged: &Judged<'_>) {
+    if !call.request.trail.is_kept() {
+        return;
+    }
+    if let Some((_, details)) = against(standard, judged) {
+        call.request.trail.annotate(VIOLATIONS, || format!("would violate PodSecurity \"{standard}\": {details}"));
     }
 }
 

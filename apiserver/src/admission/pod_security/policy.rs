@@ -37,6 +37,8 @@ pub(super) struct Policy {
     pub(super) enforce: Standard,
     /// Whoever makes pods that violate this, or what will make them, is told.
     pub(super) warn: Standard,
+    /// The audit log tells of pods that violate this, and of what will make them.
+    pub(super) audit: Standard,
 }
 
 impl Level {
@@ -114,8 +116,7 @@ pub(super) fn of(namespace: &Object) -> (Policy, FieldErrors) {
         (standard, said.is_some(), known.is_some(), dated.is_some())
     };
     let (enforce, _, enforces, _) = read("enforce", Level::Restricted);
-    // Nothing is recorded here, but what is said of it must be right.
-    read("audit", Level::Privileged);
+    let (audit, ..) = read("audit", Level::Privileged);
     let (mut warn, warns, _, dated) = read("warn", Level::Privileged);
     // Who makes a Deployment learns at once that its pods will be refused.
     if enforces && !warns && enforce.level > warn.level {
@@ -124,5 +125,5 @@ pub(super) fn of(namespace: &Object) -> (Policy, FieldErrors) {
             warn.version = enforce.version;
         }
     }
-    (Policy { enforce, warn }, errors)
+    (Policy { enforce, warn, audit }, errors)
 }

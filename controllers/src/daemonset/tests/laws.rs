@@ -28,9 +28,9 @@ fn steps(disturbed: bool) -> impl Strategy<Value = Vec<Step>> {
         6 => (0..6usize).prop_map(Step::Loop),
         4 => (1..4usize).prop_map(Step::Nodes),
         1 => (1..4u8).prop_map(Step::Image),
+        1 => Just(Step::Bad),
     ];
     let wild = prop_oneof![
-        Just(Step::Bad),
         (0..6u8).prop_map(Step::Delete),
         (0..6u8).prop_map(Step::Fail),
         (0..6u8).prop_map(Step::Unready),

@@ -369,6 +369,28 @@ fn configuration_gone_wrong_goes_back_and_is_refused_until_it_changes() {
 }
 
 #[test]
+fn a_policy_that_comes_after_an_undo_leaves_what_was_gone_back_to() {
+    let mut sim = Sim::new();
+    sim.config_map("conf", "one");
+    sim.roll_out(&with_variables("v1"));
+    sim.config_map("conf", "two");
+    sim.roll_out(&with_variables("v2"));
+    sim.undo(None);
+    sim.settle();
+    let made = sim.created["v1"];
+    sim.policy(json!({"configuration": "Rollout"}));
+    sim.settle();
+    assert_eq!(
+        (sim.created["v1"], values(&sim)),
+        (made, vec!["two".to_owned(), "one".to_owned()]),
+        "nobody changed anything"
+    );
+    sim.config_map("conf", "three");
+    sim.settle();
+    assert_eq!((sim.created["v1"], values(&sim).last().map(String::as_str)), (made + 2, Some("three")));
+}
+
+#[test]
 fn a_policy_that_no_longer_wants_it_leaves_the_last_revision_as_it_is() {
     let mut sim = rolled_by_configuration();
     sim.config_map("conf", "two");

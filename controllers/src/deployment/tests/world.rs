@@ -238,8 +238,8 @@ impl Sim {
                 .map(|secret| (secret.name_any(), secret))
                 .collect(),
             changed: self.changed.clone(),
-            unknown: Default::default(),
             since: self.since,
+            ..config::Live::default()
         };
         let namespace = self.namespace_wants_rollback.then_some(annotations::ROLLBACK_ON_FAILURE);
         let checks = replica_sets

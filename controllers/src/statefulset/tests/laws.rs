@@ -26,9 +26,9 @@ fn steps(disturbed: bool) -> impl Strategy<Value = Vec<Step>> {
         6 => (0..6usize).prop_map(Step::Loop),
         4 => (1..4usize).prop_map(Step::Nodes),
         1 => (1..4u8).prop_map(Step::Image),
+        1 => Just(Step::Bad),
     ];
     let wild = prop_oneof![
-        1 => Just(Step::Bad),
         1 => (0..7i32).prop_map(Step::Scale),
         1 => (0..3i32).prop_map(Step::Start),
         1 => (0..4i32).prop_map(Step::Partition),

@@ -192,7 +192,7 @@ fn a_name_taken_by_another_revision_counts_a_collision() {
         let kind = proa_crds::Family::Standard.stateful_set();
         let parent = crate::history::Parent::of_stateful_set(&seen.set, &kind);
         match crate::history::History::of(&parent, &[]).current(&parent) {
-            Err(crate::history::Write::Create(revision)) => revision.name_any(),
+            Err(crate::history::Pending::Record(crate::history::Write::Create(revision))) => revision.name_any(),
             other => panic!("{other:?}"),
         }
     };

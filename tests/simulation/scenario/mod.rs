@@ -1,12 +1,18 @@
 //! What happens in one run: users who change their minds, and the weather.
 //!
-//! Owns: the drawing of a story from a seed, and playing it on a whole control plane in one thread of virtual time.
+//! Owns: the drawing of a story from a seed, and playing it on a whole control plane in one thread of virtual time. What
+//! happens between two rests is in `events`.
+
+mod events;
 
 use crate::auditor::Auditor;
-use crate::faults::{Rates, Weather};
+use crate::faults::Weather;
 use crate::hollow::Hollow;
 use crate::jobs::{a_cron_job, a_job};
-use crate::laws::{Wanted, at_rest};
+use crate::laws::{Wanted, Wishes, at_rest};
+use crate::objects::Objects;
+use crate::quota::quota;
+use crate::release::Bundle;
 use crate::sets::{Asked, Kind};
 use crate::storage;
 use crate::world::{Machines, Observed, now_from};
@@ -48,20 +54,21 @@ pub(crate) struct Story {
 /// What every run starts from: a server's first objects, and its keys.
 pub(crate) struct Prepared {
     memory: Memory,
+    objects: Objects,
     keys: tempfile::TempDir,
 }
 
 impl Prepared {
     pub(crate) fn new() -> Prepared {
         let keys = tempfile::tempdir().expect("a temporary directory");
-        let memory = virtual_time(async {
-            let observed = Arc::new(Observed::new(Memory::new(HISTORY)));
+        let (memory, objects) = virtual_time(async {
+            let observed = Arc::new(Observed::new(Memory::new(HISTORY), Objects::default()));
             let server = open(&observed, keys.path(), 0).await;
             server.close();
             drop(server);
-            observed.fork()
+            (observed.fork(), observed.records.lock().objects.clone())
         });
-        Prepared { memory, keys }
+        Prepared { memory, objects, keys }
     }
 }
 
@@ -100,12 +107,14 @@ struct Play {
     server: Server,
     machines: Arc<Mutex<Machines>>,
     controllers: Weather,
-    nodes: Weather,
+    /// The weather on each node's lines.
+    nodes: BTreeMap<String, Weather>,
     alive: BTreeMap<String, CancellationToken>,
     loops: CancellationToken,
     auditor: Auditor,
-    wanted: Vec<Wanted>,
-    sets: Vec<Asked>,
+    wishes: Wishes,
+    /// What autoscaled deployments have to carry, by name, as a server of metrics tells it.
+    loads: Arc<Mutex<BTreeMap<String, i64>>>,
     told: Vec<String>,
     origin: Instant,
     clock: proa_controllers::Clock,
@@ -116,7 +125,7 @@ struct Play {
 impl Play {
     async fn start(prepared: &Prepared, seed: u64) -> Play {
         let origin = Instant::now();
-        let store = Arc::new(Observed::new(prepared.memory.fork(HISTORY)));
+        let store = Arc::new(Observed::new(prepared.memory.fork(HISTORY), prepared.objects.clone()));
         let server = open(&store, prepared.keys.path(), seed).await;
         let machines: Arc<Mutex<Machines>> = Arc::default();
         let witness = {
@@ -127,18 +136,23 @@ impl Play {
                 }
             })
         };
+        let loads: Arc<Mutex<BTreeMap<String, i64>>> = Arc::default();
+        let metrics = {
+            let loads = loads.clone();
+            Arc::new(move |path: &str| metric(path, &loads.lock()))
+        };
         let auditor = Auditor::start(server.local(User::new("auditor", &["system:masters"])), store.revision().0, seed);
         let mut play = Play {
             chance: StdRng::seed_from_u64(seed),
             evictor: StdRng::seed_from_u64(seed ^ 0xE71C7),
             seed,
-            controllers: Weather::new(seed ^ 0xC0, Some(witness)),
-            nodes: Weather::new(seed ^ 0x90DE, None),
+            controllers: Weather::new(seed ^ 0xC0, Some(witness), Some(metrics)),
+            nodes: BTreeMap::new(),
             alive: BTreeMap::new(),
             loops: CancellationToken::new(),
             auditor,
-            wanted: Vec::new(),
-            sets: Vec::new(),
+            wishes: Wishes::default(),
+            loads,
             told: Vec::new(),
             origin,
             clock: proa_controllers::Clock::simulated(crate::world::START.parse().expect("a time")),
@@ -167,7 +181,11 @@ impl Play {
         let user = User::new("controllers", &["system:masters"]);
         let client = Client::new(self.controllers.line(self.server.local(user)), "default");
         let family = proa_crds::Family::Standard;
-        let options = proa_controllers::Options { clock: self.clock.clone(), ..proa_controllers::Options::new(family) };
+        let options = proa_controllers::Options {
+            clock: self.clock.clone(),
+            node_blocks: proa_controllers::Blocks::new([10, 244, 0, 0].into(), 16, 24),
+            ..proa_controllers::Options::new(family)
+        };
         self.loops = CancellationToken::new();
         let loops = self.loops.clone();
         tokio::spawn(async move {
@@ -185,10 +203,11 @@ impl Play {
 
     fn start_node(&mut self, name: &str) {
         self.incarnations += 1;
-        let user = User::node(name);
+        let (user, seed) = (User::node(name), self.seed ^ 0x90DE ^ self.incarnations << 32);
+        let weather = self.nodes.entry(name.to_owned()).or_insert_with(|| Weather::new(seed, None, None));
         let hollow = Hollow {
             name: name.to_owned(),
-            client: Client::new(self.nodes.line(self.server.local(user)), "default"),
+            client: Client::new(weather.line(self.server.local(user)), "default"),
             clock: proa_apiserver::Clock::new(now_from(self.origin)),
             machines: self.machines.clone(),
             seed: self.seed.wrapping_mul(31).wrapping_add(self.incarnations),
@@ -222,13 +241,32 @@ impl Play {
         for name in ["web", "api"].iter().take(self.chance.random_range(1..=2)) {
             self.deploy(name).await?;
         }
-        for kind in [Kind::Stateful, Kind::Daemon] {
-            if self.chance.random_bool(0.35) {
-                let (asked, set) = Asked::start(kind, &mut self.chance);
-                self.tell(format!("a set: {set}"));
-                self.must("POST", &asked.path(false), JSON, &set).await?;
-                self.sets.push(asked);
+        for (kind, often) in [(Kind::Stateful, 0.4), (Kind::Daemon, 0.35), (Kind::Replication, 0.1)] {
+            if self.chance.random_bool(often) {
+                let (asked, made) = Asked::start(kind, &mut self.chance);
+                for (path, object) in made {
+                    self.tell(format!("{path}: {object}"));
+                    self.must("POST", &path, JSON, &object).await?;
+                }
+                self.wishes.sets.push(asked);
             }
+        }
+        if self.chance.random_bool(0.25) {
+            // Claims of users only are refused where there is no room: a set would wait for its own.
+            let claims = if self.wishes.sets.iter().any(|set| set.kind == Kind::Stateful) { 50 } else { 2 };
+            let quota = quota(claims);
+            self.tell(format!("a quota: {}", quota["spec"]["hard"]));
+            self.must("POST", "/api/v1/namespaces/shop/resourcequotas", JSON, &quota).await?;
+        }
+        if let Some(wanted) = self.wishes.deployments.first().filter(|wanted| wanted.guarded)
+            && self.chance.random_bool(0.3)
+        {
+            let bundle = Bundle::of(&wanted.name);
+            for (path, object) in bundle.objects() {
+                self.tell(format!("{path}: {object}"));
+                self.must("POST", path, JSON, &object).await?;
+            }
+            self.wishes.release = Some(bundle);
         }
         if self.chance.random_bool(0.5) {
             self.start_job().await?;
@@ -239,13 +277,14 @@ impl Play {
             self.must("POST", "/apis/batch/v1/namespaces/shop/cronjobs", JSON, &cron).await?;
         }
         self.rest("the start").await?;
-        self.evict().await?;
         for act in 1..=self.chance.random_range(1..=2) {
+            if self.evictor.random_bool(0.25) {
+                self.evict().await?;
+            }
             self.storm(act).await?;
             self.rest(&format!("act {act}")).await?;
         }
-        self.evict().await?;
-        self.leave().await
+        if self.evictor.random_bool(0.6) { self.leave().await } else { Ok(()) }
     }
 
     async fn start_job(&mut self) -> Result<(), String> {
@@ -295,9 +334,29 @@ impl Play {
             "spec": {"selector": labels, "ports": [{"port": 80}]}});
         self.must("POST", "/api/v1/namespaces/shop/services", JSON, &service).await?;
         let good = BTreeSet::from(["v1".to_owned()]);
-        let wanted =
-            Wanted { namespace: "shop".into(), name: name.into(), replicas, image: "v1".into(), good, guarded };
-        self.wanted.push(wanted);
+        let autoscaled = self.chance.random_bool(0.25);
+        let (namespace, image) = ("shop".to_owned(), "v1".to_owned());
+        self.wishes.deployments.push(Wanted {
+            namespace,
+            name: name.into(),
+            replicas,
+            image,
+            good,
+            guarded,
+            autoscaled,
+        });
+        if autoscaled {
+            self.loads.lock().insert(name.to_owned(), replicas * SHARE);
+            self.tell(format!("{name} is scaled by its load"));
+            let metric = json!({"type": "External", "external": {"metric": {"name": name},
+                "target": {"type": "AverageValue", "averageValue": SHARE.to_string()}}});
+            let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": name});
+            let autoscaler = json!({"metadata": {"name": name}, "spec": {
+                "scaleTargetRef": target, "minReplicas": 1, "maxReplicas": MOST, "metrics": [metric],
+                "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}}});
+            let path = "/apis/autoscaling/v2/namespaces/shop/horizontalpodautoscalers";
+            self.must("POST", path, JSON, &autoscaler).await?;
+        }
         let (field, value) = match self.evictor.random_range(0..4) {
             0 => ("minAvailable", json!(self.evictor.random_range(0..=3))),
             1 => ("minAvailable", json!(format!("{}%", self.evictor.random_range(0..=100)))),
@@ -311,169 +370,6 @@ impl Play {
         Ok(())
     }
 
-    /// Somebody evicts whatever the budgets let go, as fast as they do, in bad weather for those who count.
-    async fn evict(&mut self) -> Result<(), String> {
-        // A rollout that hangs disturbs the same pods.
-        if self.wanted.iter().any(Wanted::is_bad) {
-            return Ok(());
-        }
-        let mut rate = |most: f64| self.evictor.random_range(0.0..most);
-        let rates = Rates { before: rate(0.1), after: rate(0.1), late: rate(0.3), cut: rate(0.5), silent: 0.0 };
-        self.tell(format!("evictions: {rates:?}"));
-        self.controllers.set(rates);
-        self.store.records.lock().disrupted = true;
-        for _ in 0..self.evictor.random_range(1..=3) {
-            for pod in self.store.entries("/registry/pods/shop/") {
-                let pod: Value = serde_json::from_slice(&pod.bytes).expect("JSON");
-                let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-                let app = pod["metadata"]["labels"]["app"].as_str().unwrap_or_default().to_owned();
-                let answered = self.store.records.lock().answers(&pod, &self.machines.lock());
-                let path = format!("/api/v1/namespaces/shop/pods/{name}/eviction");
-                let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
-                let (code, answer) = self.call("POST", &path, JSON, &eviction).await;
-                self.tell(format!("{name} is evicted: {code}"));
-                match code {
-                    201 if answered => self.store.records.lock().judge_eviction(&app, &self.machines.lock()),
-                    201 | 404 | 429 => {}
-                    _ => return Err(format!("{path}: {code} {}", answer["message"])),
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(self.evictor.random_range(0..5_000))).await;
-        }
-        self.controllers.set(Rates::default());
-        self.rest("evictions").await
-    }
-
-    /// Bad weather, and a few things that happen in it.
-    async fn storm(&mut self, act: u32) -> Result<(), String> {
-        let calm = self.chance.random_bool(0.2);
-        let silent = !calm && self.chance.random_bool(0.15);
-        let mut rate = |most: f64| if calm { 0.0 } else { self.chance.random_range(0.0..most) };
-        let rates = Rates {
-            before: rate(0.1),
-            after: rate(0.1),
-            late: rate(0.3),
-            cut: rate(0.7),
-            silent: if silent { 0.2 } else { 0.0 },
-        };
-        self.tell(format!("act {act}: {rates:?}"));
-        self.controllers.set(rates);
-        self.nodes.set(Rates { silent: 0.0, ..rates });
-        // With a silent watch even dead nodes are a matter of belief.
-        self.store.records.lock().disrupted = silent;
-        let mut down: Vec<String> = Vec::new();
-        for _ in 0..self.chance.random_range(2..=6) {
-            self.happen(&mut down).await?;
-            if self.chance.random_bool(0.4) {
-                self.claim().await;
-            }
-            let longest = if self.chance.random_bool(0.5) { 1_500 } else { 15_000 };
-            let pause = self.chance.random_range(0..longest);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-        self.controllers.set(Rates::default());
-        self.nodes.set(Rates::default());
-        for node in down {
-            self.tell(format!("{node} comes back"));
-            self.start_node(&node);
-        }
-        Ok(())
-    }
-
-    /// Somebody wants storage, or wants it no more.
-    async fn claim(&mut self) {
-        const CLAIMS: &str = "/api/v1/namespaces/shop/persistentvolumeclaims";
-        let name = format!("disk-{}", self.chance.random_range(0..3));
-        if self.store.records.lock().storage.wanted.remove(&name) {
-            self.tell(format!("{name} is given up"));
-            self.call("DELETE", &format!("{CLAIMS}/{name}"), JSON, &json!({})).await;
-            return;
-        }
-        // Of the same name the last may still be going.
-        let (code, _) = self.call("POST", CLAIMS, JSON, &storage::claim(&name)).await;
-        self.tell(format!("{name} is claimed: {code}"));
-        if code == 201 {
-            self.store.records.lock().storage.wanted.insert(name);
-        }
-    }
-
-    async fn happen(&mut self, down: &mut Vec<String>) -> Result<(), String> {
-        if !self.sets.is_empty() && self.chance.random_bool(0.35) {
-            let at = self.chance.random_range(0..self.sets.len());
-            let (patch, told) = self.sets[at].change(&mut self.chance);
-            self.tell(told);
-            let path = self.sets[at].path(true);
-            return self.must("PATCH", &path, STRATEGIC, &patch).await.map(drop);
-        }
-        let at = self.chance.random_range(0..self.wanted.len());
-        let name = self.wanted[at].name.clone();
-        match self.chance.random_range(0..23) {
-            20..=22 => self.start_job().await,
-            0..=6 => {
-                let images = ["v1", "v2", "v3", "v4", "broken1", "missing1"];
-                let image = images[self.chance.random_range(0..images.len())];
-                self.tell(format!("{name} becomes {image}"));
-                self.wanted[at].image = image.to_owned();
-                if !self.wanted[at].is_bad() {
-                    self.wanted[at].good.insert(image.to_owned());
-                }
-                self.patch(
-                    &name,
-                    json!({"spec": {"template": {"spec": {"containers": [{"name": "main", "image": image}]}}}}),
-                )
-                .await
-            }
-            7..=9 => {
-                // Not to nothing: where no pod runs a bad image is as healthy as any.
-                let replicas = self.chance.random_range(1..=5);
-                self.tell(format!("{name} is scaled to {replicas}"));
-                self.wanted[at].replicas = replicas;
-                self.patch(&name, json!({"spec": {"replicas": replicas}})).await
-            }
-            10..=12 => {
-                let pods = self.must("GET", "/api/v1/namespaces/shop/pods", JSON, &Value::Null).await?;
-                let pods = pods["items"].as_array().cloned().unwrap_or_default();
-                if !pods.is_empty() {
-                    let pod = pods[self.chance.random_range(0..pods.len())]["metadata"]["name"]
-                        .as_str()
-                        .unwrap_or_default()
-                        .to_owned();
-                    self.tell(format!("somebody deletes {pod}"));
-                    self.store.records.lock().disrupted = true;
-                    self.call("DELETE", &format!("/api/v1/namespaces/shop/pods/{pod}"), JSON, &json!({})).await;
-                }
-                Ok(())
-            }
-            13..=16 => {
-                self.restart_controllers();
-                Ok(())
-            }
-            17 => {
-                self.tell(format!("{name} is paused for a while"));
-                self.patch(&name, json!({"spec": {"paused": true}})).await?;
-                tokio::time::sleep(Duration::from_secs(self.chance.random_range(1..8))).await;
-                self.patch(&name, json!({"spec": {"paused": null}})).await
-            }
-            _ => {
-                let node = format!("node-{}", self.chance.random_range(0..2));
-                if let Some(token) = self.alive.remove(&node) {
-                    self.tell(format!("{node} vanishes"));
-                    self.store.records.lock().disrupted = true;
-                    token.cancel();
-                    if self.chance.random_bool(0.3) {
-                        self.tell(format!("{node} is taken out of the cluster"));
-                        self.call("DELETE", &format!("/api/v1/nodes/{node}"), JSON, &json!({})).await;
-                    }
-                    if self.chance.random_bool(0.3) {
-                        tokio::time::sleep(Duration::from_secs(self.chance.random_range(1..500))).await;
-                    }
-                    down.push(node);
-                }
-                Ok(())
-            }
-        }
-    }
-
     async fn patch(&self, name: &str, patch: Value) -> Result<(), String> {
         self.must("PATCH", &deployments(&format!("/{name}")), STRATEGIC, &patch).await.map(drop)
     }
@@ -482,16 +378,9 @@ impl Play {
     async fn rest(&mut self, after: &str) -> Result<(), String> {
         self.come_to_rest(after).await?;
         self.tell(format!("at rest after {after}"));
-        // Where a rollout went back, what was asked for last is no longer what is wanted.
-        for at in 0..self.wanted.len() {
-            if self.wanted[at].guarded && self.wanted[at].is_bad() {
-                let path = deployments(&format!("/{}", self.wanted[at].name));
-                let now = self.must("GET", &path, JSON, &Value::Null).await?;
-                let image = &now["spec"]["template"]["spec"]["containers"][0]["image"];
-                self.wanted[at].image = image.as_str().unwrap_or_default().to_owned();
-            }
-        }
-        self.store.records.lock().rested();
+        let mut records = self.store.records.lock();
+        self.wishes.rested(&records.objects);
+        records.rested();
         Ok(())
     }
 
@@ -499,7 +388,7 @@ impl Play {
         let (deadline, mut since) = (Instant::now() + PATIENCE, None::<Instant>);
         let mut missing = None::<((u64, usize, usize), String)>;
         loop {
-            if let Some(broken) = self.store.records.lock().broken.first() {
+            if let Some(broken) = self.broken() {
                 return Err(format!("during {after}: {broken}"));
             }
             // What is missing is missing until something changes.
@@ -510,7 +399,7 @@ impl Play {
             };
             let found = match missing.take().filter(|(as_of, _)| *as_of == state) {
                 Some((_, why)) => Err(why),
-                None => at_rest(&self.store, &self.machines.lock(), &self.wanted, &self.sets),
+                None => at_rest(&self.store.records.lock(), &self.machines.lock(), &self.wishes, self.store.now()),
             };
             match found {
                 Ok(()) if since.is_some_and(|since| since.elapsed() >= STANDSTILL) => return Ok(()),
@@ -522,28 +411,39 @@ impl Play {
         }
     }
 
+    /// The first law that was broken.
+    fn broken(&self) -> Option<String> {
+        let records = self.store.records.lock();
+        records.broken.first().or(self.machines.lock().broken.first()).cloned()
+    }
+
     /// Everything is taken away, one way or another, and nothing may be left.
     async fn leave(&mut self) -> Result<(), String> {
         self.store.records.lock().disrupted = true;
-        if self.chance.random_bool(0.6) {
-            let gone = self.wanted.remove(0);
+        if self.chance.random_bool(0.4) {
+            let gone = self.wishes.deployments.remove(0);
+            // A release of which a member is gone for good is as it is.
+            if self.wishes.release.take_if(|bundle| bundle.deployment == gone.name).is_some() {
+                let release = "/apis/proa.dev/v1/namespaces/shop/releases/bundle";
+                self.must("DELETE", release, JSON, &json!({})).await?;
+            }
             let how = ["Foreground", "Background"][self.chance.random_range(0..2)];
             self.tell(format!("{} is deleted, {how}", gone.name));
             let body = json!({"propagationPolicy": how});
             self.must("DELETE", &deployments(&format!("/{}", gone.name)), JSON, &body).await?;
             self.rest("a deletion").await?;
         }
-        if !self.sets.is_empty() && self.chance.random_bool(0.5) {
-            let gone = self.sets.remove(0);
+        if !self.wishes.sets.is_empty() && self.chance.random_bool(0.5) {
+            let gone = self.wishes.sets.remove(0);
             let how = ["Foreground", "Background"][self.chance.random_range(0..2)];
             self.tell(format!("{} is deleted, {how}", gone.path(true)));
             self.must("DELETE", &gone.path(true), JSON, &json!({"propagationPolicy": how})).await?;
             self.rest("the deletion of a set").await?;
+            gone.is_gone(&self.store.records.lock().objects)?;
         }
         self.tell("the namespace is deleted".into());
         self.must("DELETE", "/api/v1/namespaces/shop", JSON, &json!({})).await?;
-        self.wanted.clear();
-        self.sets.clear();
+        self.wishes = Wishes::default();
         self.store.records.lock().storage.wanted.clear();
         self.rest("the end").await?;
         let left = self.store.entries("/registry/").into_iter().find(|entry| entry.key.contains("/shop"));
@@ -562,7 +462,21 @@ impl Play {
     }
 }
 
+/// How much of a load each pod of an autoscaled deployment should carry, and how many there are at most.
+const SHARE: i64 = 10;
+const MOST: i64 = 5;
+
+/// What a server of external metrics answers of the load of a name.
+fn metric(path: &str, loads: &BTreeMap<String, i64>) -> Option<Value> {
+    let name = path.strip_prefix("/apis/external.metrics.k8s.io/v1beta1/namespaces/shop/")?;
+    let value = loads.get(name)?.to_string();
+    let item = json!({"metricName": name, "metricLabels": {}, "timestamp": crate::world::START, "value": value});
+    Some(json!({"kind": "ExternalMetricValueList", "apiVersion": "external.metrics.k8s.io/v1beta1",
+        "metadata": {}, "items": [item]}))
+}
+
 const JSON: &str = "application/json";
+const MERGE: &str = "application/merge-patch+json";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
 
 fn deployments(rest: &str) -> String {

@@ -1,0 +1,1 @@
+vvr6V6qt526bVVM9zU2ymNlEOfGIVWzcQSzzOcHxA3k
