@@ -22,6 +22,7 @@ pub mod jsonpath;
 pub mod managed_fields;
 pub mod names;
 pub mod object;
+pub mod part;
 pub mod patch;
 pub mod pod_resources;
 pub mod quantity;

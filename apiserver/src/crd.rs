@@ -313,5 +313,5 @@ async fn set_finalizers(core: &Arc<Core>, object: &Object, finalizers: &[&str]) 
         }
         Ok((new, FieldErrors::new()))
     };
-    write::assign(&call, object.name(), &options, change).await.map(drop)
+    write::assign(&call, object.name(), &[], &options, change).await.map(drop)
 }

@@ -186,7 +186,7 @@ impl DeleteOptions {
 
 /// What a delete did.
 pub enum Deleted {
-    /// The object is gone; its last state.
+    /// The object is gone; as it was.
     Gone(Object),
     /// It is marked and somebody still has work to do; its state now.
     Marked(bytes::Bytes),
@@ -218,10 +218,10 @@ pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) 
             if options.dry_run {
                 return Ok(Deleted::Gone(new));
             }
-            match write::remove(call, &item, new.clone()).await {
+            match write::remove(call, &item, new).await {
                 Ok(()) => {
                     write::take_up(call).await;
-                    return Ok(Deleted::Gone(new));
+                    return Ok(Deleted::Gone(old));
                 }
                 Err(CommitError::Conflict { .. }) => continue,
                 Err(error) => return Err(write::commit_error(error)),

@@ -34,6 +34,17 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// How many changes are taken at a time.
 const BATCH: usize = 512;
 
+/// What it takes to hand a change to one watcher, more or less. All watchers of a kind together are not told more often than
+/// they can be: what happens meanwhile goes out in one piece. With few of them nobody waits, and never for long.
+const PER_WATCHER: Duration = Duration::from_micros(10);
+const ROUND: std::ops::Range<Duration> = Duration::from_millis(1)..Duration::from_millis(5);
+
+/// How long the next round of so many watchers has to wait after the last.
+fn round(watchers: usize) -> Option<Duration> {
+    let round = PER_WATCHER.saturating_mul(u32::try_from(watchers).unwrap_or(u32::MAX));
+    (round >= ROUND.start).then(|| round.min(ROUND.end))
+}
+
 /// Lines are joined up to this size: fewer writes when much happens at once.
 const CHUNK: usize = 64 * 1024;
 
@@ -52,6 +63,7 @@ struct Watcher {
     changed: tokio::sync::watch::Receiver<u64>,
     deadline: Instant,
     next_bookmark: Instant,
+    told: Option<Instant>,
     over: bool,
     _open: Gauge,
 }
@@ -133,6 +145,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
         changed,
         deadline: now + timeout(query.get("timeoutSeconds"), &core.config.entropy)?,
         next_bookmark: now + BOOKMARK_EVERY,
+        told: None,
         over: false,
         _open: core.metrics.watcher(&call.resource.kind),
     };
@@ -169,6 +182,9 @@ impl Watcher {
             if std::mem::take(&mut self.end_of_initial) {
                 return Some(self.bookmark(true));
             }
+            if let (Some(told), Some(round)) = (self.told.take(), round(self.resource.cache.watchers())) {
+                tokio::time::sleep_until(told + round).await;
+            }
             self.changed.borrow_and_update();
             // Read before the changes: everything up to here is then certainly among them.
             let applied = self.core.caches.applied();
@@ -190,6 +206,7 @@ impl Watcher {
                     let lines = self.lines(&changes);
                     self.cursor = last;
                     if !lines.is_empty() {
+                        self.told = Some(Instant::now());
                         return Some(lines);
                     }
                     continue;
@@ -329,5 +346,19 @@ impl Form {
         let mut value = wire::table(&head, vec![wire::row(cells, &object.0, self.include)], metadata);
         table::set_version(&mut value, self.chosen.version);
         Bytes::from(value.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_crowd_waits_and_never_long() {
+        assert_eq!(round(1), None);
+        assert_eq!(round(99), None);
+        assert_eq!(round(100), Some(Duration::from_millis(1)));
+        assert_eq!(round(300), Some(Duration::from_millis(3)));
+        assert_eq!(round(1_000_000), Some(Duration::from_millis(5)));
     }
 }

@@ -5,12 +5,13 @@ use bytes::Bytes;
 use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::managed_fields::{self, Manager, Operation};
 use proa_apimachinery::object::Object;
+use proa_apimachinery::part::Part;
 use proa_apimachinery::status::ApiError;
 use proa_store::{CommitError, Expect, Key, Op as StoreOp, Revision, Txn, Value as Stored};
 use serde_json::Value;
 
-use super::options::{FieldValidation, WriteOptions};
-use super::{Call, codec, fields, meta};
+use super::options::WriteOptions;
+use super::{Call, codec, meta};
 use crate::admission::{self, chain};
 use crate::allocate::{Around, Claims};
 use crate::authz::escalation;
@@ -239,7 +240,10 @@ const MAX_OBJECT: usize = 3 << 19;
 
 /// The form in the store.
 async fn encoded(call: &Call<'_>, object: Object) -> Result<Stored, ApiError> {
-    let value = codec::encode(&conversion::to_storage(call.core, &call.resource, object).await?);
+    within_limit(codec::encode(&conversion::to_storage(call.core, &call.resource, object).await?))
+}
+
+fn within_limit(value: Stored) -> Result<Stored, ApiError> {
     if value.bytes.len() <= MAX_OBJECT {
         return Ok(value);
     }
@@ -362,20 +366,35 @@ async fn stale(call: &Call<'_>, item: &Item) -> Result<bool, ApiError> {
 }
 
 /// Changes fields that only a subresource may change (a pod's node, a namespace's finalizers): the new
-/// state is made from the stored one by this server itself, so the kind's rules for users do not run. What
-/// came from the user is held to the schema, and metadata to what is asked of everybody's.
-pub async fn assign<F>(call: &Call<'_>, name: &str, options: &WriteOptions, mut change: F) -> Result<Outcome, ApiError>
+/// state is made from the stored one by this server itself, so the kind's rules for users do not run. What came from the
+/// user the caller has held to its schema already, and metadata is held to what is asked of everybody's.
+///
+/// `part` is all that `change` looks at and changes besides `metadata`: a pod is bound without a look at its containers.
+pub async fn assign<F>(
+    call: &Call<'_>,
+    name: &str,
+    part: &[&[&str]],
+    options: &WriteOptions,
+    mut change: F,
+) -> Result<Outcome, ApiError>
 where
     F: FnMut(&Object) -> Result<(Object, FieldErrors), ApiError>,
 {
     let resource = &call.resource;
+    let always: [&[&str]; 3] = [&["apiVersion"], &["kind"], &["metadata"]];
+    let part = Part::at(part.iter().chain(&always).map(|path| path.to_vec()));
+    // What is stored in another form has other fields there, and a dry run answers with the whole object.
+    let mut in_part = resource.stored_as_served() && !options.dry_run;
     for _ in 0..ATTEMPTS {
-        let Some(Current { item, object: old }) = current(call, name).await? else { return Err(call.not_found(name)) };
+        call.core.caches.consistent().await?;
+        let Some(item) = resource.cache.get(call.namespace(), name) else { return Err(call.not_found(name)) };
+        let read = if in_part { part.read(&item.bytes).ok() } else { None };
+        in_part = read.is_some();
+        let old = read.unwrap_or_else(|| resource.to_served(item.object()));
         let (mut new, _) = change(&old)?;
         if new.resource_version() != old.resource_version() {
             return Err(ApiError::stale(resource.group_resource(), name));
         }
-        fields::check(call, &mut new, Vec::new(), FieldValidation::Ignore)?;
         let mut errors = FieldErrors::new();
         // The name is the stored one.
         kinds::meta::validate(Op::Update, &new, Some(&old), |_| Vec::new(), &mut errors);
@@ -388,7 +407,19 @@ where
         if options.dry_run {
             return Ok(Outcome::Stored(codec::plain(&new)));
         }
-        let txn = replace(call, &item, new, remove).await?;
+        let txn = match in_part {
+            false => replace(call, &item, new, remove).await?,
+            true => match codec::encode_part(&part, &item.bytes, new) {
+                Some(value) if !remove => {
+                    Txn::put(item.key.clone(), within_limit(value)?, Expect::At(Revision(item.revision)))
+                }
+                // Written by somebody else, in an order we do not write in, or about to go and shown once more: then whole.
+                _ => {
+                    in_part = false;
+                    continue;
+                }
+            },
+        };
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 return Ok(match committed.entries.into_iter().next() {
