@@ -12,6 +12,7 @@ use crate::admission::hooks::Hooks;
 use crate::admission::policy::Policies;
 use crate::admission::quota::Turns;
 use crate::agents::Agents;
+use crate::aggregation::Aggregation;
 use crate::allocate::Allocators;
 use crate::audit::Audit;
 use crate::authn::oidc::Issuers;
@@ -64,6 +65,8 @@ pub struct Core {
     pub usage: Usage,
     /// How many requests run at once.
     pub flow: Flow,
+    /// Who answers for groups this server does not.
+    pub aggregation: Aggregation,
     /// The admission webhooks.
     pub hooks: Hooks,
     /// The admission policies.

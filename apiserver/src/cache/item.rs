@@ -155,6 +155,11 @@ impl Change {
         Change { revision, kind: ChangeKind::Delete, item, previous: None, frames: Default::default() }
     }
 
+    /// The same change of the same object, shown in another form.
+    pub fn showing(&self, item: Arc<Item>, previous: Option<Arc<Item>>) -> Change {
+        Change { revision: self.revision, kind: self.kind, item, previous, frames: Default::default() }
+    }
+
     /// The event's line on the wire, encoded once for all watchers.
     pub fn frame(&self, event: EventType) -> Bytes {
         self.frames[event as usize].get_or_init(|| event_line(event.name(), &self.item.bytes)).clone()

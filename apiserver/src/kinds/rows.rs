@@ -143,7 +143,7 @@ impl Row {
             selectable_fields: self.fields.iter().map(|(name, default)| field(name, default)).collect(),
             schema: SchemaRef::Builtin(self.definition),
             strategy: Arc::new(rules),
-            storage: Storage { group: group.into(), plural: self.plural.into(), api_version, convert },
+            storage: Storage { group: group.into(), plural: self.plural.into(), api_version, convert, webhook: None },
             unconditional_update: self.unconditional_update,
             is_virtual: self.is_virtual,
             verbs: if self.is_virtual { &["create"] } else { STORED },
@@ -448,8 +448,7 @@ const ROWS: &[Row] = &[
         .subs(&["status", "approval"])
         .columns(c::CSR)
         .fields(&[("spec.signerName", "")])
-        .rules(certificates::CSR)
-        .inert(),
+        .rules(certificates::CSR),
     // admission
     row!(
         "admissionregistration",
@@ -461,8 +460,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::WEBHOOKS)
     .rules(admissionregistration::WEBHOOKS)
-    .conditional()
-    .inert(),
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -473,8 +471,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::WEBHOOKS)
     .rules(admissionregistration::WEBHOOKS)
-    .conditional()
-    .inert(),
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -545,8 +542,7 @@ const ROWS: &[Row] = &[
     .columns(c::API_SERVICE)
     .fields(&[("spec.service.name", ""), ("spec.service.namespace", "")])
     .rules(admissionregistration::API_SERVICE)
-    .conditional()
-    .inert(),
+    .conditional(),
     // flow control
     row!("flowcontrol", "flowcontrol.apiserver.k8s.io", "FlowSchema", "flowschemas")
         .cluster()

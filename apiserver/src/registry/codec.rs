@@ -131,6 +131,17 @@ pub fn encode(object: &Object) -> Stored {
     Stored { bytes: Bytes::from(out), revision_at: Some(at) }
 }
 
+/// An object as the store gives it back, its resource version as the object has it.
+pub fn with_revision(object: &Object) -> Bytes {
+    let Stored { bytes, revision_at } = encode(object);
+    let Some(at) = revision_at else { return bytes };
+    let mut out = Vec::with_capacity(bytes.len() + object.resource_version().len());
+    out.extend_from_slice(&bytes[..at]);
+    out.extend_from_slice(object.resource_version().as_bytes());
+    out.extend_from_slice(&bytes[at..]);
+    Bytes::from(out)
+}
+
 /// Bytes of [`encode`] as they were before a revision was filled in; nothing when they are in another form.
 pub fn reopened(stored: &Bytes) -> Option<Stored> {
     let after_version = text(stored, b"{\"apiVersion\":\"")?;

@@ -75,7 +75,7 @@ impl Selection {
         }
         // A converted version has other field names than the cached ones: they are read anew.
         let own;
-        let meta = if resource.serves_as_stored(item.revision) {
+        let meta = if resource.serves_as_stored(&item.bytes) {
             item.meta(&|object| fields_of(resource, object))
         } else {
             own = Meta::of(&resource.to_served(item.object()), &|object| fields_of(resource, object));

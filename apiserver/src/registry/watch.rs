@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::selection::Selection;
 use super::{Call, codec, table};
 use crate::cache::{Change, ChangeKind, EventType, Item, event_line};
+use crate::conversion;
 use crate::core::Core;
 use crate::http::negotiate::{Chosen, Encoding, Shape, choose};
 use crate::http::{Body, Response, respond};
@@ -113,7 +114,8 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
     let with_state = send_initial.unwrap_or(matches!(version, None | Some(0)));
     let (cursor, initial) = if with_state {
         let snapshot = call.resource.cache.snapshot(call.namespace(), applied);
-        let items = snapshot.items.into_iter().filter(|item| selection.matches(&call.resource, item)).collect();
+        let items = conversion::items(core, &call.resource, snapshot.items).await?;
+        let items = items.into_iter().filter(|item| selection.matches(&call.resource, item)).collect();
         (snapshot.revision, items)
     } else {
         (version.filter(|version| *version > 0).unwrap_or(applied), VecDeque::new())
@@ -177,8 +179,16 @@ impl Watcher {
                 }
                 Ok(changes) if changes.is_empty() => self.cursor = self.cursor.max(applied),
                 Ok(changes) => {
+                    let last = changes.last().map_or(self.cursor, |change| change.revision);
+                    let changes = match conversion::changes(&self.core, &self.resource, changes).await {
+                        Ok(changes) => changes,
+                        Err(error) => {
+                            self.over = true;
+                            return Some(failed(&error));
+                        }
+                    };
                     let lines = self.lines(&changes);
-                    self.cursor = changes.last().map_or(self.cursor, |change| change.revision);
+                    self.cursor = last;
                     if !lines.is_empty() {
                         return Some(lines);
                     }
@@ -244,7 +254,7 @@ impl Watcher {
             ChangeKind::Delete if before => EventType::Deleted,
             ChangeKind::Delete => return None,
         };
-        if self.form.chosen.shape == Shape::Object && self.resource.stored_as_served() {
+        if self.form.chosen.shape == Shape::Object && self.resource.serves_as_stored(&change.item.bytes) {
             return Some(change.frame(event));
         }
         let object = self.form.show(&self.core, &self.resource, &change.item.bytes);
@@ -288,9 +298,13 @@ impl Watcher {
     }
 
     fn expired(&self, floor: u64) -> Bytes {
-        let error = ApiError::expired(format!("too old resource version: {} ({floor})", self.cursor));
-        event_line("ERROR", error.to_status().to_string().as_bytes())
+        failed(&ApiError::expired(format!("too old resource version: {} ({floor})", self.cursor)))
     }
+}
+
+/// What ends a watch before its time.
+fn failed(error: &ApiError) -> Bytes {
+    event_line("ERROR", error.to_status().to_string().as_bytes())
 }
 
 impl Form {

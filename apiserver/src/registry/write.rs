@@ -15,8 +15,8 @@ use crate::admission::{self, chain};
 use crate::allocate::{Around, Claims};
 use crate::authz::escalation;
 use crate::cache::Item;
-use crate::crd;
 use crate::kinds::{self, Op};
+use crate::{conversion, crd};
 
 /// How often a write that lost a race starts over before the client is told.
 const ATTEMPTS: usize = 64;
@@ -169,7 +169,7 @@ pub async fn create(
         }
         let key = resource.cache.key(call.namespace(), &name);
         let claimed = claims.writes(&around(call, &now), &new);
-        let value = encoded(call, new)?;
+        let value = encoded(call, new).await?;
         let mut txn = Txn::put(key.as_str(), value, Expect::Absent);
         txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
         txn.ops.extend(claimed);
@@ -180,7 +180,7 @@ pub async fn create(
             Ok(committed) => {
                 let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
                 take_up(call).await;
-                return Ok(resource.served(&bytes));
+                return conversion::served(call.core, resource, &bytes).await;
             }
             // A quota was written meanwhile, by its controller or its owner; an address was taken; the namespace changed.
             Err(CommitError::Conflict { key: other, .. }) if *other != *key && tries < ATTEMPTS => {
@@ -219,16 +219,16 @@ fn definition_accepts(call: &Call<'_>) -> Result<Option<StoreOp>, ApiError> {
     Err(error)
 }
 
-/// A definition is served as it now is by the time its writer is answered, and a configuration of admission holds for
-/// whatever is written after.
+/// A definition is served as it now is by the time its writer is answered; a configuration of admission holds for
+/// whatever is written after, and who answers for a group for whatever is asked.
 pub async fn take_up(call: &Call<'_>) {
     if call.resource.custom.is_some() {
         return;
     }
     match &*call.resource.kind.group {
         "apiextensions.k8s.io" => crd::serve_now(call.core).await,
-        // A server that is closing admits nothing any more.
-        "admissionregistration.k8s.io" => drop(call.core.caches.consistent().await),
+        // A server that is closing admits nothing any more, and passes nothing on.
+        "admissionregistration.k8s.io" | "apiregistration.k8s.io" => drop(call.core.caches.consistent().await),
         _ => {}
     }
 }
@@ -238,8 +238,8 @@ pub async fn take_up(call: &Call<'_>) {
 const MAX_OBJECT: usize = 3 << 19;
 
 /// The form in the store.
-fn encoded(call: &Call<'_>, object: Object) -> Result<Stored, ApiError> {
-    let value = codec::encode(&call.resource.kind.to_storage(object));
+async fn encoded(call: &Call<'_>, object: Object) -> Result<Stored, ApiError> {
+    let value = codec::encode(&conversion::to_storage(call.core, &call.resource, object).await?);
     if value.bytes.len() <= MAX_OBJECT {
         return Ok(value);
     }
@@ -279,10 +279,9 @@ pub struct Current {
 /// The object now, consistently.
 pub async fn current(call: &Call<'_>, name: &str) -> Result<Option<Current>, ApiError> {
     call.core.caches.consistent().await?;
-    Ok(call.resource.cache.get(call.namespace(), name).map(|item| {
-        let object = call.resource.to_served(item.object());
-        Current { item, object }
-    }))
+    let Some(item) = call.resource.cache.get(call.namespace(), name) else { return Ok(None) };
+    let object = conversion::to_served(call.core, &call.resource, &item).await?;
+    Ok(Some(Current { item, object }))
 }
 
 /// Changes an object: reads it, lets `change` make the new state, completes and commits that, and starts
@@ -320,8 +319,10 @@ where
         if ownership == Ownership::Update {
             own_written(call, options, op, (&mut new, Some(&old)), written, &now);
         }
-        if meta::same(&new, &old) && !stale(call, &item).await? {
-            return Ok(Outcome::Stored(resource.served(&item.bytes)));
+        // What says nothing new and yet is stored in another version than it would be now is written: so clients move
+        // what is stored from one version to the next.
+        if meta::same(&new, &old) && resource.is_in_storage_version(&item.bytes) && !stale(call, &item).await? {
+            return Ok(Outcome::Stored(conversion::served(call.core, resource, &item.bytes).await?));
         }
         let remove = op != Op::Create && finished(&new);
         if options.dry_run {
@@ -333,15 +334,15 @@ where
             false => claims.writes(&around(call, &now), &new),
         };
         let charge = if remove { None } else { admission::quota::charge(call, op, &new, Some(&old)).await? };
-        let mut txn = replace(call, &item, new, remove)?;
+        let mut txn = replace(call, &item, new, remove).await?;
         txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
         txn.ops.extend(claimed);
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 take_up(call).await;
                 return Ok(match committed.entries.into_iter().next() {
-                    Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
-                    None => Outcome::Removed(resource.served(&item.bytes)),
+                    Some(entry) => Outcome::Stored(conversion::served(call.core, resource, &entry.bytes).await?),
+                    None => Outcome::Removed(conversion::served(call.core, resource, &item.bytes).await?),
                 });
             }
             Err(CommitError::Conflict { .. }) => {}
@@ -387,12 +388,12 @@ where
         if options.dry_run {
             return Ok(Outcome::Stored(codec::plain(&new)));
         }
-        let txn = replace(call, &item, new, remove)?;
+        let txn = replace(call, &item, new, remove).await?;
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 return Ok(match committed.entries.into_iter().next() {
-                    Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
-                    None => Outcome::Removed(resource.served(&item.bytes)),
+                    Some(entry) => Outcome::Stored(conversion::served(call.core, resource, &entry.bytes).await?),
+                    None => Outcome::Removed(conversion::served(call.core, resource, &item.bytes).await?),
                 });
             }
             Err(CommitError::Conflict { .. }) => {}
@@ -403,14 +404,14 @@ where
 }
 
 /// What commits the new state of an object; `remove`: as its last.
-fn replace(call: &Call<'_>, item: &Item, new: Object, remove: bool) -> Result<Txn, ApiError> {
+async fn replace(call: &Call<'_>, item: &Item, new: Object, remove: bool) -> Result<Txn, ApiError> {
     let (key, expect) = (item.key.clone(), Expect::At(Revision(item.revision)));
     if remove {
         // However large it has become, it may go.
         let last = codec::encode(&call.resource.kind.to_storage(new));
         return Ok(Txn::delete(key, expect, Some(last)));
     }
-    Ok(Txn::put(key, encoded(call, new)?, expect))
+    Ok(Txn::put(key, encoded(call, new).await?, expect))
 }
 
 /// A writer who sends no `managedFields` keeps them; one who sends an empty list resets them.

@@ -23,7 +23,6 @@ pub(super) use review::request;
 
 use super::attributes::{Attributes, Objects};
 use super::matching::{self, Verdict};
-use crate::outgoing::CallError;
 use crate::registry::Call;
 use crate::resources::Resource;
 use crate::{conversion, outgoing};
@@ -241,11 +240,13 @@ async fn ask(
     let body = review::review(version, &uid, request, Objects { new: new.as_ref(), old: old.as_ref() });
     let started = std::time::Instant::now();
     let answered = outgoing::post(call.core, client, hook.timeout, body.to_string().into()).await;
-    let outcome = answered.as_ref().map(|_| ()).map_err(CallError::to_string);
-    call.core.metrics.webhook_called(&hook.name, attributes.operation.name(), outcome.is_ok(), started.elapsed());
-    let body = answered.map_err(|error| Failure::Calling(format!("failed to call webhook: {error}")))?;
-    let answer = review::answer(&hook.name, version, &uid, &body, mutating)
-        .map_err(|why| Failure::Calling(format!("received invalid webhook response: {why}")))?;
+    let answer = answered.map_err(|error| format!("failed to call webhook: {error}")).and_then(|body| {
+        review::answer(&hook.name, version, &uid, &body, mutating)
+            .map_err(|why| format!("received invalid webhook response: {why}"))
+    });
+    let rejected = answer.as_ref().map_or(true, |answer| answer.verdict.is_err());
+    call.core.metrics.webhook_called(&hook.name, attributes.operation.name(), rejected, started.elapsed());
+    let answer = answer.map_err(Failure::Calling)?;
     answer.warnings.into_iter().for_each(|warning| call.warn(warning));
     for (key, value) in answer.annotations {
         call.request.trail.annotate(&format!("{}/{key}", hook.name), || value);
