@@ -1,8 +1,8 @@
 //! Owns the strategies of the kinds that steer the API server itself: webhooks (policies are [`super::policies`]),
 //! aggregated APIs, flow control. Never calls, evaluates or limits anything.
 
-use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::cel::Expression;
+use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::{Object, names};
 use serde_json::{Value, json};
@@ -90,7 +90,7 @@ pub(super) fn review_versions(versions: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn selector(at: &At<'_>, errors: &mut FieldErrors) {
+pub(super) fn selector(at: &At<'_>, errors: &mut FieldErrors) {
     if let Some(value) = at.value.filter(|value| !value.is_null())
         && let Err(error) = LabelSelector::from_value(value)
     {
