@@ -90,7 +90,7 @@ pub(super) fn review_versions(versions: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn selector(at: &At<'_>, errors: &mut FieldErrors) {
+pub(super) fn selector(at: &At<'_>, errors: &mut FieldErrors) {
     if let Some(value) = at.value.filter(|value| !value.is_null())
         && let Err(error) = LabelSelector::from_value(value)
     {

@@ -2,21 +2,18 @@
 //! (`pkg/apis/admissionregistration/validation`). Expressions are compiled here, so that no request finds out later; never
 //! evaluates one.
 
-use proa_apimachinery::field::{FieldError, FieldErrors};
-use proa_apimachinery::selector::LabelSelector;
+use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::{Object, names};
 use serde_json::{Map, Value};
 
-use super::admissionregistration::rules;
+use super::admissionregistration::{conditions, rules, selector};
 use super::at::{At, map_at, map_in, maps_at, or_set, spec_mut};
 use super::{Op, Rules};
-use crate::admission::policy::program::{Action, Compiled, MutationKind, Program, condition as compiled_condition};
+use crate::admission::policy::program::{Action, Compiled, MutationKind, Program, condition_variables};
 
 /// The most audit annotations of a policy, and the longest expression of one, in bytes.
 const MOST_ANNOTATIONS: usize = 20;
 const LONGEST_ANNOTATION: usize = 5 << 10;
-/// The most match conditions of a policy (KEP-3716).
-const MOST_CONDITIONS: usize = 64;
 
 /// What was not empty and says nothing all the same.
 const BLANK_MESSAGE: &str = "message must be non-empty if specified";
@@ -64,7 +61,8 @@ fn policy(_: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors) {
         match_resources(&constraints, errors);
         constraints.child("resourceRules").required(errors);
     }
-    conditions(&spec.child("matchConditions"), &program, &expressions, errors);
+    let names = condition_variables(program.param_kind.is_some());
+    conditions(&spec.child("matchConditions"), names, expressions.0.iter().map(String::as_str).collect(), errors);
     for (variable, (_, compiled)) in spec.child("variables").items().zip(&program.variables) {
         let (name, expression) = (variable.child("name"), variable.child("expression"));
         if name.str().trim().is_empty() {
@@ -216,26 +214,6 @@ fn mutation(at: &At<'_>, compiled: Option<&Compiled>, expressions: &Expressions,
     }
 }
 
-/// `matchConditions`: named, few, compiled.
-fn conditions(list: &At<'_>, program: &Program, expressions: &Expressions, errors: &mut FieldErrors) {
-    if list.len() > MOST_CONDITIONS {
-        errors.push(FieldError::too_many(&list.path, list.len(), MOST_CONDITIONS));
-    }
-    let mut seen = Vec::new();
-    for condition in list.items().take(MOST_CONDITIONS) {
-        let (name, expression) = (condition.child("name"), condition.child("expression"));
-        if name.required(errors) {
-            name.check(errors, names::is_qualified_name);
-            if seen.contains(&name.str()) {
-                name.duplicate(errors);
-            }
-            seen.push(name.str());
-        }
-        let compiled = compiled_condition(expression.str(), program.param_kind.is_some());
-        expressions.check(&expression, &compiled, "", errors);
-    }
-}
-
 fn param_kind(at: &At<'_>, errors: &mut FieldErrors) {
     if !at.present() {
         return;
@@ -276,14 +254,6 @@ fn match_resources(at: &At<'_>, errors: &mut FieldErrors) {
                 seen.push(name.str());
             }
         }
-    }
-}
-
-fn selector(at: &At<'_>, errors: &mut FieldErrors) {
-    if let Some(value) = at.value
-        && let Err(error) = LabelSelector::from_value(value)
-    {
-        at.invalid(errors, error.to_string());
     }
 }
 

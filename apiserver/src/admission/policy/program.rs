@@ -206,11 +206,6 @@ pub fn condition_variables(params: bool) -> &'static [&'static str] {
     if params { CONDITION_VARIABLES } else { CONDITION_VARIABLES_WITHOUT_PARAMS }
 }
 
-/// Compiles a match condition.
-pub fn condition(text: &str, params: bool) -> Compiled {
-    Expression::condition(text, condition_variables(params)).map(Arc::new)
-}
-
 fn environment<'a>(names: &[&'a str], mutating: bool) -> Environment<'a> {
     let environment = Environment::of(names).composing();
     if mutating { environment.making_objects() } else { environment }
