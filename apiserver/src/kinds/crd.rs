@@ -253,6 +253,7 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
             convert,
         },
         unconditional_update: false,
+        returns_deleted: false,
         is_virtual: false,
         verbs: super::STORED,
         kind: kind.into(),

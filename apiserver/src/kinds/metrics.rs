@@ -54,6 +54,7 @@ fn kind(kind: &'static str, plural: &'static str, singular: &'static str, scope:
         strategy: Arc::new(Rules::GENERIC),
         storage: Storage { group: GROUP.into(), plural: plural.into(), api_version: None, convert: None },
         unconditional_update: false,
+        returns_deleted: false,
         is_virtual: true,
         verbs: &["get", "list"],
     }
