@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use proa_apimachinery::schema::expression::Scope;
-use proa_apimachinery::schema::expression::authorizer::{Authorizer, Decision, Question};
+use proa_apimachinery::cel::Scope;
+use proa_apimachinery::cel::authorizer::{Authorizer, Decision, Question};
 
 use super::attributes::{Attributes, Operation};
 use crate::authz;

@@ -10,7 +10,7 @@ use super::columns::{self as c, Col};
 use super::{
     Convert, Kind, Rules, STORED, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource,
     admissionregistration, apps, autoscaling, batch, bounds, certificates, config, crd, discovery, events, namespace,
-    networking, node, pod, rbac, service, storage, template,
+    networking, node, pod, policies, rbac, service, storage, template,
 };
 
 /// A row in short. What most kinds share is in [`Row::namespaced`] and [`Row::cluster`].
@@ -150,7 +150,7 @@ impl Row {
             selectable_fields: self.fields.iter().map(|(name, default)| field(name, default)).collect(),
             schema: SchemaRef::Builtin(self.definition),
             strategy: Arc::new(rules),
-            storage: Storage { group: group.into(), plural: self.plural.into(), api_version, convert },
+            storage: Storage { group: group.into(), plural: self.plural.into(), api_version, convert, webhook: None },
             unconditional_update: self.unconditional_update,
             returns_deleted: self.returns_deleted,
             is_virtual: self.is_virtual,
@@ -467,8 +467,7 @@ const ROWS: &[Row] = &[
         .subs(&["status", "approval"])
         .columns(c::CSR)
         .fields(&[("spec.signerName", "")])
-        .rules(certificates::CSR)
-        .inert(),
+        .rules(certificates::CSR),
     // admission
     row!(
         "admissionregistration",
@@ -480,8 +479,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::WEBHOOKS)
     .rules(admissionregistration::WEBHOOKS)
-    .conditional()
-    .inert(),
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -492,8 +490,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::WEBHOOKS)
     .rules(admissionregistration::WEBHOOKS)
-    .conditional()
-    .inert(),
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -504,9 +501,8 @@ const ROWS: &[Row] = &[
     .extensions()
     .subs(&["status"])
     .columns(c::VALIDATING_POLICY)
-    .rules(admissionregistration::POLICY)
-    .conditional()
-    .inert(),
+    .rules(policies::VALIDATING_POLICY)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -516,9 +512,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::POLICY_BINDING)
-    .rules(admissionregistration::POLICY_BINDING)
-    .conditional()
-    .inert(),
+    .rules(policies::POLICY_BINDING)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -528,9 +523,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::MUTATING_POLICY)
-    .rules(admissionregistration::POLICY)
-    .conditional()
-    .inert(),
+    .rules(policies::MUTATING_POLICY)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -540,9 +534,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::POLICY_BINDING)
-    .rules(admissionregistration::POLICY_BINDING)
-    .conditional()
-    .inert(),
+    .rules(policies::POLICY_BINDING)
+    .conditional(),
     // extension of the API itself
     Row::new(
         "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
@@ -568,8 +561,7 @@ const ROWS: &[Row] = &[
     .columns(c::API_SERVICE)
     .fields(&[("spec.service.name", ""), ("spec.service.namespace", "")])
     .rules(admissionregistration::API_SERVICE)
-    .conditional()
-    .inert(),
+    .conditional(),
     // flow control
     row!("flowcontrol", "flowcontrol.apiserver.k8s.io", "FlowSchema", "flowschemas")
         .cluster()
