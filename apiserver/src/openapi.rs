@@ -347,7 +347,7 @@ fn add_paths(resource: &Resource, name: &str, paths: &mut Map<String, Value>) {
                     "delete",
                     DELETE,
                     Some(json!({"content": {"application/json": {"schema": reference(DELETE_OPTIONS)}}})),
-                    STATUS,
+                    if kind.returns_deleted { name } else { STATUS },
                 ),
             };
         }

@@ -283,6 +283,7 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
             webhook,
         },
         unconditional_update: false,
+        returns_deleted: false,
         is_virtual: false,
         verbs: super::STORED,
         kind: kind.into(),

@@ -60,6 +60,7 @@ fn kind(kind: &'static str, plural: &'static str, singular: &'static str, scope:
             webhook: None,
         },
         unconditional_update: false,
+        returns_deleted: false,
         is_virtual: true,
         verbs: &["get", "list"],
     }

@@ -86,6 +86,9 @@ pub struct Kind {
     pub storage: Storage,
     /// A PUT may leave out the resource version and overwrite whatever there is (`AllowUnconditionalUpdate`).
     pub unconditional_update: bool,
+    /// A delete answers with what the object was, not with a `Status` (`ReturnDeletedObject` of Kubernetes' registries;
+    /// its OpenAPI document says it of the same kinds, and clients made from that decode nothing else).
+    pub returns_deleted: bool,
     /// Answered at once and never stored: reviews, `bindings`, what is measured.
     pub is_virtual: bool,
     /// What can be done with the resource.

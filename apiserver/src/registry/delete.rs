@@ -196,6 +196,9 @@ pub enum Deleted {
 pub async fn delete(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = DeleteOptions::read(call)?;
     match delete_named(call, call.name(), &options).await? {
+        Deleted::Gone(object) if call.resource.kind.returns_deleted => {
+            get::answer(call, StatusCode::OK, codec::plain(&object))
+        }
         Deleted::Gone(object) => {
             Ok(respond(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid())))
         }
