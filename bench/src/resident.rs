@@ -143,6 +143,8 @@ pub(crate) async fn measure(target: &Target, nodes: usize, pods: usize) -> anyho
     let mut size = Report::new("KiB");
     let name = pod(0, nodes.max(1))["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let path = format!("/api/v1/namespaces/default/pods/{name}");
+    // The first connection was silent for too long to be there still.
+    let mut connection = Connection::open(&config).await?;
     size.add(
         "one of the pods",
         connection.fetch(JSON, Method::GET, &path, Bytes::new()).await?.1.len() as f64 / 1024.0,
