@@ -34,6 +34,10 @@ use crate::user::User;
 
 /// A client that has not finished its handshake by then is gone.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a connection may be silent, and a request's head may take. Longer than clients keep an idle connection for the
+/// next request (90 s in Go's transport and in hyper's pool): whoever closes first while the other begins to send makes the
+/// other fail.
+const SILENCE: Duration = Duration::from_secs(120);
 /// How long open requests may take to end once the server stops. Watches end at once.
 const DRAIN: Duration = Duration::from_millis(1_500);
 
@@ -127,7 +131,7 @@ async fn connection(core: Arc<Core>, socket: TcpStream, tls: TlsAcceptor, stop: 
         async move { tower::Service::call(&mut routes, request).await }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(HEADER_LIMIT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(SILENCE).max_buf_size(HEADER_LIMIT);
     let mut http2 = builder.http2();
     http2.timer(TokioTimer::new()).max_concurrent_streams(1_000).keep_alive_interval(Duration::from_secs(30));
     http2.max_header_list_size(HEADER_LIMIT as u32);

@@ -21,7 +21,7 @@ use crate::core::Core;
 use crate::http::{self as wire, Request, Response};
 use crate::request_info::{Query, RequestInfo};
 use crate::user::User;
-use crate::{authn, discovery, health, openapi, registry};
+use crate::{aggregation, authn, discovery, health, openapi, registry};
 
 /// A request before anybody knows who sends it.
 pub struct Incoming {
@@ -147,11 +147,17 @@ async fn answer(
         upgrade: incoming.upgrade,
         trail: trail.clone(),
     };
+    if let Some(remote) = core.aggregation.of_path(&request.path) {
+        return aggregation::pass_on(core, &request, &remote).await;
+    }
     if request.info.is_resource {
         return registry::dispatch(core, &request).await;
     }
     if !matches!(request.method, Method::GET | Method::HEAD) {
         return Err(ApiError::method_not_allowed(GroupResource::new("", ""), request.info.verb));
+    }
+    if let Some(remote) = openapi::of_remote(core, &request.path) {
+        return aggregation::openapi(core, &request, &remote).await;
     }
     if let Some(answer) = health::find(core, &request)
         .or_else(|| discovery::find(core, &request))

@@ -67,6 +67,9 @@ pub async fn legacy_binding(call: &Call<'_>) -> Result<Response, ApiError> {
     bind(&call, &name, &body).await
 }
 
+/// What a pod's binding looks at, and what it changes.
+const ASSIGNED: &[&[&str]] = &[&["spec", "nodeName"], &["spec", "schedulingGates"], &["status", "conditions"]];
+
 /// Gives a pod to a node, once.
 async fn bind(call: &Call<'_>, name: &str, body: &Object) -> Result<Response, ApiError> {
     let target = |field| body.get_str(&["target", field]).unwrap_or_default();
@@ -123,7 +126,7 @@ async fn bind(call: &Call<'_>, name: &str, body: &Object) -> Result<Response, Ap
         new.set(&["status", "conditions"], conditions);
         Ok((new, FieldErrors::new()))
     };
-    write::assign(call, name, &options, change).await?;
+    write::assign(call, name, ASSIGNED, &options, change).await?;
     Ok(answer(
         StatusCode::CREATED,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
@@ -157,6 +160,6 @@ async fn finalize(call: &Call<'_>) -> Result<Response, ApiError> {
         }
         Ok((new, FieldErrors::new()))
     };
-    let outcome = write::assign(call, call.name(), &options, change).await?;
+    let outcome = write::assign(call, call.name(), &[&["spec", "finalizers"]], &options, change).await?;
     get::answer(call, StatusCode::OK, outcome.bytes())
 }

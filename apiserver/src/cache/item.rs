@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proa_apimachinery::object::Object;
+use proa_apimachinery::part::Part;
 use proa_apimachinery::protobuf;
 use proa_apimachinery::status::ApiError;
 use proa_store::{Entry, Key};
@@ -24,20 +25,20 @@ pub struct Item {
 }
 
 /// Names and values.
-pub(super) type Pairs = Vec<(Box<str>, Box<str>)>;
+pub(super) type Pairs = Box<[(Box<str>, Box<str>)]>;
 
 /// What selectors look at.
 #[derive(Default)]
 pub struct Meta {
     /// `metadata.labels`.
     pub labels: Pairs,
-    /// The kind's selectable fields, by the name used in field selectors.
-    pub fields: Pairs,
+    /// The kind's selectable fields, in the order of its row. Without their names: there are many objects of a kind.
+    pub fields: Box<[Box<str>]>,
 }
 
 impl Meta {
     /// The labels of an object, and its fields as `fields` finds them.
-    pub fn of(object: &Object, fields: &dyn Fn(&Object) -> Pairs) -> Meta {
+    pub fn of(object: &Object, fields: &dyn Fn(&Object) -> Box<[Box<str>]>) -> Meta {
         let labels = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
         Meta { labels, fields: fields(object) }
     }
@@ -48,8 +49,8 @@ impl Meta {
     }
 
     /// The value of a selectable field; absent ones read as empty, as on Kubernetes.
-    pub fn field(&self, name: &str) -> &str {
-        self.fields.iter().find(|(have, _)| **have == *name).map_or("", |(_, value)| &**value)
+    pub fn field(&self, at: usize) -> &str {
+        self.fields.get(at).map_or("", |value| value)
     }
 }
 
@@ -101,9 +102,9 @@ impl Item {
         serde_json::from_slice::<Head>(&self.bytes).is_ok_and(|head| head.metadata.deletion_timestamp.is_some())
     }
 
-    /// Labels and selectable fields, decoded once per item.
-    pub fn meta(&self, fields: &dyn Fn(&Object) -> Pairs) -> &Meta {
-        self.meta.get_or_init(|| Meta::of(&self.object(), fields))
+    /// Labels and selectable fields, decoded once per item: `part` of it, which holds them.
+    pub fn meta(&self, part: &Part, fields: &dyn Fn(&Object) -> Box<[Box<str>]>) -> &Meta {
+        self.meta.get_or_init(|| Meta::of(&part.read(&self.bytes).unwrap_or_else(|_| self.object()), fields))
     }
 }
 
@@ -179,6 +180,18 @@ impl Change {
     pub fn protobuf_frame(&self, event: EventType) -> Bytes {
         let frames = self.protobuf_frames.get_or_init(Box::default);
         frames[event as usize].get_or_init(|| protobuf_frame(event.name(), &self.item.bytes)).clone()
+    }
+
+    /// The same change of the same object, shown in another form.
+    pub fn showing(&self, item: Arc<Item>, previous: Option<Arc<Item>>) -> Change {
+        Change {
+            revision: self.revision,
+            kind: self.kind,
+            item,
+            previous,
+            frames: Frames::default(),
+            protobuf_frames: OnceLock::new(),
+        }
     }
 
     /// The event's line on the wire, encoded once for all watchers.

@@ -7,6 +7,7 @@ use proa_apimachinery::status::ApiError;
 use proa_apimachinery::table as wire;
 
 use super::{Call, table};
+use crate::conversion;
 use crate::http::negotiate::{Encoding, Shape};
 use crate::http::{Response, object};
 
@@ -24,6 +25,7 @@ pub async fn get(call: &Call<'_>) -> Result<Response, ApiError> {
         None => drop(core.caches.consistent().await?),
     }
     let item = call.resource.cache.get(call.namespace(), call.name()).ok_or_else(|| call.not_found(call.name()))?;
+    let item = conversion::item(core, &call.resource, &item).await?;
     answer(call, StatusCode::OK, call.resource.served(&item.bytes))
 }
 

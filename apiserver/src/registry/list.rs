@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::selection::Selection;
 use super::{Call, codec, get, table};
 use crate::cache::Item;
+use crate::conversion;
 use crate::http::negotiate::{Encoding, Shape};
 use crate::http::{Body, Response, respond};
 
@@ -140,10 +141,10 @@ pub async fn page(call: &Call<'_>, selection: &Selection) -> Result<Page, ApiErr
         (Some(version), _) => drop(call.core.caches.at_least(version).await?),
         (None, None) => drop(call.core.caches.consistent().await?),
     }
-    Ok(from_cache(call, selection, limit))
+    from_cache(call, selection, limit).await
 }
 
-fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Page {
+async fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Result<Page, ApiError> {
     let cache = &call.resource.cache;
     let applied = call.core.caches.applied();
     let snapshot = match &selection.name {
@@ -155,7 +156,8 @@ fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Page {
         _ => cache.snapshot(call.namespace(), applied),
     };
     let everything = selection.is_everything();
-    let mut items = snapshot.items;
+    // Before anything is selected: fields are those of the version asked for.
+    let mut items = conversion::items(call.core, &call.resource, snapshot.items).await?;
     if !everything {
         items.retain(|item| selection.matches(&call.resource, item));
     }
@@ -165,7 +167,7 @@ fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Page {
         items.truncate(limit);
         next = token(call, snapshot.revision, items.last().map(|item| &*item.key));
     }
-    Page { items, revision: snapshot.revision, next, remaining }
+    Ok(Page { items, revision: snapshot.revision, next, remaining })
 }
 
 async fn from_store(
@@ -192,9 +194,9 @@ async fn from_store(
         after = chunk.entries.last().map(|entry| entry.key.to_string());
         let received = chunk.entries.len();
         let (mut full, mut taken) = (false, 0);
-        for entry in chunk.entries {
+        let stored = chunk.entries.into_iter().map(|entry| Arc::new(Item::from_entry(entry))).collect();
+        for item in conversion::items(call.core, &call.resource, stored).await? {
             taken += 1;
-            let item = Arc::new(Item::from_entry(entry));
             if everything || selection.matches(&call.resource, &item) {
                 items.push(item);
                 if limit > 0 && items.len() == limit {

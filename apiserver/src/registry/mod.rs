@@ -9,6 +9,7 @@ pub mod create;
 pub mod delete;
 pub mod fields;
 pub mod get;
+pub mod itself;
 pub mod list;
 pub mod meta;
 pub mod options;

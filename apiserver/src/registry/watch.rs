@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::selection::Selection;
 use super::{Call, codec, table};
 use crate::cache::{Change, ChangeKind, EventType, Item, event_line, protobuf_frame};
+use crate::conversion;
 use crate::core::Core;
 use crate::http::negotiate::{Chosen, Encoding, STREAMS, Shape};
 use crate::http::{Body, Response, respond};
@@ -32,6 +33,17 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
 /// How many changes are taken at a time.
 const BATCH: usize = 512;
+
+/// What it takes to hand a change to one watcher, more or less. All watchers of a kind together are not told more often than
+/// they can be: what happens meanwhile goes out in one piece. With few of them nobody waits, and never for long.
+const PER_WATCHER: Duration = Duration::from_micros(10);
+const ROUND: std::ops::Range<Duration> = Duration::from_millis(1)..Duration::from_millis(5);
+
+/// How long the next round of so many watchers has to wait after the last.
+fn round(watchers: usize) -> Option<Duration> {
+    let round = PER_WATCHER.saturating_mul(u32::try_from(watchers).unwrap_or(u32::MAX));
+    (round >= ROUND.start).then(|| round.min(ROUND.end))
+}
 
 /// Lines are joined up to this size: fewer writes when much happens at once.
 const CHUNK: usize = 64 * 1024;
@@ -51,6 +63,7 @@ struct Watcher {
     changed: tokio::sync::watch::Receiver<u64>,
     deadline: Instant,
     next_bookmark: Instant,
+    told: Option<Instant>,
     over: bool,
     _open: Gauge,
 }
@@ -111,7 +124,8 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
     let with_state = send_initial.unwrap_or(matches!(version, None | Some(0)));
     let (cursor, initial) = if with_state {
         let snapshot = call.resource.cache.snapshot(call.namespace(), applied);
-        let items = snapshot.items.into_iter().filter(|item| selection.matches(&call.resource, item)).collect();
+        let items = conversion::items(core, &call.resource, snapshot.items).await?;
+        let items = items.into_iter().filter(|item| selection.matches(&call.resource, item)).collect();
         (snapshot.revision, items)
     } else {
         (version.filter(|version| *version > 0).unwrap_or(applied), VecDeque::new())
@@ -129,6 +143,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
         changed,
         deadline: now + timeout(query.get("timeoutSeconds"), &core.config.entropy)?,
         next_bookmark: now + BOOKMARK_EVERY,
+        told: None,
         over: false,
         _open: core.metrics.watcher(&call.resource.kind),
     };
@@ -165,6 +180,9 @@ impl Watcher {
             if std::mem::take(&mut self.end_of_initial) {
                 return Some(self.bookmark(true));
             }
+            if let (Some(told), Some(round)) = (self.told.take(), round(self.resource.cache.watchers())) {
+                tokio::time::sleep_until(told + round).await;
+            }
             self.changed.borrow_and_update();
             // Read before the changes: everything up to here is then certainly among them.
             let applied = self.core.caches.applied();
@@ -175,9 +193,18 @@ impl Watcher {
                 }
                 Ok(changes) if changes.is_empty() => self.cursor = self.cursor.max(applied),
                 Ok(changes) => {
+                    let last = changes.last().map_or(self.cursor, |change| change.revision);
+                    let changes = match conversion::changes(&self.core, &self.resource, changes).await {
+                        Ok(changes) => changes,
+                        Err(error) => {
+                            self.over = true;
+                            return Some(self.form.failed(&error));
+                        }
+                    };
                     let lines = self.lines(&changes);
-                    self.cursor = changes.last().map_or(self.cursor, |change| change.revision);
+                    self.cursor = last;
                     if !lines.is_empty() {
+                        self.told = Some(Instant::now());
                         return Some(lines);
                     }
                     continue;
@@ -242,7 +269,7 @@ impl Watcher {
             ChangeKind::Delete if before => EventType::Deleted,
             ChangeKind::Delete => return None,
         };
-        if self.form.chosen.shape == Shape::Object && self.resource.stored_as_served() {
+        if self.form.chosen.shape == Shape::Object && self.resource.serves_as_stored(&change.item.bytes) {
             return Some(match self.form.chosen.encoding {
                 Encoding::Protobuf => change.protobuf_frame(event),
                 _ => change.frame(event),
@@ -289,12 +316,16 @@ impl Watcher {
     }
 
     fn expired(&self, floor: u64) -> Bytes {
-        let error = ApiError::expired(format!("too old resource version: {} ({floor})", self.cursor));
-        self.form.event("ERROR", error.to_status().to_string().as_bytes())
+        self.form.failed(&ApiError::expired(format!("too old resource version: {} ({floor})", self.cursor)))
     }
 }
 
 impl Form {
+    /// What ends a watch before its time.
+    fn failed(&self, error: &ApiError) -> Bytes {
+        self.event("ERROR", error.to_status().to_string().as_bytes())
+    }
+
     /// An event on the wire, given its object's JSON.
     fn event(&self, name: &str, object: &[u8]) -> Bytes {
         match self.chosen.encoding {
@@ -324,5 +355,19 @@ impl Form {
         let mut value = wire::table(&head, vec![wire::row(cells, &object.0, self.include)], metadata);
         table::set_version(&mut value, self.chosen.version);
         Bytes::from(value.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_crowd_waits_and_never_long() {
+        assert_eq!(round(1), None);
+        assert_eq!(round(99), None);
+        assert_eq!(round(100), Some(Duration::from_millis(1)));
+        assert_eq!(round(300), Some(Duration::from_millis(3)));
+        assert_eq!(round(1_000_000), Some(Duration::from_millis(5)));
     }
 }
