@@ -59,7 +59,8 @@ fn kube_rs_writes_patches_applies_watches_runs_commands_and_reads_logs() {
     cluster.namespace.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default());
+            let options = kube::config::KubeConfigOptions::default();
+            let config = kube::Config::from_custom_kubeconfig(file, &options);
             let client = Client::try_from(config.await.expect("a usable kubeconfig")).expect("a client");
             let namespace = serde_json::from_value(json!({"metadata": {"name": "rust"}})).expect("a namespace");
             let namespaces: Api<Namespace> = Api::all(client.clone());
