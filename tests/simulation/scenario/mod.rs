@@ -32,8 +32,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long the world may take to come to rest when nothing disturbs it any more: a silent watch is noticed after five
-/// minutes, a pod of a silent node is given up after six, a crash loop pauses for five.
-const PATIENCE: Duration = Duration::from_secs(1_200);
+/// minutes, a pod of a silent node is given up after six, a crash loop pauses for five, a Job that fails for up to six.
+const PATIENCE: Duration = Duration::from_secs(3_600);
 /// How long it must then stay at rest.
 const STANDSTILL: Duration = Duration::from_secs(15);
 
