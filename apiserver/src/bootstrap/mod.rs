@@ -223,7 +223,7 @@ fn namespaced_roles() -> Vec<Object> {
         (
             "kube-system",
             "extension-apiserver-authentication-reader",
-            "get,list,watch core configmaps",
+            "get,list,watch core configmaps extension-apiserver-authentication",
             "system:kube-controller-manager",
         ),
         (

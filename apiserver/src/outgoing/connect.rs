@@ -264,7 +264,8 @@ fn verdict(error: &std::io::Error, name: &str) -> String {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let Some(rustls::Error::InvalidCertificate(why)) = tls else { return error.to_string() };
     let why = match why {
-        Why::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+        // An authority of the same name is another one all the same.
+        Why::UnknownIssuer | Why::BadSignature => "certificate signed by unknown authority".to_owned(),
         Why::Expired | Why::ExpiredContext { .. } | Why::NotValidYet | Why::NotValidYetContext { .. } => {
             "certificate has expired or is not yet valid".to_owned()
         }
