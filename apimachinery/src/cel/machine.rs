@@ -152,16 +152,16 @@ impl<'p, 'm> Machine<'p, 'm> {
     fn composed(&mut self, name: &str) -> Evaluated {
         let known = self.scope.composed.iter().find(|composed| &*composed.name == name);
         let composed = known.ok_or_else(|| Fault::Failed(format!("no such key: {name}")))?;
-        let failed = |why: &String| Fault::Failed(format!("composited variable {name:?} fails to evaluate: {why}"));
+        let failed = |why: String| Fault::Failed(format!("composited variable {name:?} fails to evaluate: {why}"));
         if let Some(value) = composed.value.get() {
-            return value.as_ref().map(Cel::clone).map_err(failed);
+            return value.clone().map_err(failed);
         }
         let value = match Machine::new(self.scope, self.meter).evaluate(&composed.expression.program) {
             Ok(value) => Ok(value),
             Err(Fault::Failed(why)) => Err(why),
             Err(Fault::Spent) => return Err(Fault::Spent),
         };
-        composed.value.get_or_init(|| value).as_ref().map(Cel::clone).map_err(failed)
+        composed.value.get_or_init(|| value).clone().map_err(failed)
     }
 
     fn select(&mut self, select: &'p Select) -> Evaluated {
@@ -336,7 +336,7 @@ impl Range {
             Cel::List(items) => Ok(Range::List(items)),
             Cel::Map(map) => {
                 let mut entries: Vec<_> = map.map.iter().collect();
-                entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+                entries.sort_by_key(|(key, _)| *key);
                 Ok(Range::Map(entries.into_iter().map(|(key, value)| (key_value(key), value.clone())).collect()))
             }
             _ => Err(no_overload()),

@@ -144,7 +144,7 @@ pub fn to_json(value: &Cel) -> Result<Value, String> {
         Cel::Map(entries) => {
             // The order of keys says nothing: one of them all the same, so that a mutation is the same twice.
             let mut sorted: Vec<_> = entries.map.iter().collect();
-            sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
+            sorted.sort_by_key(|(key, _)| *key);
             let mut fields = Map::new();
             for (key, value) in sorted {
                 let Key::String(name) = key else { return Err(format!("the key {key} is not a string")) };

@@ -67,12 +67,14 @@ struct Idle {
     sender: SendRequest<Full<Bytes>>,
 }
 
+/// Settings of TLS, and from when ours is another certificate.
+type Settled = (Arc<ClientConfig>, Timestamp);
+
 /// The connections.
 #[derive(Default)]
 pub struct Outgoing {
     idle: Arc<Mutex<HashMap<Destination, Vec<Idle>>>>,
-    /// With the time from which ours is another certificate.
-    settings: Mutex<HashMap<(Trust, bool), (Arc<ClientConfig>, Timestamp)>>,
+    settings: Mutex<HashMap<(Trust, bool), Settled>>,
     system: OnceLock<Arc<RootCertStore>>,
 }
 
