@@ -81,6 +81,35 @@ pub fn parse_go(text: &str) -> Result<Duration, DurationError> {
     if total > Duration::from_nanos(i64::MAX as u64) { Err(error()) } else { Ok(total) }
 }
 
+/// Writes Go's form (`time.Duration.String`): `1h15m30.918s`; below a second in its largest fitting unit, `1.5ms`.
+pub fn format_go(nanos: i64) -> String {
+    let sign = if nanos < 0 { "-" } else { "" };
+    let total = nanos.unsigned_abs();
+    // A number of thousands, millions … of nanoseconds with what is left of it, without zeros at its end.
+    let decimal = |value: u64, per: u64| {
+        let fraction = format!("{:0width$}", value % per, width = per.ilog10() as usize);
+        match fraction.trim_end_matches('0') {
+            "" => (value / per).to_string(),
+            fraction => format!("{}.{fraction}", value / per),
+        }
+    };
+    match total {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{sign}{total}ns"),
+        1_000..1_000_000 => format!("{sign}{}µs", decimal(total, 1_000)),
+        1_000_000..1_000_000_000 => format!("{sign}{}ms", decimal(total, 1_000_000)),
+        _ => {
+            let minutes = total / 60_000_000_000;
+            let seconds = decimal(total % 60_000_000_000, 1_000_000_000);
+            match (minutes / 60, minutes % 60) {
+                (0, 0) => format!("{sign}{seconds}s"),
+                (0, minutes) => format!("{sign}{minutes}m{seconds}s"),
+                (hours, minutes) => format!("{sign}{hours}h{minutes}m{seconds}s"),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +152,31 @@ mod tests {
         assert_eq!(parse_go("0").unwrap(), Duration::ZERO);
         for bad in ["", "5", "s", "1x", "-1s", "1..s", "99999999999h"] {
             assert!(parse_go(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        let table = [
+            (0, "0s"),
+            (1, "1ns"),
+            (1_100, "1.1µs"),
+            (2_200_000, "2.2ms"),
+            (3_300_000_000, "3.3s"),
+            (245_000_000_000, "4m5s"),
+            (245_001_000_000, "4m5.001s"),
+            (18_367_001_000_000, "5h6m7.001s"),
+            (480_000_000_001, "8m0.000000001s"),
+            (3_600_000_000_000, "1h0m0s"),
+            (-1_500_000_000, "-1.5s"),
+            (i64::MAX, "2562047h47m16.854775807s"),
+            (i64::MIN, "-2562047h47m16.854775808s"),
+        ];
+        for (nanos, want) in table {
+            assert_eq!(format_go(nanos), want);
+            if nanos >= 0 {
+                assert_eq!(parse_go(want).unwrap().as_nanos() as i64, nanos, "{want}");
+            }
         }
     }
 }

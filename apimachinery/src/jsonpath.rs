@@ -40,27 +40,13 @@ impl JsonPath {
 
     /// Everything the path leads to, in document order.
     pub fn find<'a>(&self, value: &'a Value) -> Vec<&'a Value> {
-        let mut current = vec![value];
-        for step in &self.steps {
-            let mut next = Vec::new();
-            for value in current {
-                step.walk(value, &mut next);
-            }
-            current = next;
-            if current.is_empty() {
-                break;
-            }
-        }
-        current
+        follow(&self.steps, value)
     }
 
     /// The same, starting at a map, as [`crate::object::Object`] is.
     pub fn find_in_map<'a>(&self, map: &'a serde_json::Map<String, Value>) -> Vec<&'a Value> {
         match self.steps.split_first() {
-            Some((Step::Field(name), rest)) => match map.get(name) {
-                Some(value) => JsonPath { steps: rest.to_vec() }.find(value),
-                None => Vec::new(),
-            },
+            Some((Step::Field(name), rest)) => map.get(name).map(|value| follow(rest, value)).unwrap_or_default(),
             _ => Vec::new(),
         }
     }
@@ -77,6 +63,21 @@ impl JsonPath {
         }
         self.steps.iter().filter_map(|s| if let Step::Field(name) = s { Some(name.as_str()) } else { None }).collect()
     }
+}
+
+fn follow<'a>(steps: &[Step], value: &'a Value) -> Vec<&'a Value> {
+    let mut current = vec![value];
+    for step in steps {
+        let mut next = Vec::new();
+        for value in current {
+            step.walk(value, &mut next);
+        }
+        current = next;
+        if current.is_empty() {
+            break;
+        }
+    }
+    current
 }
 
 impl Step {

@@ -11,6 +11,7 @@
 //! [`pod_resources`], what objects use, which server and controllers must count alike.
 
 pub mod at;
+pub mod cel;
 pub mod cron;
 pub mod der;
 pub mod duration;
@@ -21,8 +22,10 @@ pub mod jsonpath;
 pub mod managed_fields;
 pub mod names;
 pub mod object;
+pub mod part;
 pub mod patch;
 pub mod pod_resources;
+pub mod protobuf;
 pub mod quantity;
 pub mod quota;
 pub mod schema;

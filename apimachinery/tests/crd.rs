@@ -328,7 +328,7 @@ fn what_is_not_structural_is_refused_by_name() {
         ),
         (
             json!({"type": "object", "x-kubernetes-validations": [{"rule": "launch(self)"}]}),
-            "not supported by Proa".into(),
+            "undeclared reference to 'launch'".into(),
         ),
         (
             json!({"type": "object", "x-kubernetes-validations": [{"rule": "true", "reason": "Odd"}]}),
@@ -556,18 +556,20 @@ fn a_hostile_rule_cannot_hang_the_server() {
     let whole = |rule: String| json!({"type": "object", "x-kubernetes-validations": [{"rule": rule}]});
     for rule in [
         "(".repeat(10_000),
-        format!("{}true", "!".repeat(10_000)),
         "1+".repeat(5_000) + "1 > 0",
         "[".repeat(200) + &"]".repeat(200),
-        "true && ".repeat(1_000) + "true",
         "true ? true : ".repeat(500) + "true",
         "x".repeat(100_000),
         "self".to_owned() + &".a".repeat(1_000),
     ] {
         assert!(from_openapi_v3(&whole(rule.clone())).is_err(), "{}", &rule[..20]);
     }
-    for fine in ["true && ".repeat(50) + "true", "1+".repeat(100) + "1 > 0", "(".repeat(30) + "true" + &")".repeat(30)]
-    {
+    for fine in [
+        "true && ".repeat(1_000) + "true",
+        "!".repeat(10_000) + "true",
+        "1+".repeat(100) + "1 > 0",
+        "(".repeat(30) + "true" + &")".repeat(30),
+    ] {
         let schema = from_openapi_v3(&whole(fine.clone())).unwrap_or_else(|e| panic!("{fine}: {e:?}"));
         assert!(schema.validate(&json!({}), None).is_empty(), "{fine}");
     }

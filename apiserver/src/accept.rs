@@ -26,7 +26,7 @@ use warp::Filter;
 use crate::authn::x509;
 use crate::core::Core;
 use crate::handler::{Incoming, handle};
-use crate::http::{BODY_LIMIT, Body, Response, error};
+use crate::http::{BODY_LIMIT, Body, Response, error, form};
 use crate::outside::Clock;
 use crate::pki::{Identity, Pki, PkiError};
 use crate::renew::Renewing;
@@ -34,6 +34,10 @@ use crate::user::User;
 
 /// A client that has not finished its handshake by then is gone.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a connection may be silent, and a request's head may take. Longer than clients keep an idle connection for the
+/// next request (90 s in Go's transport and in hyper's pool): whoever closes first while the other begins to send makes the
+/// other fail.
+const SILENCE: Duration = Duration::from_secs(120);
 /// How long open requests may take to end once the server stops. Watches end at once.
 const DRAIN: Duration = Duration::from_millis(1_500);
 
@@ -127,8 +131,10 @@ async fn connection(core: Arc<Core>, socket: TcpStream, tls: TlsAcceptor, stop: 
         async move { tower::Service::call(&mut routes, request).await }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(1_000).keep_alive_interval(Duration::from_secs(30));
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(SILENCE).max_buf_size(HEADER_LIMIT);
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).max_concurrent_streams(1_000).keep_alive_interval(Duration::from_secs(30));
+    http2.max_header_list_size(HEADER_LIMIT as u32);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
     tokio::select! {
@@ -184,7 +190,7 @@ fn routes(
                             };
                             handle(&core, incoming).await
                         }
-                        Err(refusal) => error(&refusal),
+                        Err(refusal) => form::finish(error(&refusal), &form::Wanted::of(&headers)).await,
                     };
                     reply(response)
                 }
@@ -224,6 +230,10 @@ where
     Ok(read.freeze())
 }
 
+/// The largest headers a request may have, all in all: those of Go's servers (`http.DefaultMaxHeaderBytes`). A token of
+/// an identity provider that lists every group is longer than HTTP/2 libraries expect.
+const HEADER_LIMIT: usize = 1024 * 1024;
+
 /// How much of a body that is too long is read to its end and forgotten, and for how long.
 const SPILL: usize = 64 * 1024 * 1024;
 const SPILL_TIME: Duration = Duration::from_secs(5);
@@ -248,7 +258,7 @@ fn reply(response: Response) -> warp::reply::Response {
         parts.headers.insert(http::header::CONTENT_LENGTH, http::HeaderValue::from(length));
     }
     let body = match body {
-        Body::Full(bytes) => warp::reply::Response::new(bytes.into()).into_body(),
+        Body::Full(bytes) | Body::Object(bytes, _) => warp::reply::Response::new(bytes.into()).into_body(),
         other => warp::Reply::into_response(warp::reply::stream(other.into_data_stream())).into_body(),
     };
     http::Response::from_parts(parts, body)

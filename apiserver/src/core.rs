@@ -9,8 +9,10 @@ use proa_store::Log;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::hooks::Hooks;
+use crate::admission::policy::Policies;
 use crate::admission::quota::Turns;
 use crate::agents::Agents;
+use crate::aggregation::Aggregation;
 use crate::allocate::Allocators;
 use crate::audit::Audit;
 use crate::authn::oidc::Issuers;
@@ -63,8 +65,12 @@ pub struct Core {
     pub usage: Usage,
     /// How many requests run at once.
     pub flow: Flow,
+    /// Who answers for groups this server does not.
+    pub aggregation: Aggregation,
     /// The admission webhooks.
     pub hooks: Hooks,
+    /// The admission policies.
+    pub policies: Policies,
     /// Calls to servers of others.
     pub outgoing: Outgoing,
     /// Whether the server serves: what it writes before that is its own, and no webhook could be there to see it.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use http::{HeaderMap, Method};
+use http::Method;
 use parking_lot::Mutex;
 use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::object::Object;
@@ -18,14 +18,11 @@ use tokio::sync::Notify;
 
 use crate::cache::Item;
 use crate::core::Core;
-use crate::http::Request;
 use crate::kinds;
 use crate::kinds::crd::FINALIZER;
 use crate::registry::options::WriteOptions;
-use crate::registry::{self, Call, meta, write};
-use crate::request_info::{Query, RequestInfo};
+use crate::registry::{Call, itself, meta, write};
 use crate::resources::{Custom, Resource};
-use crate::user::{MASTERS, User};
 
 /// Where definitions are stored.
 pub const RESOURCE: &str = "customresourcedefinitions.apiextensions.k8s.io";
@@ -169,7 +166,7 @@ async fn settle(core: &Arc<Core>, item: &Item) -> Result<(), ApiError> {
         "metadata": {"resourceVersion": object.resource_version()},
         "status": {"conditions": conditions, "acceptedNames": names, "storedVersions": stored},
     });
-    send(core, Method::PATCH, &format!("{PATH}/{}/status", object.name()), "", &patch).await
+    itself::send(core, Method::PATCH, &format!("{PATH}/{}/status", object.name()), "", &patch).await
 }
 
 fn accepted_names(object: &Object) -> Value {
@@ -196,7 +193,7 @@ fn stored_versions(object: &Object) -> Value {
 }
 
 /// Sets a condition; whether anything changed.
-fn set_condition(
+pub(crate) fn set_condition(
     conditions: &mut Vec<Value>,
     kind: &str,
     status: &str,
@@ -274,7 +271,7 @@ async fn delete_instance(core: &Arc<Core>, resource: &Resource, item: &Item) -> 
     let base = format!("/apis/{}/{}", resource.kind.group, resource.kind.version);
     let place = if resource.namespaced() { format!("namespaces/{}/", item.namespace()) } else { String::new() };
     let path = format!("{base}/{place}{}/{}", resource.kind.plural, item.name());
-    match send(core, Method::DELETE, &path, "", &Value::Null).await {
+    match itself::send(core, Method::DELETE, &path, "", &Value::Null).await {
         Err(error) if error.code != 404 => Err(error),
         _ => Ok(()),
     }
@@ -301,7 +298,7 @@ async fn set_finalizers(core: &Arc<Core>, object: &Object, finalizers: &[&str]) 
         .find("apiextensions.k8s.io", "v1", "customresourcedefinitions")
         .cloned()
         .ok_or_else(ApiError::no_such_resource)?;
-    let request = request(Method::PUT, &format!("{PATH}/{}", object.name()), "", &Value::Null);
+    let request = itself::request(Method::PUT, &format!("{PATH}/{}", object.name()), "", &Value::Null);
     let call = Call { core, request: &request, resource, warnings: parking_lot::Mutex::default() };
     let options = WriteOptions::read(&request)?;
     let version = object.resource_version().to_owned();
@@ -316,33 +313,5 @@ async fn set_finalizers(core: &Arc<Core>, object: &Object, finalizers: &[&str]) 
         }
         Ok((new, FieldErrors::new()))
     };
-    write::assign(&call, object.name(), &options, change).await.map(drop)
-}
-
-/// A request of the server to itself, through the same path as everybody's.
-async fn send(core: &Arc<Core>, method: Method, path: &str, query: &str, body: &Value) -> Result<(), ApiError> {
-    let request = request(method, path, query, body);
-    Box::pin(registry::dispatch(core, &request)).await.map(drop)
-}
-
-fn request(method: Method, path: &str, query: &str, body: &Value) -> Request {
-    let query = Query::parse(query);
-    let info = RequestInfo::parse(&method, path, &query);
-    let mut headers = HeaderMap::new();
-    let media = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
-    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(media));
-    headers.insert(http::header::USER_AGENT, http::HeaderValue::from_static("proa-apiserver"));
-    let body = if body.is_null() { bytes::Bytes::new() } else { bytes::Bytes::from(body.to_string()) };
-    let user = User::new("system:apiserver", &[MASTERS]);
-    Request {
-        method,
-        path: path.to_owned(),
-        query,
-        headers,
-        body,
-        user,
-        info,
-        upgrade: None,
-        trail: Default::default(),
-    }
+    write::assign(&call, object.name(), &[], &options, change).await.map(drop)
 }

@@ -1,32 +1,97 @@
-//! What is served here: `/api`, `/apis` and below, plain and aggregated (KEP-3352), `/version`.
+//! What is served here, by this server and by those it passes requests on to: `/api`, `/apis` and below, plain and
+//! aggregated (KEP-3352), `/version`.
+
+use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode, header};
 use proa_apimachinery::status::ApiError;
 use serde_json::{Map, Value, json};
 
+use crate::aggregation::{self, Remote};
 use crate::core::Core;
-use crate::http::negotiate::aggregated_discovery;
-use crate::http::{Request, Response, json as answer};
+use crate::http::negotiate::{Encoding, aggregated_discovery};
+use crate::http::{Request, Response, answer, json as plain, object};
 use crate::kinds::{Kind, Scope, Subresource};
-use crate::resources::{Group, GroupVersion, Resource, Table, api_version};
+use crate::resources::{GroupVersion, Resource, Table, api_version, version_rank};
 
-/// Answers a discovery path; nothing when the path is not one.
+/// A group: what this server answers for itself, and what others do.
+struct GroupView<'a> {
+    name: &'a str,
+    versions: Vec<VersionView<'a>>,
+    /// All of it is custom resources: those come after what is built in, and after others of some weight.
+    custom: bool,
+}
+
+enum VersionView<'a> {
+    Own(&'a GroupVersion),
+    Remote(&'a Remote),
+}
+
+/// The priority of groups of custom resources, as kube-aggregator registers them.
+const CUSTOM_PRIORITY: i64 = 1000;
+
+impl VersionView<'_> {
+    fn name(&self) -> &str {
+        match self {
+            VersionView::Own(version) => &version.version,
+            VersionView::Remote(remote) => &remote.version,
+        }
+    }
+}
+
+/// Every group, in the order discovery lists them. A version that an APIService gives to another server is the other's.
+fn views<'a>(table: &'a Table, remotes: &'a [Arc<Remote>]) -> Vec<GroupView<'a>> {
+    let elsewhere =
+        |group: &str, version: &str| remotes.iter().any(|remote| remote.group == group && remote.version == version);
+    let mut views: Vec<GroupView<'_>> = Vec::new();
+    for group in &table.groups {
+        let own = group.versions.iter().filter(|version| !elsewhere(&group.name, &version.version));
+        let custom = group.versions.iter().all(|version| version.resources.iter().all(|have| have.custom.is_some()));
+        views.push(GroupView { name: &group.name, versions: own.map(VersionView::Own).collect(), custom });
+    }
+    let mut remotes: Vec<&Remote> = remotes.iter().map(|remote| &**remote).collect();
+    let order = |remote: &Remote| {
+        (
+            -remote.group_priority,
+            remote.group.clone(),
+            -remote.version_priority,
+            std::cmp::Reverse(version_rank(&remote.version)),
+        )
+    };
+    remotes.sort_by_cached_key(|remote| order(remote));
+    for remote in remotes {
+        if let Some(view) = views.iter_mut().find(|view| view.name == remote.group) {
+            view.versions.push(VersionView::Remote(remote));
+            continue;
+        }
+        let view = GroupView { name: &remote.group, versions: vec![VersionView::Remote(remote)], custom: false };
+        let before = |view: &GroupView<'_>| view.custom && remote.group_priority >= CUSTOM_PRIORITY;
+        let at = views.iter().position(before).unwrap_or(views.len());
+        views.insert(at, view);
+    }
+    views.retain(|view| !view.versions.is_empty());
+    views
+}
+
+/// Answers a discovery path; nothing when the path is not one. What another server answers for has been passed on before.
 pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>> {
     let path = request.path.trim_end_matches('/');
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let table = core.resources.table();
+    let remotes = core.aggregation.remotes();
+    let view = |name: &str| views(&table, &remotes).into_iter().find(|view| view.name == name);
     let found = match parts.as_slice() {
-        ["version"] => Some(answer(StatusCode::OK, &version())),
+        ["version"] => Some(plain(StatusCode::OK, &version())),
         ["api"] => Some(match aggregated_discovery(&request.headers) {
-            Some(version) => aggregated(&table, version, true),
+            Some((version, encoding)) => aggregated(core, &views(&table, &[]), version, encoding, true),
             None => answer(StatusCode::OK, &legacy()),
         }),
         ["apis"] => Some(match aggregated_discovery(&request.headers) {
-            Some(version) => aggregated(&table, version, false),
-            None => answer(StatusCode::OK, &groups(&table)),
+            Some((version, encoding)) => aggregated(core, &views(&table, &remotes), version, encoding, false),
+            None => answer(StatusCode::OK, &groups(&views(&table, &remotes))),
         }),
-        ["apis", group] => table.group(group).filter(|_| !group.is_empty()).map(|group| {
-            let mut value = group_value(group);
+        ["apis", group] => view(group).filter(|_| !group.is_empty()).map(|group| {
+            let mut value = group_value(&group);
             value["kind"] = "APIGroup".into();
             value["apiVersion"] = "v1".into();
             answer(StatusCode::OK, &value)
@@ -55,13 +120,13 @@ fn legacy() -> Value {
     json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": ""}]})
 }
 
-fn groups(table: &Table) -> Value {
-    let groups: Vec<Value> = table.groups.iter().filter(|group| !group.name.is_empty()).map(group_value).collect();
+fn groups(views: &[GroupView<'_>]) -> Value {
+    let groups: Vec<Value> = views.iter().filter(|group| !group.name.is_empty()).map(group_value).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
-fn group_value(group: &Group) -> Value {
-    let version = |version: &GroupVersion| json!({"groupVersion": api_version(&group.name, &version.version), "version": version.version});
+fn group_value(group: &GroupView<'_>) -> Value {
+    let version = |version: &VersionView<'_>| json!({"groupVersion": api_version(group.name, version.name()), "version": version.name()});
     let versions: Vec<Value> = group.versions.iter().map(version).collect();
     json!({"name": group.name, "versions": versions, "preferredVersion": versions.first().cloned().unwrap_or_default()})
 }
@@ -127,31 +192,28 @@ fn resource_list(group: &str, version: &GroupVersion) -> Value {
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, &version.version), "resources": resources})
 }
 
-fn aggregated(table: &Table, api: &'static str, core_group: bool) -> Response {
-    let items: Vec<Value> = table
-        .groups
+fn aggregated(
+    core: &Core,
+    views: &[GroupView<'_>],
+    api: &'static str,
+    encoding: Encoding,
+    core_group: bool,
+) -> Response {
+    let items: Vec<Value> = views
         .iter()
         .filter(|group| group.name.is_empty() == core_group)
         .map(|group| {
-            let versions: Vec<Value> = group
-                .versions
-                .iter()
-                .map(|version| {
-                    let resources: Vec<Value> =
-                        version.resources.iter().map(|resource| aggregated_resource(resource)).collect();
-                    json!({"version": version.version, "freshness": "Current", "resources": resources})
-                })
-                .collect();
+            let versions: Vec<Value> = group.versions.iter().map(|version| aggregated_version(core, version)).collect();
             let mut metadata = Map::new();
             if !group.name.is_empty() {
-                metadata.insert("name".into(), group.name.as_str().into());
+                metadata.insert("name".into(), group.name.into());
             }
             metadata.insert("creationTimestamp".into(), Value::Null);
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
     let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{api}"), "metadata": {}, "items": items});
-    let mut response = answer(StatusCode::OK, &list);
+    let mut response = object(StatusCode::OK, list.to_string(), Some(encoding));
     let content_type = match api {
         "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
         _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
@@ -159,6 +221,20 @@ fn aggregated(table: &Table, api: &'static str, core_group: bool) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
+}
+
+fn aggregated_version(core: &Core, version: &VersionView<'_>) -> Value {
+    match version {
+        VersionView::Own(version) => {
+            let resources: Vec<Value> =
+                version.resources.iter().map(|resource| aggregated_resource(resource)).collect();
+            json!({"version": version.version, "freshness": "Current", "resources": resources})
+        }
+        VersionView::Remote(remote) => {
+            let seen = core.aggregation.seen(&remote.name);
+            aggregation::discovery::version(&remote.group, &remote.version, seen.as_deref())
+        }
+    }
 }
 
 fn aggregated_resource(resource: &Resource) -> Value {

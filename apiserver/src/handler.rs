@@ -21,7 +21,7 @@ use crate::core::Core;
 use crate::http::{self as wire, Request, Response};
 use crate::request_info::{Query, RequestInfo};
 use crate::user::User;
-use crate::{authn, discovery, health, openapi, registry};
+use crate::{aggregation, authn, discovery, health, openapi, registry};
 
 /// A request before anybody knows who sends it.
 pub struct Incoming {
@@ -50,6 +50,7 @@ const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 pub async fn handle(core: &Arc<Core>, incoming: Incoming) -> Response {
     let started = Instant::now();
     let query = Query::parse(&incoming.query);
+    let wanted = wire::form::Wanted::of(&incoming.headers);
     let info = RequestInfo::parse(&incoming.method, &incoming.path, &query);
     // Whoever follows a request over several servers gives it its id.
     let id = incoming.headers.get(AUDIT_ID).filter(|id| !id.is_empty() && id.len() <= 64).cloned();
@@ -66,7 +67,9 @@ pub async fn handle(core: &Arc<Core>, incoming: Incoming) -> Response {
             wire::error(&ApiError::internal("the server failed to answer this request"))
         }
     };
+    // The audit log is told in JSON, whatever the client wants.
     trail.answered(&mut response);
+    response = wire::form::finish(response, &wanted).await;
     if let Some(id) = id {
         response.headers_mut().insert(AUDIT_ID, id);
     }
@@ -144,11 +147,17 @@ async fn answer(
         upgrade: incoming.upgrade,
         trail: trail.clone(),
     };
+    if let Some(remote) = core.aggregation.of_path(&request.path) {
+        return aggregation::pass_on(core, &request, &remote).await;
+    }
     if request.info.is_resource {
         return registry::dispatch(core, &request).await;
     }
     if !matches!(request.method, Method::GET | Method::HEAD) {
         return Err(ApiError::method_not_allowed(GroupResource::new("", ""), request.info.verb));
+    }
+    if let Some(remote) = openapi::of_remote(core, &request.path) {
+        return aggregation::openapi(core, &request, &remote).await;
     }
     if let Some(answer) = health::find(core, &request)
         .or_else(|| discovery::find(core, &request))

@@ -10,11 +10,11 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use proa_apimachinery::object::Object;
+use proa_apimachinery::protobuf;
 use proa_store::{Form, Key, Value as Stored};
 
 use crate::cache::ROOT;
 use crate::encryption::ENVELOPE;
-use crate::http::protobuf;
 use crate::kinds::{self, Kind};
 use crate::registry::codec;
 use crate::resources::storage_name;

@@ -4,8 +4,8 @@
 //! (authentication, RBAC, admission), the one generic path from a request to the store, and the watch
 //! cache all reads are served from. Built-in kinds and custom resources are rows of one table; there is no
 //! handler per kind. It is the only crate that opens the store. Never runs a control loop: the only things it
-//! does by itself are taking up CustomResourceDefinitions and changed configuration files, forgetting old events, and
-//! saying where it can be reached.
+//! does by itself are taking up CustomResourceDefinitions and changed configuration files, looking after the servers it
+//! passes requests on to, forgetting old events, and saying where it can be reached.
 //!
 //! A request walks: [`accept`] (or [`local`], without a socket) → [`handler`] (authenticate, limit,
 //! authorize) → [`registry`] (decode, patch, default, admit, prepare, validate, commit) → the store; the
@@ -14,6 +14,7 @@
 pub mod accept;
 pub mod admission;
 pub mod agents;
+pub mod aggregation;
 pub mod allocate;
 pub mod audit;
 pub mod authn;

@@ -187,9 +187,9 @@ impl Metrics {
         Gauge(number)
     }
 
-    /// A webhook that was called; `answered`: whether with an answer.
-    pub fn webhook_called(&self, name: &str, operation: &'static str, answered: bool, took: Duration) {
-        let labels = WebhookLabels { name: name.to_owned(), operation, rejected: !answered };
+    /// A webhook that was called; `rejected`: it refused, or gave no answer.
+    pub fn webhook_called(&self, name: &str, operation: &'static str, rejected: bool, took: Duration) {
+        let labels = WebhookLabels { name: name.to_owned(), operation, rejected };
         self.webhooks.get_or_create(&labels).observe(took.as_secs_f64());
     }
 

@@ -16,6 +16,7 @@ use proa_apimachinery::schema;
 use proa_apimachinery::status::ApiError;
 use serde_json::{Map, Value, json};
 
+use crate::aggregation::Remote;
 use crate::core::Core;
 use crate::http::{Request, Response, json as answer, respond};
 use crate::kinds::{SchemaRef, Subresource};
@@ -39,11 +40,16 @@ pub fn find(core: &Core, request: &Request) -> Option<Result<Response, ApiError>
     let rest = request.path.strip_prefix("/openapi/")?;
     let table = core.resources.table();
     Some(match rest.trim_end_matches('/').split_once('/') {
-        None if rest.trim_end_matches('/') == "v3" => Ok(answer(StatusCode::OK, &index(&table))),
+        None if rest.trim_end_matches('/') == "v3" => Ok(answer(StatusCode::OK, &index(core, &table))),
         None if rest.trim_end_matches('/') == "v2" => v2(core, &table, request),
         Some(("v3", path)) => document(core, &table, path, request),
         _ => Err(ApiError::no_such_resource()),
     })
+}
+
+/// Whose document of version 3 a path is, if it is another server's.
+pub fn of_remote(core: &Core, path: &str) -> Option<Arc<Remote>> {
+    core.aggregation.of_path(path.strip_prefix("/openapi/v3")?)
 }
 
 /// Version 2 in protobuf for old kubectls; in JSON for tools that read definitions (Terraform, `kustomize`).
@@ -51,9 +57,18 @@ fn v2(core: &Core, table: &Table, request: &Request) -> Result<Response, ApiErro
     if request.header(header::ACCEPT).is_some_and(|accept| accept.contains("proto-openapi.spec.v2")) {
         return Ok(respond(StatusCode::OK, openapi_v2::MEDIA_TYPE, openapi_v2::document(table)));
     }
-    let hash: String = documents(table).map(|(_, version)| hash(version)).collect();
+    let mut hash: String = documents(table).map(|(_, version)| hash(version)).collect();
+    let remotes = core.aggregation.remotes();
+    let available = remotes.iter().filter(|remote| remote.available);
+    let others: Vec<_> =
+        available.filter_map(|remote| core.aggregation.seen(&remote.name)?.openapi_v2.clone()).collect();
+    others.iter().for_each(|(digest, _)| hash.push_str(digest));
     let hash = hex(ring::digest::digest(&ring::digest::SHA256, hash.as_bytes()).as_ref());
-    let build = || openapi_v2::from_v3(documents(table).map(|(_, version)| build(version)));
+    let build = || {
+        let mut document = openapi_v2::from_v3(documents(table).map(|(_, version)| build(version)));
+        others.iter().for_each(|(_, other)| openapi_v2::add(&mut document, other));
+        document
+    };
     let compressed = compressed(core, "v2", &hash, build)?;
     send(request, &hash, compressed)
 }
@@ -71,13 +86,21 @@ fn documents(table: &Table) -> impl Iterator<Item = (String, &GroupVersion)> {
     })
 }
 
-fn index(table: &Table) -> Value {
-    let paths: Map<String, Value> = documents(table)
+fn index(core: &Core, table: &Table) -> Value {
+    let mut paths: Map<String, Value> = documents(table)
         .map(|(path, version)| {
             let url = format!("/openapi/v3/{path}?hash={}", hash(version));
             (path, json!({"serverRelativeURL": url}))
         })
         .collect();
+    for remote in core.aggregation.remotes().iter() {
+        let path = format!("apis/{}/{}", remote.group, remote.version);
+        let url = core.aggregation.seen(&remote.name).and_then(|seen| seen.openapi.clone());
+        match url.filter(|_| remote.available) {
+            Some(url) => drop(paths.insert(path, json!({"serverRelativeURL": url}))),
+            None => drop(paths.shift_remove(&path)),
+        }
+    }
     json!({"paths": paths})
 }
 
@@ -324,7 +347,7 @@ fn add_paths(resource: &Resource, name: &str, paths: &mut Map<String, Value>) {
                     "delete",
                     DELETE,
                     Some(json!({"content": {"application/json": {"schema": reference(DELETE_OPTIONS)}}})),
-                    STATUS,
+                    if kind.returns_deleted { name } else { STATUS },
                 ),
             };
         }

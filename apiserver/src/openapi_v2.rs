@@ -62,6 +62,18 @@ pub fn from_v3(documents: impl Iterator<Item = Value>) -> Value {
     })
 }
 
+/// Adds what another server's document says: its paths, and the definitions this one does not have.
+pub fn add(document: &mut Value, other: &Value) {
+    for (field, replace) in [("paths", true), ("definitions", false)] {
+        let (Some(have), Some(more)) = (document[field].as_object_mut(), other[field].as_object()) else { continue };
+        for (key, value) in more {
+            if replace || !have.contains_key(key) {
+                have.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
 fn take(value: &mut Value, pointer: &str) -> Map<String, Value> {
     match value.pointer_mut(pointer).map(Value::take) {
         Some(Value::Object(map)) => map,

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use crate::admission::chain;
 use crate::agents::Pin;
 use crate::core::Core;
-use crate::http::{Body, Response};
+use crate::http::{Body, Request, Response};
 use crate::kinds::twins;
 use crate::registry::{Call, not_allowed};
 
@@ -355,7 +355,8 @@ const HOP: &[HeaderName] = &[
     header::AUTHORIZATION,
 ];
 
-fn passed_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
+/// The headers of a request or an answer that go on.
+pub fn passed_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
     let mut out = HeaderMap::new();
     for (name, value) in headers {
         if !HOP.contains(name) && !name.as_str().starts_with("impersonate-") {
@@ -426,22 +427,35 @@ async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> 
     *outgoing.uri_mut() = target.path.parse().map_err(|_| ApiError::bad_request("the path cannot be passed on"))?;
     *outgoing.headers_mut() = passed_headers(&request.headers, upgrading);
     outgoing.headers_mut().insert(header::HOST, host);
-    let mut incoming = sender.send_request(outgoing).await.map_err(failed)?;
+    let incoming = sender.send_request(outgoing).await.map_err(failed)?;
+    // The sender goes along: dropping it would end the connection while the body still comes.
+    relay(call.core, request, incoming, sender, drop)
+}
+
+/// Passes an answer of somebody else's on: its body as it comes, or the connection itself where both ends agree to speak
+/// something else. `connection` is what keeps it open; `done` gets it back when the body has come to its end.
+pub fn relay<C: Send + 'static>(
+    core: &Core,
+    request: &Request,
+    mut incoming: http::Response<hyper::body::Incoming>,
+    connection: C,
+    done: fn(C),
+) -> Result<Response, ApiError> {
     if incoming.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client) = request.upgrade.clone() else {
             return Err(ApiError::bad_request("the connection cannot be upgraded"));
         };
-        let agent = hyper::upgrade::on(&mut incoming);
-        let stop = call.core.stop.clone();
+        let other = hyper::upgrade::on(&mut incoming);
+        let stop = core.stop.clone();
         // The answer is complete when the session ends, and not before.
         let trail = request.trail.clone();
         tokio::spawn(async move {
             let _trail = trail;
-            let (Ok(client), Ok(agent)) = tokio::join!(client, agent) else { return };
-            let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
+            let (Ok(client), Ok(other)) = tokio::join!(client, other) else { return };
+            let (mut client, mut other) = (TokioIo::new(client), TokioIo::new(other));
             tokio::select! {
                 // Either end closing is how these sessions end.
-                _ = tokio::io::copy_bidirectional(&mut client, &mut agent) => {}
+                _ = tokio::io::copy_bidirectional(&mut client, &mut other) => {}
                 () = stop.cancelled() => {}
             }
         });
@@ -451,17 +465,22 @@ async fn forward(call: &Call<'_>, target: Target) -> Result<Response, ApiError> 
         return Ok(response);
     }
     let (parts, body) = incoming.into_parts();
-    let chunks = BodyStream::new(body).filter_map(|frame| async {
-        match frame {
-            Ok(frame) => frame.into_data().ok().map(Ok),
-            Err(error) => Some(Err(std::io::Error::other(error))),
-        }
-    });
-    // The sender goes along: dropping it would end the connection while the body still comes.
-    let chunks = chunks.map(move |chunk: Result<Bytes, std::io::Error>| {
-        let _ = &sender;
-        chunk
-    });
+    let chunks =
+        futures::stream::unfold((BodyStream::new(body), Some(connection)), move |(mut body, connection)| async move {
+            loop {
+                match body.next().await {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => return Some((Ok(data), (body, connection))),
+                        Err(_) => continue,
+                    },
+                    Some(Err(error)) => return Some((Err(std::io::Error::other(error)), (body, None))),
+                    None => {
+                        connection.map(done);
+                        return None;
+                    }
+                }
+            }
+        });
     let mut response = Response::new(Body::stream(chunks));
     *response.status_mut() = parts.status;
     *response.headers_mut() = passed_headers(&parts.headers, false);

@@ -13,7 +13,8 @@ use proa_apimachinery::object::Object;
 use proa_apimachinery::status::GroupResource;
 
 use crate::cache::{Cache, Caches};
-use crate::kinds::{Kind, Scope, Subresource};
+use crate::conversion::Converted;
+use crate::kinds::{Convert, Kind, Scope, Subresource};
 use crate::registry::codec;
 
 /// One served version of one resource.
@@ -26,6 +27,10 @@ pub struct Resource {
     pub custom: Option<Custom>,
     /// A custom resource's schema fills in fields: objects stored before it did get them when they are read.
     defaulted: bool,
+    /// What a webhook made of objects of other versions.
+    pub converted: Converted,
+    /// How stored bytes of this very version begin.
+    head: String,
 }
 
 /// Where a custom resource comes from.
@@ -71,14 +76,34 @@ impl Resource {
 
     /// Whether the bytes in the store are what clients of this version get, for every object.
     pub fn stored_as_served(&self) -> bool {
-        self.kind.storage.convert.is_none() && !self.defaulted
+        self.kind.storage.convert.is_none() && self.kind.storage.webhook.is_none() && !self.defaulted
     }
 
-    /// Whether these bytes, stored at `revision`, are what clients of this version get.
-    pub fn serves_as_stored(&self, revision: u64) -> bool {
+    /// Whether these stored bytes are what clients of this version get.
+    pub fn serves_as_stored(&self, stored: &[u8]) -> bool {
+        if self.stored_as_served() {
+            return true;
+        }
         // Whatever was written after the definition has been through its defaults.
-        let complete = || self.custom.as_ref().is_some_and(|custom| revision > custom.revision);
-        self.kind.storage.convert.is_none() && (!self.defaulted || complete())
+        let complete = || self.custom.as_ref().is_some_and(|custom| codec::revision(stored) > custom.revision);
+        self.is_stored_in_own_version(stored) && (!self.defaulted || complete())
+    }
+
+    /// Whether these stored bytes are of this very version. A definition's objects are each of the version that was the
+    /// storage version when they were written.
+    pub fn is_stored_in_own_version(&self, stored: &[u8]) -> bool {
+        match self.kind.storage.convert {
+            Some(Convert::Functions { .. }) => false,
+            _ => stored.starts_with(self.head.as_bytes()),
+        }
+    }
+
+    /// Whether these stored bytes are of the version that objects are stored in now.
+    pub fn is_in_storage_version(&self, stored: &[u8]) -> bool {
+        match (&self.custom, &self.kind.storage.api_version) {
+            (Some(_), Some(version)) => stored.starts_with(head(version).as_bytes()),
+            _ => true,
+        }
     }
 
     /// An object as clients of this version get it, from the one in the store.
@@ -92,7 +117,7 @@ impl Resource {
 
     /// The bytes clients of this version get, from those in the store.
     pub fn served(&self, stored: &Bytes) -> Bytes {
-        if self.stored_as_served() || self.serves_as_stored(codec::revision(stored)) {
+        if self.serves_as_stored(stored) {
             return stored.clone();
         }
         match serde_json::from_slice(stored) {
@@ -191,7 +216,7 @@ impl Table {
 
 /// Kubernetes' order of versions: stable before beta before alpha, then higher numbers first
 /// (`k8s.io/apimachinery/pkg/version`).
-fn version_rank(version: &str) -> (u8, u64, u64) {
+pub fn version_rank(version: &str) -> (u8, u64, u64) {
     let parse = || {
         let rest = version.strip_prefix('v')?;
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -257,7 +282,13 @@ impl Resources {
 fn resource(caches: &Caches, kind: Kind, custom: Option<Custom>) -> Resource {
     let cache = caches.resource(&storage_name(&kind));
     let defaulted = custom.is_some() && kind.schema.has_defaults();
-    Resource { kind, cache, custom, defaulted }
+    let head = head(&kind.api_version());
+    Resource { kind, cache, custom, defaulted, converted: Converted::default(), head }
+}
+
+/// How the bytes of an object of this version begin ([`codec::encode`]).
+fn head(api_version: &str) -> String {
+    format!("{{\"apiVersion\":\"{api_version}\",")
 }
 
 /// The stored resource of a kind: `pods`, `deployments.apps`.

@@ -8,10 +8,12 @@ use proa_apimachinery::field::{FieldError, FieldErrors, Path};
 use proa_apimachinery::status::ApiError;
 use serde_json::{Value, json};
 
+use crate::admission::chain;
 use crate::authn::{self, Known};
 use crate::authz::rbac::Rule;
 use crate::authz::{self, Attributes, node};
-use crate::http::{Response, json as answer};
+use crate::http::{Response, answer};
+use crate::registry::options::WriteOptions;
 use crate::registry::{Call, codec};
 use crate::request_info::{labelled, selected};
 use crate::resources::Resource;
@@ -44,8 +46,13 @@ enum Subject {
     Named,
 }
 
-fn body(call: &Call<'_>) -> Result<Value, ApiError> {
-    Ok(codec::object(&call.resource, codec::decode(call.request)?.value)?.into_value())
+/// What is asked, once webhooks have seen it: a review is created like anything else.
+async fn body(call: &Call<'_>) -> Result<Value, ApiError> {
+    let mut review = codec::object(&call.resource, codec::decode(call.request)?.value)?;
+    let kind = &call.resource.kind;
+    let options = WriteOptions::read(call.request)?;
+    chain::create_body(call, (&kind.group, &kind.version, &kind.kind), &options, &mut review).await?;
+    Ok(review.into_value())
 }
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
@@ -69,7 +76,7 @@ pub(crate) fn user_info(user: &User) -> Value {
 }
 
 async fn token(call: &Call<'_>) -> Result<Response, ApiError> {
-    let mut review = body(call)?;
+    let mut review = body(call).await?;
     let spec = review.get("spec").cloned().unwrap_or_default();
     if text(&spec, "token").is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
@@ -86,13 +93,13 @@ async fn token(call: &Call<'_>) -> Result<Response, ApiError> {
 }
 
 async fn whoami(call: &Call<'_>) -> Result<Response, ApiError> {
-    let mut review = body(call)?;
+    let mut review = body(call).await?;
     review["status"] = json!({"userInfo": user_info(call.user())});
     Ok(answer(StatusCode::CREATED, &review))
 }
 
 async fn access(call: &Call<'_>, subject: Subject) -> Result<Response, ApiError> {
-    let mut review = body(call)?;
+    let mut review = body(call).await?;
     let spec = review.get("spec").cloned().unwrap_or_default();
     let user = match subject {
         Subject::Caller => call.user().clone(),
@@ -208,7 +215,7 @@ fn narrowing(attributes: &Value, selector: &str, parse: fn(&str) -> Vec<(String,
 }
 
 async fn rules(call: &Call<'_>) -> Result<Response, ApiError> {
-    let mut review = body(call)?;
+    let mut review = body(call).await?;
     let namespace = review.get("spec").map(|spec| text(spec, "namespace").to_owned()).unwrap_or_default();
     if namespace.is_empty() {
         return Err(ApiError::bad_request("no namespace on request"));

@@ -13,7 +13,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::hooks::Hooks;
+use crate::admission::policy::Policies;
 use crate::agents::Agents;
+use crate::aggregation::{Aggregation, availability, registration};
 use crate::allocate::{Allocators, Around};
 use crate::audit::Audit;
 use crate::audit::policy::Policy;
@@ -109,10 +111,12 @@ impl Server {
             quota_turns: Default::default(),
             usage: Default::default(),
             flow: Default::default(),
+            aggregation: Aggregation::new(&caches),
             issuers: ArcSwap::from_pointee(Issuers::new(settings)),
             audit,
             encrypted,
             hooks: Hooks::new(&caches),
+            policies: Policies::new(&caches),
             outgoing: Default::default(),
             open: Default::default(),
             caches,
@@ -123,6 +127,8 @@ impl Server {
         crd::load(&server.core);
         server.core.open.store(true, Ordering::Release);
         tokio::spawn(crd::follow(Arc::clone(&server.core)));
+        tokio::spawn(availability::follow(Arc::clone(&server.core)));
+        tokio::spawn(registration::follow(Arc::clone(&server.core)));
         tokio::spawn(expiry::run(Arc::clone(&server.core)));
         tokio::spawn(Allocators::keep(Arc::clone(&server.core)));
         if server.core.config.shared == Shared::Yes {
@@ -276,6 +282,9 @@ async fn first_objects(server: &Server) -> Result<(), Error> {
         first_object(server, object.clone()).await?;
         correct(server, &object, bootstrap::told_otherwise).await?;
     }
+    let trusted = bootstrap::front_proxy(&server.core.pki);
+    first_object(server, trusted.clone()).await?;
+    correct(server, &trusted, bootstrap::trusts).await?;
     for object in bootstrap::definitions(&server.core.config) {
         correct(server, &object, bootstrap::redefined).await?;
     }

@@ -10,7 +10,7 @@ use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::json;
 
 use crate::admission::chain;
-use crate::http::{Response, json as answer};
+use crate::http::{Response, answer};
 use crate::kinds::namespace;
 use crate::registry::options::WriteOptions;
 use crate::registry::write;
@@ -66,6 +66,9 @@ pub async fn legacy_binding(call: &Call<'_>) -> Result<Response, ApiError> {
     let call = Call { core: call.core, request: call.request, resource: pods, warnings: parking_lot::Mutex::default() };
     bind(&call, &name, &body).await
 }
+
+/// What a pod's binding looks at, and what it changes.
+const ASSIGNED: &[&[&str]] = &[&["spec", "nodeName"], &["spec", "schedulingGates"], &["status", "conditions"]];
 
 /// Gives a pod to a node, once.
 async fn bind(call: &Call<'_>, name: &str, body: &Object) -> Result<Response, ApiError> {
@@ -123,7 +126,7 @@ async fn bind(call: &Call<'_>, name: &str, body: &Object) -> Result<Response, Ap
         new.set(&["status", "conditions"], conditions);
         Ok((new, FieldErrors::new()))
     };
-    write::assign(call, name, &options, change).await?;
+    write::assign(call, name, ASSIGNED, &options, change).await?;
     Ok(answer(
         StatusCode::CREATED,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
@@ -157,6 +160,6 @@ async fn finalize(call: &Call<'_>) -> Result<Response, ApiError> {
         }
         Ok((new, FieldErrors::new()))
     };
-    let outcome = write::assign(call, call.name(), &options, change).await?;
+    let outcome = write::assign(call, call.name(), &[&["spec", "finalizers"]], &options, change).await?;
     get::answer(call, StatusCode::OK, outcome.bytes())
 }

@@ -10,10 +10,11 @@ use proa_apimachinery::object::Object;
 use proa_apimachinery::status::{ApiError, GroupKind, GroupResource};
 use serde_json::{Value, json};
 
-use crate::admission;
+use crate::admission::{self, chain};
 use crate::authn::jose::{Algorithm, Jws, KeyError, PrivateKey, PublicKey};
 use crate::authn::jwt::{Bound, Claims, Reference};
-use crate::http::{Response, json as answer};
+use crate::http::{Response, answer};
+use crate::registry::options::WriteOptions;
 use crate::registry::{Call, codec, meta};
 
 /// The shortest life of a token, in seconds (KEP-1205).
@@ -240,10 +241,13 @@ fn bound_to(account: &Object) -> Bound {
 /// POST `serviceaccounts/<name>/token`.
 pub async fn request(call: &Call<'_>) -> Result<Response, ApiError> {
     let core = call.core;
-    let mut body = codec::decode(call.request)?.value;
-    if !body.is_object() {
-        return Err(ApiError::bad_request("the body of the request is not a TokenRequest"));
-    }
+    let mut asked = Object::from_value(codec::decode(call.request)?.value)
+        .map_err(|_| ApiError::bad_request("the body of the request is not a TokenRequest"))?;
+    asked.0.insert("kind".into(), "TokenRequest".into());
+    asked.0.insert("apiVersion".into(), "authentication.k8s.io/v1".into());
+    let options = WriteOptions::read(call.request)?;
+    chain::create_body(call, ("authentication.k8s.io", "v1", "TokenRequest"), &options, &mut asked).await?;
+    let mut body = asked.into_value();
     core.caches.consistent().await?;
     let accounts = core.caches.resource("serviceaccounts");
     let account = accounts.get(call.namespace(), call.name()).ok_or_else(|| call.not_found(call.name()))?.object();

@@ -177,3 +177,30 @@ async fn without_a_policy_nothing_is_kept_and_the_id_of_a_request_is_its_senders
     assert_eq!(response.headers()["audit-id"].len(), 36);
     assert!(!world.dir.path().join("audit.log").exists());
 }
+
+#[tokio::test]
+async fn the_log_keeps_what_a_policy_notes_of_a_request() {
+    let world =
+        audited("- {level: Metadata, resources: [{group: '', resources: [configmaps]}]}\n- {level: None}").await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rule = json!({"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]});
+    let spec = json!({"matchConstraints": {"resourceRules": [rule]},
+        "validations": [{"expression": "true"}, {"expression": "'k' in object.data", "message": "no k"}],
+        "auditAnnotations": [{"key": "keys", "valueExpression": "string(object.data.size()) + ' keys'"},
+            {"key": "nothing", "valueExpression": "null"}]});
+    let policy = json!({"metadata": {"name": "noted"}, "spec": spec});
+    world.ok("POST", &format!("{group}/validatingadmissionpolicies"), &policy).await;
+    let spec = json!({"policyName": "noted", "validationActions": ["Audit"]});
+    let bindings = format!("{group}/validatingadmissionpolicybindings");
+    world.ok("POST", &bindings, &json!({"metadata": {"name": "noted"}, "spec": spec})).await;
+    world.ok("POST", MAPS, &json!({"metadata": {"name": "a"}, "data": {"x": "y"}})).await;
+    let told = about(&world, MAPS);
+    let annotations = &told.last().unwrap()["annotations"];
+    assert_eq!(annotations["noted/keys"], "1 keys");
+    assert!(annotations.get("noted/nothing").is_none());
+    let failure = annotations["validation.policy.admission.k8s.io/validation_failure"].as_str().unwrap();
+    let failure: Value = serde_json::from_str(failure).unwrap();
+    let expected = json!([{"message": "no k", "policy": "noted", "binding": "noted", "expressionIndex": 1,
+        "validationActions": ["Audit"]}]);
+    assert_eq!(failure, expected);
+}

@@ -278,6 +278,9 @@ async fn certificate_requests_have_every_operation_of_an_api() {
         "request": STANDARD.encode(pem.pem().unwrap()), "signerName": "example.com/e2e", "usages": ["client auth"],
         "expirationSeconds": 3600}});
     let mut watch = world.watch(&format!("{REQUESTS}?watch=true&labelSelector=e2e")).await;
+    let admin = User::new("admin", &["system:masters"]);
+    let dry = world.raw(admin, "POST", &format!("{REQUESTS}?dryRun=All"), &[], request.to_string().into_bytes()).await;
+    assert_eq!((dry.status().as_u16(), dry.headers().get("warning")), (201, None), "there are loops that act on it");
     let made = world.ok("POST", REQUESTS, &request).await;
     let name = made["metadata"]["name"].as_str().unwrap().to_owned();
     let uri = format!("{REQUESTS}/{name}");

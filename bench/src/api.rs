@@ -15,14 +15,14 @@ use crate::raw::Connection;
 use crate::report::Report;
 
 /// A ConfigMap of about one KiB.
-fn config_map(name: &str) -> Bytes {
+pub(crate) fn config_map(name: &str) -> Bytes {
     let filling = "x".repeat(880);
     let object = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"filling": filling}});
     Bytes::from(object.to_string())
 }
 
 /// A namespace that is used by one measurement alone.
-async fn namespace(config: &kube::Config, name: &str) -> anyhow::Result<String> {
+pub(crate) async fn namespace(config: &kube::Config, name: &str) -> anyhow::Result<String> {
     let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
     let (status, _) =
         Connection::open(config).await?.call(Method::POST, "/api/v1/namespaces", object.to_string().into()).await?;
@@ -30,12 +30,12 @@ async fn namespace(config: &kube::Config, name: &str) -> anyhow::Result<String> 
     Ok(format!("/api/v1/namespaces/{name}/configmaps"))
 }
 
-fn unique(what: &str) -> String {
+pub(crate) fn unique(what: &str) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("bench-{what}-{}", now.as_millis())
 }
 
-async fn delete_namespace(config: &kube::Config, path: &str) -> anyhow::Result<()> {
+pub(crate) async fn delete_namespace(config: &kube::Config, path: &str) -> anyhow::Result<()> {
     let namespace = path.trim_end_matches("/configmaps");
     let mut connection = Connection::open(config).await?;
     connection.call(Method::DELETE, namespace, Bytes::new()).await?;
@@ -51,43 +51,76 @@ async fn delete_namespace(config: &kube::Config, path: &str) -> anyhow::Result<(
 pub(crate) async fn writes(target: &Target, clients: &[usize], seconds: u64) -> anyhow::Result<Vec<Report>> {
     let platform = Platform::get(target).await?;
     let config = platform.config().await?;
-    let mut report = Report::new("creates/s");
+    let (mut report, mut cpu) = (Report::new("creates/s"), Report::new("µs"));
     for run in 0..target.runs {
         for &count in clients {
             let path = namespace(&config, &unique(&format!("writes-{run}-{count}"))).await?;
-            let mut connections = Vec::new();
-            for _ in 0..count {
-                connections.push(Connection::open(&config).await?);
-            }
-            let written = Arc::new(AtomicUsize::new(0));
-            let begun = Instant::now();
-            let deadline = begun + Duration::from_secs(seconds);
-            let tasks = connections.into_iter().enumerate().map(|(client, mut connection)| {
-                let (path, written) = (path.clone(), written.clone());
-                tokio::spawn(async move {
-                    for index in 0.. {
-                        if Instant::now() >= deadline {
-                            break;
-                        }
-                        let (status, _) =
-                            connection.call(Method::POST, &path, config_map(&format!("c{client}-{index}"))).await?;
-                        ensure!(status == StatusCode::CREATED, "create: {status}");
-                        written.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok(())
-                })
+            let into = path.clone();
+            let before = platform.cpu();
+            let per_second = closed_loop(&config, count, seconds, move |client, index, mut connection| {
+                let path = into.clone();
+                async move {
+                    let object = config_map(&format!("c{client}-{index}"));
+                    let (status, _) = connection.call(Method::POST, &path, object).await?;
+                    ensure!(status == StatusCode::CREATED, "create: {status}");
+                    Ok(connection)
+                }
             });
-            for task in futures::future::join_all(tasks).await {
-                task??;
+            let per_second = per_second.await?;
+            report.add(&format!("creates of 1 KiB, {count} clients"), per_second.rate);
+            if let (Some(before), Some(after)) = (before, platform.cpu()) {
+                cpu.add(&format!("CPU of a create, {count} clients"), (after - before) * 1e6 / per_second.answers);
             }
-            report.add(
-                &format!("creates of 1 KiB, {count} clients"),
-                written.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64(),
-            );
             delete_namespace(&config, &path).await?;
         }
     }
-    Ok(vec![report])
+    Ok(vec![report, cpu])
+}
+
+/// What clients got done.
+pub(crate) struct Answered {
+    /// Answers.
+    pub(crate) answers: f64,
+    /// Answers per second.
+    pub(crate) rate: f64,
+}
+
+/// So many clients, each with a connection of its own, each asking again as soon as it is answered.
+pub(crate) async fn closed_loop<F, A>(
+    config: &kube::Config,
+    clients: usize,
+    seconds: u64,
+    ask: F,
+) -> anyhow::Result<Answered>
+where
+    F: Fn(usize, usize, Connection) -> A + Clone + Send + 'static,
+    A: Future<Output = anyhow::Result<Connection>> + Send,
+{
+    let mut connections = Vec::new();
+    for _ in 0..clients {
+        connections.push(Connection::open(config).await?);
+    }
+    let answered = Arc::new(AtomicUsize::new(0));
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_secs(seconds);
+    let tasks = connections.into_iter().enumerate().map(|(client, mut connection)| {
+        let (ask, answered) = (ask.clone(), answered.clone());
+        tokio::spawn(async move {
+            for index in 0.. {
+                if Instant::now() >= deadline {
+                    break;
+                }
+                connection = ask(client, index, connection).await?;
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+            anyhow::Ok(())
+        })
+    });
+    for task in futures::future::join_all(tasks).await {
+        task??;
+    }
+    let answers = answered.load(Ordering::Relaxed) as f64;
+    Ok(Answered { answers, rate: answers / begun.elapsed().as_secs_f64() })
 }
 
 pub(crate) async fn lists(target: &Target, objects: usize) -> anyhow::Result<Vec<Report>> {

@@ -15,6 +15,8 @@ mod podstart;
 mod process;
 mod raw;
 mod report;
+mod requests;
+mod resident;
 mod rollout;
 mod schedule;
 
@@ -123,6 +125,39 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Updates per second, each over a state the client was answered before (the API server alone)
+    Updates {
+        /// Clients, each on a connection of its own
+        #[arg(long, value_delimiter = ',', default_value = "10")]
+        clients: Vec<usize>,
+        /// Seconds of each measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Gets per second (the API server alone)
+    Gets {
+        /// Clients, each on a connection of its own
+        #[arg(long, value_delimiter = ',', default_value = "10")]
+        clients: Vec<usize>,
+        /// Seconds of each measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Server-side apply of a Deployment of ten KiB, with and without the disk (the API server alone)
+    Applies {
+        /// How many, one after the other
+        #[arg(long, default_value_t = 500)]
+        count: usize,
+    },
+    /// Memory of the API server alone: idle, and with a large cluster's nodes and running pods in it
+    Resident {
+        /// Nodes
+        #[arg(long, default_value_t = 5_000)]
+        nodes: usize,
+        /// Running pods
+        #[arg(long, default_value_t = 150_000)]
+        pods: usize,
+    },
     /// Lists of many objects, whole and by the page
     Lists {
         /// Objects in the list
@@ -153,6 +188,10 @@ async fn main() -> anyhow::Result<()> {
         Bench::Schedule { nodes, pods, with } => schedule::measure(&target, nodes, pods, with).await?,
         Bench::Deployments { nodes, count, pods } => deployments::measure(&target, nodes, count, pods).await?,
         Bench::Writes { clients, seconds } => api::writes(&target, &clients, seconds).await?,
+        Bench::Updates { clients, seconds } => requests::updates(&target, &clients, seconds).await?,
+        Bench::Gets { clients, seconds } => requests::gets(&target, &clients, seconds).await?,
+        Bench::Applies { count } => requests::applies(&target, count).await?,
+        Bench::Resident { nodes, pods } => resident::measure(&target, nodes, pods).await?,
         Bench::Etcd { servers, clients, seconds } => etcd::creates(&target, &servers, &clients, seconds).await?,
         Bench::Lists { objects } => api::lists(&target, objects).await?,
         Bench::Watchers { watchers, events } => api::watchers(&target, &watchers, events).await?,

@@ -12,6 +12,7 @@ use kube::api::{Api, ListParams};
 use crate::Target;
 use crate::platform::Platform;
 use crate::podstart::default_service_account;
+use crate::process;
 
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -94,10 +95,13 @@ impl Parts {
 
     /// The most memory the controllers have had, in MiB.
     pub(crate) fn controllers_memory(&self) -> Option<f64> {
-        let pid = self.controllers.as_ref()?.id();
-        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = text.lines().find(|line| line.starts_with("VmHWM:"))?;
-        Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+        process::peak(self.controllers.as_ref()?.id())
+    }
+
+    /// CPU seconds used so far by the API server and by the controllers that run now.
+    pub(crate) fn cpu(&self) -> (f64, f64) {
+        let of = |pid: Option<u32>| pid.map_or(0.0, |pid| process::cpu_seconds(&[pid]));
+        (of(self.server.as_ref().map(|server| server.child.id())), of(self.controllers.as_ref().map(Child::id)))
     }
 
     fn command(&self, words: &[&str]) -> Command {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use kube::Client;
 
-use crate::Target;
+use crate::{Target, process};
 
 /// How long a start may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,6 +23,16 @@ struct Started {
     child: Child,
     proa: PathBuf,
     data: tempfile::TempDir,
+    all: bool,
+}
+
+/// How much of Proa is started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// `proa up`
+    All,
+    /// `proa server`
+    Server,
 }
 
 impl Platform {
@@ -36,22 +46,54 @@ impl Platform {
         Ok(platform)
     }
 
+    /// Starts the API server alone, or takes what the kubeconfig names.
+    pub(crate) async fn server(target: &Target) -> anyhow::Result<Platform> {
+        let platform = match &target.kubeconfig {
+            Some(file) => Platform::reached_by(file.clone()),
+            None => Platform::spawn(target, Extent::Server)?,
+        };
+        platform.api_ready().await?;
+        Ok(platform)
+    }
+
+    /// CPU seconds the process started here has used so far.
+    pub(crate) fn cpu(&self) -> Option<f64> {
+        self.process().map(|pid| process::cpu_seconds(&[pid]))
+    }
+
+    /// The process started here, if one was.
+    pub(crate) fn process(&self) -> Option<u32> {
+        self.started.as_ref().map(|started| started.child.id())
+    }
+
     /// Starts Proa on an empty directory and returns at once.
     pub(crate) fn start(target: &Target) -> anyhow::Result<Platform> {
+        Platform::spawn(target, Extent::All)
+    }
+
+    fn spawn(target: &Target, extent: Extent) -> anyhow::Result<Platform> {
         if !target.proa.exists() {
             bail!("{} does not exist: cargo build --release, or name the binary with --proa", target.proa.display());
         }
         let data = tempfile::Builder::new().prefix("proa-bench-").tempdir()?;
         let begun = Instant::now();
+        let words: &[&str] = match extent {
+            Extent::All => &["up", "--node-name", "bench", "--data-dir"],
+            Extent::Server => &["server", "--data-dir"],
+        };
         let child = Command::new(&target.proa)
-            .args(["up", "--node-name", "bench", "--data-dir"])
+            .args(words)
             .arg(data.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}", target.proa.display()))?;
         let kubeconfig = data.path().join("admin.kubeconfig");
-        Ok(Platform { kubeconfig, begun, started: Some(Started { child, proa: target.proa.clone(), data }) })
+        Ok(Platform {
+            kubeconfig,
+            begun,
+            started: Some(Started { child, proa: target.proa.clone(), data, all: extent == Extent::All }),
+        })
     }
 
     /// One that is started, and stopped, elsewhere.
@@ -97,6 +139,9 @@ impl Drop for Platform {
         // The platform may be gone already; reset says what is left in any case.
         let _ = started.child.kill();
         let _ = started.child.wait();
+        if !started.all {
+            return;
+        }
         let reset = Command::new(&started.proa)
             .args(["reset", "--data-dir"])
             .arg(started.data.path())

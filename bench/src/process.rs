@@ -26,6 +26,13 @@ pub(crate) fn memory(pids: &[u32]) -> (f64, f64) {
     (pids.iter().map(|pid| field(*pid, "Rss:")).sum(), pids.iter().map(|pid| field(*pid, "Pss:")).sum())
 }
 
+/// The most memory a process has had, in MiB.
+pub(crate) fn peak(pid: u32) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+}
+
 /// CPU seconds the processes and their reaped children have used.
 pub(crate) fn cpu_seconds(pids: &[u32]) -> f64 {
     pids.iter().map(|pid| ticks_of(Path::new(&format!("/proc/{pid}/stat")))).sum::<f64>() / ticks_per_second()

@@ -35,15 +35,38 @@ impl Connection {
     }
 
     pub(crate) async fn send(&mut self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
+        self.send_as("application/json", method, path, body).await
+    }
+
+    async fn send_as(
+        &mut self,
+        media_type: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<Response<Incoming>> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", &self.host)
-            .header("content-type", "application/json")
+            .header("content-type", media_type)
             .header("accept", "application/json")
             .body(Full::new(body))?;
         self.sender.ready().await?;
         Ok(self.sender.send_request(request).await?)
+    }
+
+    /// One request with a body of that media type; its status and its answer.
+    pub(crate) async fn fetch(
+        &mut self,
+        media_type: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
+        let response = self.send_as(media_type, method, path, body).await?;
+        let status = response.status();
+        Ok((status, response.into_body().collect().await?.to_bytes()))
     }
 
     /// One request; its status and the length of its whole answer.

@@ -11,8 +11,11 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     core::{ApiResource, ObjectMeta},
 };
-use std::collections::{HashMap, VecDeque};
-use tokio::sync::mpsc;
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+use tokio::{sync::mpsc, time::Instant};
 use tracing::debug;
 
 /// Longest message the API takes.
@@ -21,6 +24,11 @@ const MESSAGE_LIMIT: usize = 1024;
 const WAITING_LIMIT: usize = 1024;
 /// How many different events are remembered, to count repeats instead of writing them again.
 const REMEMBERED: usize = 1024;
+/// Events that are written at once, and how many a second after that, warnings and others each for themselves: ten thousand
+/// pods that find their nodes must not wait for each other's events. Kubernetes' components limit themselves in the same way
+/// (`clientConnection`: 100 at once and 50 a second unless configured otherwise).
+const BURST: u32 = 1024;
+const PER_SECOND: u32 = 100;
 
 /// Whether an event tells of the normal course of things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,19 +58,22 @@ struct Item {
 
 /// A handle to write events with; clones share the writer.
 #[derive(Clone)]
-pub struct Recorder(mpsc::Sender<Item>);
+pub struct Recorder {
+    normal: mpsc::Sender<Item>,
+    warnings: mpsc::Sender<Item>,
+}
 
 impl Recorder {
     /// Starts the writer.
     pub fn start(client: Client, clock: Clock) -> Self {
-        let (sender, receiver) = mpsc::channel(WAITING_LIMIT);
-        tokio::spawn(write(client, clock, receiver));
-        Recorder(sender)
+        let ((normal, normals), (warnings, warned)) = (Lane::new(), Lane::new());
+        tokio::spawn(write(client, clock, normals, warned));
+        Recorder { normal, warnings }
     }
 
     /// A recorder that forgets everything.
     pub fn silent() -> Self {
-        Recorder(mpsc::channel(1).0)
+        Recorder { normal: mpsc::channel(1).0, warnings: mpsc::channel(1).0 }
     }
 
     /// Writes an event about `object`.
@@ -81,7 +92,8 @@ impl Recorder {
 
     /// Writes an event about the object referred to.
     pub fn note_about(&self, component: &'static str, about: ObjectReference, note: Note) {
-        let _ = self.0.try_send(Item { about, component, note });
+        let waiting = if note.kind == Kind::Warning { &self.warnings } else { &self.normal };
+        let _ = waiting.try_send(Item { about, component, note });
     }
 }
 
@@ -105,9 +117,58 @@ impl Memory {
     }
 }
 
-async fn write(client: Client, clock: Clock, mut items: mpsc::Receiver<Item>) {
+/// How many events may be written now (a token bucket).
+struct Pace {
+    left: f64,
+    at: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Pace {
+        Pace { left: f64::from(BURST), at: now }
+    }
+
+    /// Takes leave to write one; how long to wait first.
+    fn take(&mut self, now: Instant) -> Duration {
+        let gained = now.saturating_duration_since(self.at).as_secs_f64() * f64::from(PER_SECOND);
+        (self.left, self.at) = ((self.left + gained).min(f64::from(BURST)) - 1.0, now);
+        Duration::from_secs_f64((-self.left).max(0.0) / f64::from(PER_SECOND))
+    }
+}
+
+/// Events of one kind that wait, and when the next may be written.
+struct Lane {
+    items: mpsc::Receiver<Item>,
+    pace: Pace,
+    next_at: Instant,
+}
+
+impl Lane {
+    fn new() -> (mpsc::Sender<Item>, Lane) {
+        let (sender, items) = mpsc::channel(WAITING_LIMIT);
+        let now = Instant::now();
+        (sender, Lane { items, pace: Pace::new(now), next_at: now })
+    }
+
+    /// Loses none when it is dropped half way.
+    async fn next(&mut self) -> Option<Item> {
+        tokio::time::sleep_until(self.next_at).await;
+        let item = self.items.recv().await?;
+        let now = Instant::now();
+        self.next_at = now + self.pace.take(now);
+        Some(item)
+    }
+}
+
+async fn write(client: Client, clock: Clock, mut normal: Lane, mut warnings: Lane) {
     let mut memory = Memory::default();
-    while let Some(item) = items.recv().await {
+    loop {
+        let item = tokio::select! {
+            biased;
+            Some(warning) = warnings.next() => warning,
+            Some(normal) = normal.next() => normal,
+            else => return,
+        };
         if let Err(error) = write_one(&client, &clock, &mut memory, item).await {
             debug!(%error, "an event was not written");
         }
@@ -164,4 +225,26 @@ async fn write_one(client: &Client, clock: &Clock, memory: &mut Memory, item: It
         memory.order.push_back(identity);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_goes_out_at_once_and_then_so_many_a_second() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        assert!((0..BURST).all(|_| pace.take(begin).is_zero()));
+        let step = Duration::from_secs(1) / PER_SECOND;
+        let mut now = begin;
+        for _ in 0..10 {
+            let wait = pace.take(now);
+            assert!(wait.abs_diff(step) < Duration::from_micros(10), "{wait:?}");
+            now += wait;
+        }
+        let later = now + Duration::from_secs(3600);
+        assert!((0..BURST).all(|_| pace.take(later).is_zero()), "what was not used is there again, and no more");
+        assert!(!pace.take(later).is_zero());
+    }
 }

@@ -133,6 +133,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 
 /// Adding a loop is one line here.
 fn start_loops(context: &Context, options: &Options) {
+    context.informers.of_resource::<proa_crds::Pod>(context.family.pod()).leave_out(pods::slim);
     context.start(deployment::Deployments::new(context));
     context.start(replicaset::ReplicaSets::<proa_crds::ReplicaSet>::new(context));
     context.start(statefulset::StatefulSets::new(context));

@@ -1,8 +1,8 @@
-//! JSON merge patches (RFC 7386) made from two states of an object.
+//! Writes: JSON merge patches (RFC 7386) made from two states of an object, and requests whose answers nobody reads.
 //!
 //! Controllers never replace an object: a field they do not know would be lost.
 
-use kube::api::PatchParams;
+use kube::{Client, api::PatchParams, core::request};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -36,6 +36,19 @@ pub const MANAGER: &str = "proa-controllers";
 /// Patch parameters that name us as the field manager.
 pub fn params() -> PatchParams {
     PatchParams { field_manager: Some(MANAGER.to_owned()), ..Default::default() }
+}
+
+/// Sends a write and reads of the answer only whether it was taken: what came of it the watch brings anyway, and reading
+/// a pod costs more than writing it.
+///
+/// # Errors
+///
+/// What the server answered, as [`kube::Api`] has it.
+pub async fn unread(
+    client: &Client,
+    request: Result<http::Request<Vec<u8>>, request::Error>,
+) -> Result<(), kube::Error> {
+    client.request_text(request.map_err(kube::Error::BuildRequest)?).await.map(drop)
 }
 
 /// An object as JSON. The API types serialize to JSON always; what does not would be `null`.

@@ -17,7 +17,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference},
 };
 use kube::{
-    Resource, ResourceExt,
+    Api, Resource, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PostParams, Preconditions},
     core::{ApiResource, DynamicResourceScope, ObjectMeta},
 };
@@ -229,8 +229,13 @@ impl PodControl {
             .collect();
         let mut outcome = Ok(());
         while let Some((pod, uid, result)) = deletions.next().await {
-            match result.map_err(|error| told(ActError::from(error))) {
-                Ok(_) => {
+            let mut result = result.map(drop).map_err(|error| told(ActError::from(error)));
+            // It may be the answer that was lost: then the loop waits to see the pod go, and takes no other in its place.
+            if matches!(result, Err(ActError::Failed(_))) && is_going(&api, pod).await {
+                result = Ok(());
+            }
+            match result {
+                Ok(()) => {
                     writes.deleted(&self.pods, &Key::of(pod.as_ref()), &uid);
                     self.tell(owner, reasons::SUCCESSFUL_DELETE, "delete", &pod.name_any(), None);
                 }
@@ -275,6 +280,15 @@ impl PodControl {
             }
         }
         outcome
+    }
+}
+
+/// Whether the server has that pod no more, or on its way out.
+async fn is_going(api: &Api<Pod>, pod: &Pod) -> bool {
+    match api.get(&pod.name_any()).await {
+        Ok(now) => now.metadata.uid != pod.metadata.uid || now.metadata.deletion_timestamp.is_some(),
+        Err(kube::Error::Api(status)) => status.code == 404,
+        Err(_) => false,
     }
 }
 

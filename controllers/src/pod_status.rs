@@ -1,11 +1,14 @@
 //! Conditions of pods, written by several loops in one way.
 
-use crate::{Informer, Key, patch::params};
+use crate::{
+    Informer, Key,
+    patch::{params, unread},
+};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::PodCondition, apimachinery::pkg::apis::meta::v1::Time};
-use kube::api::Patch;
+use kube::{ResourceExt, api::Patch, core::Request};
 use proa_crds::Pod;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 /// A condition as a loop wants it; when it last changed follows from what the pod has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,27 +63,67 @@ pub async fn set_condition(
     wanted: &Wanted,
     now: Timestamp,
 ) -> Result<Pod, kube::Error> {
-    let key = Key::of(pod);
-    let api = pods.api(&key.namespace);
     let mut pod = pod.clone();
     for last_try in [false, false, true] {
         let Some(conditions) = with_condition(&pod, wanted, now) else { return Ok(pod) };
-        let patch = json!({
-            "metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version},
-            "status": {"conditions": conditions},
-        });
-        match api.patch_status(&key.name, &params(), &Patch::Merge(&patch)).await {
+        let patch = over(&pod, Map::new(), conditions);
+        match pods.api(&Key::of(&pod).namespace).patch_status(&pod.name_any(), &params(), &patch).await {
             Err(kube::Error::Api(status)) if status.code == 409 && !last_try => {
-                let uid = pod.metadata.uid.clone();
-                pod = api.get(&key.name).await?;
-                if pod.metadata.uid != uid {
-                    return Err(kube::Error::Api(status));
-                }
+                pod = again(pods, &pod, status).await?;
             }
             other => return other,
         }
     }
     Ok(pod)
+}
+
+/// As [`set_condition`], with other fields of the status in the same write, which happens even if the condition is there
+/// already. Nobody reads the answer.
+///
+/// # Errors
+///
+/// What the server answered; 404 when the pod is gone or another one has its name.
+pub async fn set_status(
+    pods: &Informer<Pod>,
+    pod: &Pod,
+    fields: &Map<String, Value>,
+    wanted: &Wanted,
+    now: Timestamp,
+) -> Result<(), kube::Error> {
+    let request = Request::new(pods.api(&Key::of(pod).namespace).resource_url());
+    let mut newer = None;
+    for last_try in [false, false, true] {
+        let pod = newer.as_ref().unwrap_or(pod);
+        let patch = match with_condition(pod, wanted, now) {
+            Some(conditions) => over(pod, fields.clone(), conditions),
+            None if fields.is_empty() => return Ok(()),
+            None => Patch::Merge(json!({"metadata": {"uid": pod.metadata.uid}, "status": fields})),
+        };
+        let request = request.patch_subresource("status", &pod.name_any(), &params(), &patch);
+        match unread(&pods.cluster_api().into_client(), request).await {
+            Err(kube::Error::Api(status)) if status.code == 409 && !last_try => {
+                newer = Some(again(pods, pod, status).await?);
+            }
+            other => return other,
+        }
+    }
+    Ok(())
+}
+
+/// The write of a status over the state that was seen, and no other.
+fn over(pod: &Pod, mut status: Map<String, Value>, conditions: Vec<PodCondition>) -> Patch<Value> {
+    status.insert("conditions".into(), json!(conditions));
+    let metadata = json!({"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version});
+    Patch::Merge(json!({"metadata": metadata, "status": status}))
+}
+
+/// The pod as it is now, if it is still the same.
+async fn again(pods: &Informer<Pod>, pod: &Pod, conflict: Box<kube::core::Status>) -> Result<Pod, kube::Error> {
+    let live = pods.api(&Key::of(pod).namespace).get(&pod.name_any()).await?;
+    if live.metadata.uid != pod.metadata.uid {
+        return Err(kube::Error::Api(conflict));
+    }
+    Ok(live)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub mod reasons;
 pub mod release;
 
 pub use controller_revision::ControllerRevision;
-pub use decoded::{Decoded, Encoded, Undecodable};
+pub use decoded::{Decoded, Encoded, Ties, Undecodable};
 pub use definitions::{
     custom_resource_definition_files, custom_resource_definitions, custom_resource_definitions_yaml,
 };

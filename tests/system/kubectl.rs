@@ -3,7 +3,7 @@
 use crate::harness::{Cluster, kubectls, text};
 
 /// One platform, every story once with the oldest and once with the newest kubectl, each in a namespace of its own.
-fn with_each_kubectl(story: impl Fn(&Cluster, &dyn Fn(&[&str]) -> String)) {
+pub(crate) fn with_each_kubectl(story: impl Fn(&Cluster, &dyn Fn(&[&str]) -> String)) {
     let mut cluster = Cluster::up();
     let all = kubectls();
     let ends = if all.len() > 1 { vec![0, all.len() - 1] } else { vec![0] };
@@ -243,7 +243,7 @@ fn bad_input_is_refused_with_the_path_of_what_is_wrong_and_nothing_is_stored() {
     assert_eq!(cluster.kubectl(&["get", "configmaps", "-o", "name"]), "configmap/kube-root-ca.crt\n");
 }
 
-fn namespace_of(kubectl: &dyn Fn(&[&str]) -> String) -> String {
+pub(crate) fn namespace_of(kubectl: &dyn Fn(&[&str]) -> String) -> String {
     let namespace = kubectl(&["get", "serviceaccount", "default", "-o", "jsonpath={.metadata.namespace}"]);
     assert!(namespace.starts_with("story-"), "{namespace}");
     namespace

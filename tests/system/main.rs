@@ -5,6 +5,8 @@ mod access;
 mod autoscaling;
 mod bounds;
 mod cgroup_v2;
+mod cli;
+mod clients;
 mod command_line;
 mod etcd;
 mod family;

@@ -7,6 +7,7 @@
 mod conflict;
 mod entries;
 mod extract;
+mod overlay;
 mod ownership;
 mod path;
 mod set;
@@ -99,6 +100,15 @@ pub fn update(schema: &Schema, live: Option<&Object>, new: &mut Object, manager:
 /// owns, so that it can remove what is no longer wanted. Whether anything changed.
 pub fn take_over(object: &mut Object, from: &str, applier: Manager<'_>, now: &str) -> bool {
     take_over::take_over(object, from, applier, now)
+}
+
+/// The object with an apply configuration laid over it whose fields nobody comes to own.
+///
+/// # Errors
+///
+/// What is wrong with the configuration: unknown fields, elements without their keys, values that are replaced as a whole.
+pub fn overlay(schema: &Schema, object: &Object, config: &Value) -> Result<Object, String> {
+    overlay::overlay(schema, object, config)
 }
 
 /// The set of fields a value consists of.

@@ -168,15 +168,21 @@ pub(super) fn update(schema: &Schema, live: Option<&Object>, new: &mut Object, m
         .as_ref()
         .and_then(Value::as_array)
         .is_some_and(|list| matches!(&list[..], [only] if only.as_object().is_some_and(Map::is_empty)));
-    let of_live = || Entries::read(stored.cloned()).unwrap_or_default();
+    // Mostly what is sent is what is there: then nothing is copied.
+    let of_live = |sent: Option<Value>| {
+        let live = if sent.as_ref() == stored { sent } else { stored.cloned() };
+        Entries::read(live).unwrap_or_default()
+    };
     let mut entries = if !manager.subresource.is_empty() {
-        of_live()
+        of_live(sent)
     } else if resets {
         Entries::default()
+    } else if sent.as_ref() == stored {
+        Entries::read(sent).unwrap_or_default()
     } else {
         match Entries::read(sent) {
             Some(entries) if !entries.0.is_empty() => entries,
-            _ => of_live(),
+            _ => of_live(None),
         }
     };
     // Who owns an object nobody kept records of is settled by the first apply.

@@ -2,21 +2,16 @@
 //! made, and evaluating them on objects within a budget. A rule that cannot be evaluated rejects the
 //! object; it never hangs the server, and a panic in the interpreter is an error like any other.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
-
-use kube_cel::cel::{IdedExpr, Value as Cel, objects::OptionalValue, parser::Parser};
+use kube_cel::cel::Value as Cel;
 use serde_json::{Map, Value};
 
 use super::{
     Additional, Schema,
-    cel_budget::{self, OBJECT_BUDGET, Size},
-    cel_values::{convert, rewrite_optionals, with_scope},
+    cel_values::convert,
     check::{Trail, type_name},
     validate::correlated,
 };
+use crate::cel::{BUDGET, Environment, Expression, Scope, values};
 use crate::field::{FieldError, FieldErrors, Path};
 
 /// One rule of a node.
@@ -28,8 +23,8 @@ pub(crate) struct Rule {
     field_path: Option<Box<str>>,
     optional_old_self: bool,
     uses_old_self: bool,
-    program: Result<IdedExpr, String>,
-    message_program: Option<IdedExpr>,
+    program: Result<Expression, String>,
+    message_program: Option<Expression>,
 }
 
 /// Rules of one definition altogether.
@@ -39,44 +34,14 @@ pub(super) struct Tally {
     bytes: usize,
 }
 
+/// The variable that holds what was.
+const OLD_SELF: &str = "oldSelf";
 const MOST_RULES: usize = 1_000;
 const MOST_RULE_BYTES: usize = 1 << 20;
 const REASONS: [&str; 4] = ["FieldValueRequired", "FieldValueForbidden", "FieldValueInvalid", "FieldValueDuplicate"];
 
-fn compile(text: &str) -> Result<(IdedExpr, cel_budget::Names), String> {
-    compiled(text, &["self", "oldSelf"], "", |_| {})
-}
-
-/// An expression over `variables` that may also call `functions` (words between blanks), after `rewrite`.
-pub(super) fn compiled(
-    text: &str,
-    variables: &[&str],
-    functions: &str,
-    rewrite: impl FnOnce(&mut IdedExpr),
-) -> Result<(IdedExpr, cel_budget::Names), String> {
-    if let Some(problem) = cel_budget::text_problem(text) {
-        return Err(problem.to_owned());
-    }
-    let parsed = catch_unwind(|| Parser::new().enable_optional_syntax(true).parse(text));
-    let mut expression = match parsed {
-        Ok(Ok(expression)) => expression,
-        Ok(Err(error)) => return Err(format!("compilation failed: {error}")),
-        Err(_) => return Err("compilation failed: the rule cannot be parsed".to_owned()),
-    };
-    // What recurses over the tree from here on does so within these bounds.
-    if cel_budget::names(&expression, variables, functions).too_deep {
-        return Err("compilation failed: the rule nests too deep".to_owned());
-    }
-    rewrite(&mut expression);
-    let names = cel_budget::names(&expression, variables, functions);
-    if let Some(name) = names.unknown_variables.first() {
-        return Err(format!("compilation failed: undeclared reference to '{name}' (in container '')"));
-    }
-    if let Some(name) = names.unknown_functions.first() {
-        return Err(format!("compilation failed: the function {name:?} is not supported by Proa"));
-    }
-    rewrite_optionals(&mut expression);
-    Ok((expression, names))
+fn compile(text: &str) -> Result<Expression, String> {
+    Expression::typed(text, &Environment::of(&["self", OLD_SELF])).map(|(expression, _)| expression)
 }
 
 /// The rules of a node, compiled.
@@ -88,10 +53,8 @@ impl Rule {
     fn read(value: &Value) -> Rule {
         let text = |field: &str| value.get(field).and_then(Value::as_str).filter(|t| !t.is_empty()).map(Into::into);
         let rule: Box<str> = text("rule").unwrap_or_default();
-        let (program, uses_old_self) = match compile(&rule) {
-            Ok((program, names)) => (Ok(program), names.uses_old_self),
-            Err(error) => (Err(error), false),
-        };
+        let program = compile(&rule);
+        let uses_old_self = program.as_ref().is_ok_and(|program| program.uses(OLD_SELF));
         let message_expression: Option<Box<str>> = text("messageExpression");
         Rule {
             message: text("message"),
@@ -100,7 +63,7 @@ impl Rule {
             optional_old_self: value.get("optionalOldSelf").and_then(Value::as_bool) == Some(true),
             uses_old_self,
             program,
-            message_program: message_expression.and_then(|text| compile(&text).ok()).map(|(program, _)| program),
+            message_program: message_expression.and_then(|text| compile(&text).ok()),
             text: rule,
         }
     }
@@ -133,9 +96,9 @@ pub(super) fn problems(
         }
         match compile(text("rule")) {
             Err(error) => errors.push(FieldError::invalid(&at.child("rule"), text("rule"), error)),
-            Ok((_, names)) => {
+            Ok(program) => {
                 let optional = rule.get("optionalOldSelf").and_then(Value::as_bool) == Some(true);
-                if optional && !names.uses_old_self {
+                if optional && !program.uses(OLD_SELF) {
                     let detail = "may not be set if oldSelf is not used in rule";
                     errors.push(FieldError::invalid(&at.child("optionalOldSelf"), true, detail));
                 }
@@ -209,7 +172,7 @@ pub(super) fn has_rules(schema: &Schema) -> bool {
 /// Evaluates every rule on an object.
 pub(super) fn validate(schema: &Schema, value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     if has_rules(schema) {
-        let mut budget = OBJECT_BUDGET;
+        let mut budget = BUDGET;
         walk(schema, value, old, &Trail::Root, &mut budget, errors);
     }
 }
@@ -265,7 +228,6 @@ fn evaluate(
     budget: &mut u64,
     errors: &mut FieldErrors,
 ) {
-    let size = Size::of(value).and(old.map_or(Size::default(), Size::of));
     let this = convert(schema, value);
     let before = old.map(|old| convert(schema, old));
     for rule in rules {
@@ -279,11 +241,13 @@ fn evaluate(
         }
         let old_self = match (&before, rule.optional_old_self) {
             (Some(before), false) => before.clone(),
-            (Some(before), true) => Cel::Opaque(Arc::new(OptionalValue::of(before.clone()))),
-            (None, _) => Cel::Opaque(Arc::new(OptionalValue::none())),
+            (before, _) => values::optional(before.clone()),
         };
+        let mut scope = Scope::default();
+        scope.bind_value("self", this.clone());
+        scope.bind_value(OLD_SELF, old_self);
         let failure = match &rule.program {
-            Ok(program) => match run(program, &this, &old_self, size, budget) {
+            Ok(program) => match program.run(&scope, budget) {
                 Ok(Cel::Bool(true)) => continue,
                 Ok(Cel::Bool(false)) => None,
                 Ok(_) => Some("the rule must evaluate to a bool".to_owned()),
@@ -291,48 +255,16 @@ fn evaluate(
             },
             Err(error) => Some(error.clone()),
         };
-        errors.push(rule.error(failure, schema, value, (&this, &old_self), size, trail, budget));
+        errors.push(rule.error(failure, (schema, value), &scope, trail, budget));
     }
 }
 
-fn run(program: &IdedExpr, this: &Cel, old_self: &Cel, size: Size, budget: &mut u64) -> Result<Cel, String> {
-    let spent = "the cost budget of the object is used up";
-    resolve(program, [("self", this), ("oldSelf", old_self)], size, budget, spent)
-}
-
-/// What a program makes of its variables, whose values are of `size`; its cost is taken from `budget`.
-pub(super) fn resolve<'v>(
-    program: &IdedExpr,
-    variables: impl IntoIterator<Item = (&'v str, &'v Cel)>,
-    size: Size,
-    budget: &mut u64,
-    spent: &str,
-) -> Result<Cel, String> {
-    let cost = cel_budget::cost(program, size).ok_or("a value would grow too big")?;
-    *budget = budget.checked_sub(cost).ok_or(spent)?;
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        with_scope(|context| {
-            for (name, value) in variables {
-                context.add_variable_from_value(name, value.clone());
-            }
-            context.resolve(program).map_err(|error| {
-                let text = error.to_string();
-                text.chars().take(500).collect::<String>()
-            })
-        })
-    }));
-    outcome.unwrap_or_else(|_| Err("the rule cannot be evaluated".to_owned()))
-}
-
 impl Rule {
-    #[allow(clippy::too_many_arguments)]
     fn error(
         &self,
         failure: Option<String>,
-        schema: &Schema,
-        value: &Value,
-        variables: (&Cel, &Cel),
-        size: Size,
+        (schema, value): (&Schema, &Value),
+        scope: &Scope,
         trail: &Trail<'_>,
         budget: &mut u64,
     ) -> FieldError {
@@ -342,7 +274,7 @@ impl Rule {
         }
         let mut made = || {
             let program = self.message_program.as_ref().filter(|_| failure.is_none())?;
-            match run(program, variables.0, variables.1, size, budget) {
+            match program.run(scope, budget) {
                 Ok(Cel::String(text)) if !text.trim().is_empty() && !text.contains('\n') && text.len() <= 5_120 => {
                     Some(text.to_string())
                 }

@@ -8,14 +8,12 @@
 mod builtin;
 mod canonical;
 mod cel;
-mod cel_budget;
 mod cel_values;
 mod check;
 mod convert;
 pub mod crd;
 mod defaulting;
 mod definitions;
-pub mod expression;
 mod facts;
 mod formats;
 mod openapi;

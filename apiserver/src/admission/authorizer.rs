@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use proa_apimachinery::schema::expression::Scope;
-use proa_apimachinery::schema::expression::authorizer::{Authorizer, Decision, Question};
+use proa_apimachinery::cel::Scope;
+use proa_apimachinery::cel::authorizer::{Authorizer, Decision, Question};
 
 use super::attributes::{Attributes, Operation};
 use crate::authz;
@@ -57,7 +57,7 @@ impl Authorizer for Asked {
                 labelled: &labelled,
             },
         };
-        let allowed = authz::allowed(&self.core, account.as_ref().unwrap_or(&self.user), &what);
-        Decision { allowed, reason: if allowed { "RBAC: allowed".to_owned() } else { String::new() } }
+        let verdict = authz::decide(&self.core, account.as_ref().unwrap_or(&self.user), &what);
+        Decision { allowed: verdict.is_allowed(), reason: verdict.reason() }
     }
 }

@@ -1,10 +1,9 @@
 //! The order of admission, for every way into the store.
 //!
-//! Mutating phase: what is built in completes the object, then mutating webhooks see it one after the other, then (when
-//! one of them changed it) what is built in and the webhooks that want to look once more. Validating phase, after the
-//! kind's own preparation and validation: what is built in refuses, then validating webhooks, all at once. Policies
-//! belong before the webhooks of their phase, over the same [`Attributes`]. Where nothing is configured the phases cost
-//! two looks at an empty list.
+//! Mutating phase: what is built in completes the object, then mutating policies and after them mutating webhooks see it
+//! one after the other, then (when one of them changed it) what is built in and those that want to look once more.
+//! Validating phase, after the kind's own preparation and validation: what is built in refuses, then validating policies,
+//! then validating webhooks, all at once. Where nothing is configured the phases cost four looks at an empty list.
 
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
@@ -12,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::attributes::{Attributes, Objects};
 use super::hooks::{self, Round, Subject};
-use super::matching;
+use super::{matching, policy};
 use crate::kinds::{Op, ScalePaths};
 use crate::registry::Call;
 use crate::registry::delete::DeleteOptions;
@@ -46,15 +45,19 @@ impl<'a> View<'a> {
 
 /// Whether anybody but what is built in may look at writes of this resource in the mutating phase.
 fn mutated_by_others(call: &Call<'_>) -> bool {
-    call.core.is_open() && !call.core.hooks.mutating.hooks().is_empty() && !matching::exempt(&call.resource)
+    let core = call.core;
+    let anybody = || !core.policies.mutating.active().is_empty() || !core.hooks.mutating.hooks().is_empty();
+    core.is_open() && !matching::exempt(&call.resource) && anybody()
 }
 
 fn validated_by_others(call: &Call<'_>) -> bool {
-    call.core.is_open() && !call.core.hooks.validating.hooks().is_empty() && !matching::exempt(&call.resource)
+    let core = call.core;
+    let anybody = || !core.policies.validating.active().is_empty() || !core.hooks.validating.hooks().is_empty();
+    core.is_open() && !matching::exempt(&call.resource) && anybody()
 }
 
-/// Mutating phase of a write. Where a webhook changed the object, returns it as its writer would have had it: what
-/// webhooks add is owned by nobody.
+/// Mutating phase of a write. Where a policy or a webhook changed the object, returns it as its writer would have had it:
+/// what they add is owned by nobody.
 pub async fn mutate(
     call: &Call<'_>,
     op: Op,
@@ -79,25 +82,24 @@ pub async fn mutate(
             Ok(())
         }
     };
-    let mut round = Round::default();
+    let mut rounds = Rounds::default();
     for again in [false, true] {
         if again {
-            if !round.changed() {
+            if !rounds.changed() {
                 return Ok(None);
             }
-            let before = new.clone();
             super::complete(call, op, new, old).await?;
-            round.second(before != *new);
+            rounds.second = true;
         }
         match view {
             View::Whole => {
                 let mut subject = Subject { new: Some(&mut *new), old: old_shown.as_ref(), settle: &settle };
-                hooks::mutate(call, &attributes, &mut subject, &mut round).await?;
+                rounds.run(call, &attributes, &mut subject).await?;
             }
             View::Scale(paths) => {
                 let mut shown = view.show(new);
                 let mut subject = Subject { new: Some(&mut shown), old: old_shown.as_ref(), settle: &settle };
-                hooks::mutate(call, &attributes, &mut subject, &mut round).await?;
+                rounds.run(call, &attributes, &mut subject).await?;
                 if let Some(replicas) = shown.get(&["spec", "replicas"]) {
                     new.set(&scale::steps(&paths.spec_replicas), replicas.clone());
                 }
@@ -106,6 +108,41 @@ pub async fn mutate(
     }
     stays(call, new)?;
     Ok(Some(written))
+}
+
+/// The rounds of policies and of webhooks: what one of them changed after the other, the other may see again.
+#[derive(Default)]
+struct Rounds {
+    second: bool,
+    policies: policy::Round,
+    hooks: Round,
+    /// The object as policies and as webhooks left it in the first round.
+    left: [Option<Object>; 2],
+}
+
+impl Rounds {
+    fn changed(&self) -> bool {
+        self.policies.changed() || self.hooks.changed()
+    }
+
+    async fn run(
+        &mut self,
+        call: &Call<'_>,
+        attributes: &Attributes<'_>,
+        subject: &mut Subject<'_>,
+    ) -> Result<(), ApiError> {
+        if self.second {
+            self.policies.second(self.left[0].as_ref() != subject.new.as_deref());
+        }
+        policy::mutate(call, attributes, subject, &mut self.policies).await?;
+        self.left[0] = subject.new.as_deref().cloned();
+        if self.second {
+            self.hooks.second(self.left[1].as_ref() != subject.new.as_deref());
+        }
+        hooks::mutate(call, attributes, subject, &mut self.hooks).await?;
+        self.left[1] = subject.new.as_deref().cloned();
+        Ok(())
+    }
 }
 
 /// A webhook may change much, but not the namespace an object is in.
@@ -137,12 +174,21 @@ pub async fn validate(
     }
     let attributes = Attributes::of_write(call, op, options, new.name());
     match View::of(call, &attributes) {
-        View::Whole => hooks::validate(call, &attributes, Objects { new: Some(new), old }).await,
+        View::Whole => validate_by_others(call, &attributes, Objects { new: Some(new), old }).await,
         view @ View::Scale(_) => {
             let (new, old) = (view.show(new), old.map(|old| view.show(old)));
-            hooks::validate(call, &attributes, Objects { new: Some(&new), old: old.as_ref() }).await
+            validate_by_others(call, &attributes, Objects { new: Some(&new), old: old.as_ref() }).await
         }
     }
+}
+
+async fn validate_by_others(
+    call: &Call<'_>,
+    attributes: &Attributes<'_>,
+    objects: Objects<'_>,
+) -> Result<(), ApiError> {
+    policy::validate(call, attributes, objects).await?;
+    hooks::validate(call, attributes, objects).await
 }
 
 /// Both phases of a deletion.
@@ -188,15 +234,15 @@ pub async fn connect(call: &Call<'_>, name: &str) -> Result<(), ApiError> {
 
 async fn both(call: &Call<'_>, attributes: &Attributes<'_>, subject: &mut Subject<'_>) -> Result<(), ApiError> {
     if mutated_by_others(call) {
-        let mut round = Round::default();
-        hooks::mutate(call, attributes, subject, &mut round).await?;
-        if round.changed() {
-            round.second(false);
-            hooks::mutate(call, attributes, subject, &mut round).await?;
+        let mut rounds = Rounds::default();
+        rounds.run(call, attributes, subject).await?;
+        if rounds.changed() {
+            rounds.second = true;
+            rounds.run(call, attributes, subject).await?;
         }
     }
     if validated_by_others(call) {
-        hooks::validate(call, attributes, Objects { new: subject.new.as_deref(), old: subject.old }).await?;
+        validate_by_others(call, attributes, Objects { new: subject.new.as_deref(), old: subject.old }).await?;
     }
     Ok(())
 }

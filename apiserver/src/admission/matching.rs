@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use proa_apimachinery::cel::{AUTHORIZER, Answer, CONDITIONS_BUDGET, Expression, Scope};
 use proa_apimachinery::object::Object;
-use proa_apimachinery::schema::expression::{AUTHORIZER, Answer, Expression, REQUEST_BUDGET, Scope};
 use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::status::ApiError;
 use serde_json::Value;
@@ -168,31 +168,62 @@ impl Matcher {
         objects: Objects<'_>,
     ) -> Result<Option<Arc<Resource>>, ApiError> {
         let Some(resource) = self.by_rules(core, attributes) else { return Ok(None) };
+        self.by_selectors(core, attributes, objects, resource).await
+    }
+
+    /// Whether a binding lets the request through to its policy: one without rules is for all the policy is for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Matcher::wanted`].
+    pub async fn allows(
+        &self,
+        core: &Core,
+        attributes: &Attributes<'_>,
+        objects: Objects<'_>,
+    ) -> Result<bool, ApiError> {
+        let without = self.rules.is_empty() && !self.excludes(core, attributes);
+        let own = || Arc::clone(&attributes.resource);
+        let by_rules = if without { Some(own()) } else { self.by_rules(core, attributes) };
+        let Some(resource) = by_rules else { return Ok(false) };
+        Ok(self.by_selectors(core, attributes, objects, resource).await?.is_some())
+    }
+
+    async fn by_selectors(
+        &self,
+        core: &Core,
+        attributes: &Attributes<'_>,
+        objects: Objects<'_>,
+        resource: Arc<Resource>,
+    ) -> Result<Option<Arc<Resource>>, ApiError> {
         let wanted = self.by_labels(objects) && self.by_namespace(core, attributes, objects).await?;
         Ok(wanted.then_some(resource))
     }
 
     fn by_rules(&self, core: &Core, attributes: &Attributes<'_>) -> Option<Arc<Resource>> {
+        if self.excludes(core, attributes) { None } else { self.select(core, attributes, &self.rules) }
+    }
+
+    fn excludes(&self, core: &Core, attributes: &Attributes<'_>) -> bool {
+        self.select(core, attributes, &self.excluded).is_some()
+    }
+
+    /// The resource, of those the request is about, that some rules name.
+    fn select(&self, core: &Core, attributes: &Attributes<'_>, rules: &[Rule]) -> Option<Arc<Resource>> {
         let own = &attributes.resource;
-        let about = |resource: &Arc<Resource>, rules: &[Rule]| {
+        let about = |resource: &Arc<Resource>| {
             let target = target_of(attributes, resource);
             rules.iter().any(|rule| rule.matches(&target))
         };
-        let select = |rules: &[Rule]| {
-            if about(own, rules) {
-                return Some(Arc::clone(own));
-            }
-            if self.exact || rules.is_empty() {
-                return None;
-            }
-            let table = core.resources.table();
-            let mut equivalents = table.all().filter(|other| equivalent(own, other));
-            equivalents.find(|other| about(other, rules)).cloned()
-        };
-        if select(&self.excluded).is_some() {
+        if about(own) {
+            return Some(Arc::clone(own));
+        }
+        if self.exact || rules.is_empty() {
             return None;
         }
-        select(&self.rules)
+        let table = core.resources.table();
+        let mut equivalents = table.all().filter(|other| equivalent(own, other));
+        equivalents.find(|other| about(other)).cloned()
     }
 
     fn by_labels(&self, objects: Objects<'_>) -> bool {
@@ -275,7 +306,7 @@ impl Conditions {
 
     /// Asks them all: one that is false decides, whatever the others fail with.
     pub fn judge(&self, scope: &Scope) -> Verdict {
-        let mut budget = REQUEST_BUDGET;
+        let mut budget = CONDITIONS_BUDGET;
         let mut failed = Vec::new();
         for (name, expression) in &self.0 {
             let answer = match expression {

@@ -1,6 +1,6 @@
 //! What guards or completes a write beyond the kind's own rules.
 //!
-//! Owns what is built in, in a fixed order, and the [`chain`] it forms with webhooks.
+//! Owns what is built in, in a fixed order, and the [`chain`] it forms with policies and webhooks.
 
 pub mod attributes;
 mod authorizer;
@@ -14,8 +14,10 @@ pub mod matching;
 mod node;
 mod pod_security;
 mod pods;
+pub mod policy;
 mod priority;
 pub mod quota;
+mod round;
 mod storage;
 mod token_secrets;
 
@@ -70,6 +72,7 @@ async fn refuse(call: &Call<'_>, op: Op, new: &Object, old: Option<&Object>) -> 
             call.core.caches.consistent().await?;
             limit_range::refuse_claim(new, &limit_ranges(call))
         }
+        ("admissionregistration.k8s.io", ..) => return policy::may_refer(call, new, old).await,
         ("scheduling.k8s.io", "priorityclasses", Op::Create | Op::Update) => {
             call.core.caches.consistent().await?;
             priority::refuse_default(new, &priority::classes(call))

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use http::HeaderMap;
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use proa_apimachinery::protobuf;
 use proa_apimachinery::status::ApiError;
 use serde_json::{Map, Value, json};
 
 use crate::authz::Attributes;
-use crate::http::{Body, Response, protobuf};
+use crate::http::{Body, Response};
 use crate::outside::Clock;
 use crate::request_info::RequestInfo;
 use crate::user::User;

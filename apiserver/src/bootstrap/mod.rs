@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::kinds;
+use crate::pki::{FRONT_PROXY_CLIENT, Pki};
 use crate::user::{ANONYMOUS, NODES};
 
 mod roles;
@@ -222,7 +223,7 @@ fn namespaced_roles() -> Vec<Object> {
         (
             "kube-system",
             "extension-apiserver-authentication-reader",
-            "get,list,watch core configmaps",
+            "get,list,watch core configmaps extension-apiserver-authentication",
             "system:kube-controller-manager",
         ),
         (
@@ -305,6 +306,30 @@ pub fn api_services() -> Vec<Object> {
         }))
     });
     services.collect()
+}
+
+/// By what aggregated API servers know this one and whoever it speaks for: what Kubernetes keeps in the ConfigMap
+/// `extension-apiserver-authentication`, which the role `extension-apiserver-authentication-reader` is for. Lists are JSON.
+pub fn front_proxy(pki: &Pki) -> Object {
+    object(json!({"apiVersion": "v1", "kind": "ConfigMap",
+    "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+    "data": {
+        "client-ca-file": pki.ca_pem(),
+        "requestheader-allowed-names": json!([FRONT_PROXY_CLIENT]).to_string(),
+        "requestheader-client-ca-file": pki.front_proxy_ca_pem(),
+        "requestheader-extra-headers-prefix": json!(["X-Remote-Extra-"]).to_string(),
+        "requestheader-group-headers": json!(["X-Remote-Group"]).to_string(),
+        "requestheader-uid-headers": json!(["X-Remote-Uid"]).to_string(),
+        "requestheader-username-headers": json!(["X-Remote-User"]).to_string(),
+    }}))
+}
+
+/// What is to be patched so that a stored object of [`front_proxy`] names the authorities of now.
+pub fn trusts(stored: &Object, wanted: &Object) -> Option<Object> {
+    let data = wanted.get(&["data"]).filter(|data| !holds(stored.get(&["data"]), data))?;
+    let mut patch = Object::default();
+    patch.set(&["data"], data.clone());
+    Some(patch)
 }
 
 /// How pods find the API servers: the `kubernetes` Service, and those who stand behind it.

@@ -4,6 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proa_apimachinery::object::Object;
+use proa_apimachinery::part::Part;
+use proa_apimachinery::protobuf;
+use proa_apimachinery::status::ApiError;
 use proa_store::{Entry, Key};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -22,20 +25,20 @@ pub struct Item {
 }
 
 /// Names and values.
-pub(super) type Pairs = Vec<(Box<str>, Box<str>)>;
+pub(super) type Pairs = Box<[(Box<str>, Box<str>)]>;
 
 /// What selectors look at.
 #[derive(Default)]
 pub struct Meta {
     /// `metadata.labels`.
     pub labels: Pairs,
-    /// The kind's selectable fields, by the name used in field selectors.
-    pub fields: Pairs,
+    /// The kind's selectable fields, in the order of its row. Without their names: there are many objects of a kind.
+    pub fields: Box<[Box<str>]>,
 }
 
 impl Meta {
     /// The labels of an object, and its fields as `fields` finds them.
-    pub fn of(object: &Object, fields: &dyn Fn(&Object) -> Pairs) -> Meta {
+    pub fn of(object: &Object, fields: &dyn Fn(&Object) -> Box<[Box<str>]>) -> Meta {
         let labels = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
         Meta { labels, fields: fields(object) }
     }
@@ -46,8 +49,8 @@ impl Meta {
     }
 
     /// The value of a selectable field; absent ones read as empty, as on Kubernetes.
-    pub fn field(&self, name: &str) -> &str {
-        self.fields.iter().find(|(have, _)| **have == *name).map_or("", |(_, value)| &**value)
+    pub fn field(&self, at: usize) -> &str {
+        self.fields.get(at).map_or("", |value| value)
     }
 }
 
@@ -99,9 +102,9 @@ impl Item {
         serde_json::from_slice::<Head>(&self.bytes).is_ok_and(|head| head.metadata.deletion_timestamp.is_some())
     }
 
-    /// Labels and selectable fields, decoded once per item.
-    pub fn meta(&self, fields: &dyn Fn(&Object) -> Pairs) -> &Meta {
-        self.meta.get_or_init(|| Meta::of(&self.object(), fields))
+    /// Labels and selectable fields, decoded once per item: `part` of it, which holds them.
+    pub fn meta(&self, part: &Part, fields: &dyn Fn(&Object) -> Box<[Box<str>]>) -> &Meta {
+        self.meta.get_or_init(|| Meta::of(&part.read(&self.bytes).unwrap_or_else(|_| self.object()), fields))
     }
 }
 
@@ -124,8 +127,12 @@ pub struct Change {
     pub item: Arc<Item>,
     /// The object before the change. Filled by the cache, which knows it already.
     pub previous: Option<Arc<Item>>,
-    frames: [OnceLock<Bytes>; 3],
+    frames: Frames,
+    protobuf_frames: OnceLock<Box<Frames>>,
 }
+
+/// The event on the wire, by its type.
+type Frames = [OnceLock<Bytes>; 3];
 
 /// The type of a watch event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,17 +155,61 @@ impl EventType {
 
 impl Change {
     pub(super) fn put(revision: u64, item: Arc<Item>) -> Self {
-        Change { revision, kind: ChangeKind::Put, item, previous: None, frames: Default::default() }
+        Change {
+            revision,
+            kind: ChangeKind::Put,
+            item,
+            previous: None,
+            frames: Frames::default(),
+            protobuf_frames: OnceLock::new(),
+        }
     }
 
     pub(super) fn delete(revision: u64, item: Arc<Item>) -> Self {
-        Change { revision, kind: ChangeKind::Delete, item, previous: None, frames: Default::default() }
+        Change {
+            revision,
+            kind: ChangeKind::Delete,
+            item,
+            previous: None,
+            frames: Frames::default(),
+            protobuf_frames: OnceLock::new(),
+        }
+    }
+
+    /// The event's frame in protobuf, encoded once for all watchers that want it so.
+    pub fn protobuf_frame(&self, event: EventType) -> Bytes {
+        let frames = self.protobuf_frames.get_or_init(Box::default);
+        frames[event as usize].get_or_init(|| protobuf_frame(event.name(), &self.item.bytes)).clone()
+    }
+
+    /// The same change of the same object, shown in another form.
+    pub fn showing(&self, item: Arc<Item>, previous: Option<Arc<Item>>) -> Change {
+        Change {
+            revision: self.revision,
+            kind: self.kind,
+            item,
+            previous,
+            frames: Frames::default(),
+            protobuf_frames: OnceLock::new(),
+        }
     }
 
     /// The event's line on the wire, encoded once for all watchers.
     pub fn frame(&self, event: EventType) -> Bytes {
         self.frames[event as usize].get_or_init(|| event_line(event.name(), &self.item.bytes)).clone()
     }
+}
+
+/// An event in protobuf, given its object's JSON. An object that does not fit its type is told as an error: the client
+/// lists again, and learns there which it is.
+pub fn protobuf_frame(event: &str, object: &[u8]) -> Bytes {
+    let encoded = protobuf::encode(object).map(|object| protobuf::frame(event, &object));
+    let told = encoded.or_else(|error| {
+        tracing::error!(%error, "an event could not be encoded");
+        let status = ApiError::internal(error).to_status().to_string();
+        protobuf::encode(status.as_bytes()).map(|status| protobuf::frame("ERROR", &status))
+    });
+    told.unwrap_or_default().into()
 }
 
 /// `{"type":…,"object":…}` and a newline.

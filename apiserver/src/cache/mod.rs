@@ -9,7 +9,7 @@
 mod item;
 mod resource;
 
-pub use item::{Change, ChangeKind, EventType, Item, Meta, event_line};
+pub use item::{Change, ChangeKind, EventType, Item, Meta, event_line, protobuf_frame};
 pub use resource::{Cache, Snapshot, TooOld};
 
 use std::collections::HashMap;

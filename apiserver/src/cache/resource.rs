@@ -148,6 +148,11 @@ impl Cache {
         self.changed.subscribe()
     }
 
+    /// How many watch.
+    pub fn watchers(&self) -> usize {
+        self.changed.receiver_count()
+    }
+
     /// All objects (of a namespace, when not empty). `applied` must have been read before the call.
     pub fn snapshot(&self, namespace: &str, applied: u64) -> Snapshot {
         let prefix = self.prefix(namespace);

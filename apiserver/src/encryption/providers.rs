@@ -33,7 +33,7 @@ pub(super) enum Cipher {
     /// AES in CBC mode with PKCS #7 padding: the vector, then the ciphertext.
     Cbc(CbcKey),
     /// AES in Galois/Counter mode: the nonce, the ciphertext, the tag. Bound to the store's key.
-    Gcm(LessSafeKey),
+    Gcm(Box<LessSafeKey>),
     /// NaCl's secretbox (XSalsa20 and Poly1305): the nonce, the tag, the ciphertext.
     Secretbox([u8; 32]),
 }
@@ -69,7 +69,7 @@ impl Cipher {
     /// AES-GCM; `None` for other lengths than 16 and 32.
     pub(super) fn gcm(key: &[u8]) -> Option<Cipher> {
         let algorithm = if key.len() == 16 { &AES_128_GCM } else { &AES_256_GCM };
-        UnboundKey::new(algorithm, key).ok().map(|key| Cipher::Gcm(LessSafeKey::new(key)))
+        UnboundKey::new(algorithm, key).ok().map(|key| Cipher::Gcm(Box::new(LessSafeKey::new(key))))
     }
 
     /// Secretbox; `None` for other lengths than 32.

@@ -1,8 +1,8 @@
 //! Requests and responses as the rest of the crate sees them: plain data, whatever carried them.
 
 mod body;
+pub mod form;
 pub mod negotiate;
-pub mod protobuf;
 
 pub use body::Body;
 
@@ -12,6 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use proa_apimachinery::status::ApiError;
 use serde_json::Value;
 
+use self::negotiate::Encoding;
 use crate::audit::Trail;
 use crate::request_info::{Query, RequestInfo};
 use crate::user::User;
@@ -62,9 +63,19 @@ pub fn respond(status: StatusCode, content_type: &'static str, body: impl Into<B
     response
 }
 
-/// A JSON response.
+/// A JSON response that is no object of the API.
 pub fn json(status: StatusCode, value: &Value) -> Response {
     respond(status, "application/json", value.to_string())
+}
+
+/// An object of the API: in the encoding that was chosen, or else in one its client takes.
+pub fn object(status: StatusCode, json: impl Into<Bytes>, encoding: Option<Encoding>) -> Response {
+    respond(status, "application/json", Body::Object(json.into(), encoding))
+}
+
+/// An object of the API that has one shape: a Status, a review, discovery.
+pub fn answer(status: StatusCode, value: &Value) -> Response {
+    object(status, value.to_string(), None)
 }
 
 /// A plain text response.
@@ -75,7 +86,7 @@ pub fn text(status: StatusCode, body: impl Into<String>) -> Response {
 /// An error as a Kubernetes Status.
 pub fn error(error: &ApiError) -> Response {
     let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json(status, &error.to_status());
+    let mut response = answer(status, &error.to_status());
     let retry = error.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     if retry > 0 {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry));

@@ -1,12 +1,15 @@
-//! Owns the strategies of the kinds that steer the API server itself: webhooks, admission policies,
+//! Owns the strategies of the kinds that steer the API server itself: webhooks (policies are [`super::policies`]),
 //! aggregated APIs, flow control. Never calls, evaluates or limits anything.
 
+use proa_apimachinery::cel::Expression;
 use proa_apimachinery::field::{FieldError, FieldErrors, Path};
+use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::{Object, names};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::at::{At, map_at, map_in, maps_at, or_set, spec_mut};
 use super::{Op, Rules, meta};
+use crate::admission::matching::CONDITION_VARIABLES;
 
 pub(super) const WEBHOOKS: Rules = Rules { default: webhook_defaults, validate: webhooks, ..Rules::COUNTED };
 
@@ -30,7 +33,10 @@ fn webhook_defaults(object: &mut Object) {
     }
 }
 
-fn webhooks(_: Op, new: &Object, _: Option<&Object>, errors: &mut FieldErrors) {
+/// The most match conditions one webhook or policy may have (KEP-3716).
+const MOST_CONDITIONS: usize = 64;
+
+fn webhooks(_: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors) {
     let mut seen = Vec::new();
     for hook in At::of(new, "webhooks").items() {
         let name = hook.child("name");
@@ -49,12 +55,7 @@ fn webhooks(_: Op, new: &Object, _: Option<&Object>, errors: &mut FieldErrors) {
             effects.missing(errors, "must specify one of None, NoneOnDryRun");
         }
         effects.one_of(errors, &["None", "NoneOnDryRun"]);
-        let versions = hook.child("admissionReviewVersions");
-        if versions.is_empty() {
-            versions.missing(errors, "must specify one of v1, v1beta1");
-        } else if !versions.items().any(|v| matches!(v.str(), "v1" | "v1beta1")) {
-            versions.invalid(errors, "must include at least one of v1, v1beta1");
-        }
+        review_versions(&hook.child("admissionReviewVersions"), errors);
         hook.child("failurePolicy").one_of(errors, &["Fail", "Ignore"]);
         hook.child("matchPolicy").one_of(errors, &["Equivalent", "Exact"]);
         hook.child("reinvocationPolicy").one_of(errors, &["IfNeeded", "Never"]);
@@ -62,103 +63,192 @@ fn webhooks(_: Op, new: &Object, _: Option<&Object>, errors: &mut FieldErrors) {
         if timeout.int().is_some_and(|t| !(1..=30).contains(&t)) {
             timeout.invalid(errors, "the timeout value must be between 1 and 30 seconds");
         }
+        for field in ["namespaceSelector", "objectSelector"] {
+            selector(&hook.child(field), errors);
+        }
         rules(&hook.child("rules"), errors);
         client(&hook.child("clientConfig"), errors);
+        conditions(&hook.child("matchConditions"), CONDITION_VARIABLES, stored_expressions(old), errors);
     }
 }
 
-fn rules(list: &At<'_>, errors: &mut FieldErrors) {
+/// The versions of a review a webhook understands: one of them must be spoken here.
+pub(super) fn review_versions(versions: &At<'_>, errors: &mut FieldErrors) {
+    if versions.is_empty() {
+        return versions.missing(errors, "must specify one of v1, v1beta1");
+    }
+    let mut seen = Vec::new();
+    for version in versions.items() {
+        if seen.contains(&version.str()) {
+            version.invalid(errors, "duplicate version");
+        }
+        seen.push(version.str());
+        version.check(errors, names::is_dns1035_label);
+    }
+    if !seen.iter().any(|version| matches!(*version, "v1" | "v1beta1")) {
+        versions.invalid(errors, "must include at least one of v1, v1beta1");
+    }
+}
+
+pub(super) fn selector(at: &At<'_>, errors: &mut FieldErrors) {
+    if let Some(value) = at.value.filter(|value| !value.is_null())
+        && let Err(error) = LabelSelector::from_value(value)
+    {
+        at.invalid(errors, error.to_string());
+    }
+}
+
+/// The expressions of the conditions that are stored: what once compiled does not refuse an update (ratcheting).
+fn stored_expressions(old: Option<&Object>) -> Vec<&str> {
+    let hooks = old.map(|old| At::of(old, "webhooks"));
+    let conditions = hooks.iter().flat_map(|hooks| hooks.items()).map(|hook| hook.child("matchConditions"));
+    conditions.flat_map(|list| list.items().map(|item| item.child("expression").str()).collect::<Vec<_>>()).collect()
+}
+
+/// `matchConditions`: named, few, and compiled here so that no request finds out later.
+pub(super) fn conditions(list: &At<'_>, variables: &[&str], stored: Vec<&str>, errors: &mut FieldErrors) {
+    if list.len() > MOST_CONDITIONS {
+        errors.push(FieldError::too_many(&list.path, list.len(), MOST_CONDITIONS));
+    }
+    let mut seen = Vec::new();
+    for condition in list.items().take(MOST_CONDITIONS) {
+        let (name, expression) = (condition.child("name"), condition.child("expression"));
+        if name.required(errors) {
+            name.check(errors, names::is_qualified_name);
+            if seen.contains(&name.str()) {
+                name.duplicate(errors);
+            }
+            seen.push(name.str());
+        }
+        if expression.str().trim().is_empty() {
+            expression.missing(errors, "");
+        } else if !stored.contains(&expression.str())
+            && let Err(why) = Expression::condition(expression.str(), variables)
+        {
+            expression.invalid(errors, why);
+        }
+    }
+}
+
+pub(super) fn rules(list: &At<'_>, errors: &mut FieldErrors) {
     for rule in list.items() {
         for field in ["operations", "apiGroups", "apiVersions", "resources"] {
             rule.child(field).required(errors);
         }
+        for (field, what) in
+            [("operations", "operations"), ("apiGroups", "API groups"), ("apiVersions", "API versions")]
+        {
+            let list = rule.child(field);
+            if list.len() > 1 && list.items().any(|item| item.str() == "*") {
+                list.invalid(errors, format!("if '*' is present, must not specify other {what}"));
+            }
+        }
         for operation in rule.child("operations").items() {
             operation.one_of(errors, &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"]);
         }
+        for version in rule.child("apiVersions").items().filter(|version| version.str().is_empty()) {
+            version.missing(errors, "");
+        }
+        rule.child("scope").one_of(errors, &["*", "Cluster", "Namespaced"]);
+        resources(&rule.child("resources"), errors);
     }
 }
 
-fn client(config: &At<'_>, errors: &mut FieldErrors) {
+/// A wildcard makes what it covers superfluous, and that is a mistake (`validateResources`).
+fn resources(list: &At<'_>, errors: &mut FieldErrors) {
+    let all: Vec<&str> = list.items().map(|item| item.str()).collect();
+    if all.contains(&"*/*") && all.len() > 1 {
+        return list.invalid(errors, "if '*/*' is present, must not specify other resources");
+    }
+    let wild = |suffix: &str| all.contains(&suffix);
+    for item in list.items() {
+        let text = item.str();
+        if text.is_empty() {
+            item.missing(errors, "");
+        } else if text == "*/" {
+            item.invalid(errors, "must not be '*/'");
+        } else if !text.contains('/') && text != "*" && wild("*") {
+            item.invalid(errors, "if '*' is present, must not specify other resources without subresources");
+        } else if let Some((resource, subresource)) = text.split_once('/') {
+            let covered =
+                [(subresource != "*", format!("{resource}/*")), (resource != "*", format!("*/{subresource}"))];
+            for (_, by) in covered.iter().filter(|(other, by)| *other && all.contains(&by.as_str())) {
+                item.invalid(errors, format!("if '{by}' is present, must not specify {text}"));
+            }
+        }
+    }
+}
+
+/// A URL or a reference to a Service (`ValidateWebhookURL`, `ValidateWebhookService`).
+pub(super) fn client(config: &At<'_>, errors: &mut FieldErrors) {
     let (url, service) = (config.child("url"), config.child("service"));
     match (url.present(), service.present()) {
         (true, true) | (false, false) => config.missing(errors, "exactly one of url or service is required"),
-        (true, false) if !url.str().starts_with("https://") => {
-            url.invalid(errors, "'https' is the only allowed URL scheme; desired format: https://host[/path]");
+        (true, false) => {
+            for problem in url_problems(url.str()) {
+                url.invalid(errors, problem);
+            }
         }
-        (true, false) => {}
         (false, true) => {
-            service.child("name").required(errors);
-            service.child("namespace").required(errors);
-            service.child("port").range(errors, 1, 65535);
+            for (field, what) in [("name", "service name is required"), ("namespace", "service namespace is required")]
+            {
+                if service.child(field).is_empty() {
+                    service.child(field).missing(errors, what);
+                }
+            }
+            if let Some(port) = service.child("port").int().filter(|port| !(1..=65535).contains(port)) {
+                errors.push(FieldError::invalid(
+                    &service.child("port").path,
+                    port,
+                    "port is not valid: must be between 1 and 65535, inclusive",
+                ));
+            }
+            service_path(&service.child("path"), errors);
         }
     }
 }
 
-pub(super) const POLICY: Rules = Rules {
-    default: |object| {
-        let mutating = object.kind() == "MutatingAdmissionPolicy";
-        let spec = spec_mut(object);
-        or_set(spec, "failurePolicy", "Fail");
-        if let Some(constraints) = map_at(spec, "matchConstraints") {
-            match_defaults(constraints);
-        }
-        if mutating {
-            or_set(spec, "reinvocationPolicy", "Never");
-        }
-    },
-    validate: |_, new, _, errors| {
-        let spec = At::of(new, "spec");
-        spec.child("failurePolicy").one_of(errors, &["Fail", "Ignore"]);
-        let constraints = spec.child("matchConstraints");
-        if constraints.required(errors) {
-            constraints.child("resourceRules").required(errors);
-            rules(&constraints.child("resourceRules"), errors);
-        }
-        if new.kind() == "MutatingAdmissionPolicy" {
-            spec.child("mutations").required(errors);
-        } else if spec.child("validations").is_empty() && spec.child("auditAnnotations").is_empty() {
-            spec.child("validations").missing(errors, "validations or auditAnnotations must contain at least one item");
-        }
-        for validation in spec.child("validations").items() {
-            let expression = validation.child("expression");
-            if expression.str().trim().is_empty() {
-                expression.missing(errors, "expression is not specified");
-            }
-        }
-    },
-    ..Rules::COUNTED
-};
+fn url_problems(url: &str) -> Vec<String> {
+    const FORM: &str = "; desired format: https://host[/path]";
+    let Ok(uri) = url.parse::<http::Uri>() else {
+        return vec![format!("url must be a valid URL: it cannot be parsed{FORM}")];
+    };
+    let mut problems = Vec::new();
+    if uri.scheme_str() != Some("https") {
+        problems.push(format!("'https' is the only allowed URL scheme{FORM}"));
+    }
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    if uri.host().is_none_or(str::is_empty) {
+        problems.push(format!("host must be specified{FORM}"));
+    }
+    if authority.contains('@') {
+        problems.push("user information is not permitted in the URL".to_owned());
+    }
+    if url.contains('#') {
+        problems.push("fragments are not permitted in the URL".to_owned());
+    }
+    if uri.query().is_some() {
+        problems.push("query parameters are not permitted in the URL".to_owned());
+    }
+    problems
+}
 
-fn match_defaults(resources: &mut Map<String, Value>) {
-    or_set(resources, "matchPolicy", "Equivalent");
-    map_in(resources, "namespaceSelector");
-    map_in(resources, "objectSelector");
-    for list in ["resourceRules", "excludeResourceRules"] {
-        for rule in maps_at(resources, list) {
-            or_set(rule, "scope", "*");
+fn service_path(path: &At<'_>, errors: &mut FieldErrors) {
+    let text = path.str();
+    if text.is_empty() || text == "/" {
+        return;
+    }
+    let Some(rest) = text.strip_prefix('/') else { return path.invalid(errors, "must start with a '/'") };
+    for (at, segment) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
+        if segment.is_empty() {
+            path.invalid(errors, format!("segment[{at}] may not be empty"));
+            return;
+        }
+        for problem in names::is_dns1123_subdomain(segment) {
+            path.invalid(errors, format!("segment[{at}]: {problem}"));
         }
     }
 }
-
-pub(super) const POLICY_BINDING: Rules = Rules {
-    default: |object| {
-        if let Some(resources) = map_at(spec_mut(object), "matchResources") {
-            match_defaults(resources);
-        }
-    },
-    validate: |_, new, _, errors| {
-        let spec = At::of(new, "spec");
-        spec.child("policyName").required(errors);
-        if new.kind() == "ValidatingAdmissionPolicyBinding" {
-            let actions = spec.child("validationActions");
-            actions.required(errors);
-            for action in actions.items() {
-                action.one_of(errors, &["Audit", "Deny", "Warn"]);
-            }
-        }
-    },
-    ..Rules::COUNTED
-};
 
 pub(super) const API_SERVICE: Rules = Rules {
     // `v1.`, of the core group, is no domain.
@@ -197,9 +287,18 @@ pub(super) const API_SERVICE: Rules = Rules {
         if service.present() {
             service.child("name").required(errors);
             service.child("namespace").required(errors);
+            service.child("port").range(errors, 1, 65535);
             let insecure = spec.child("insecureSkipTLSVerify");
             if insecure.bool() && !spec.child("caBundle").is_empty() {
                 insecure.invalid(errors, "may not be true if caBundle is present");
+            }
+        } else {
+            let (bundle, insecure) = (spec.child("caBundle"), spec.child("insecureSkipTLSVerify"));
+            if !bundle.str().is_empty() {
+                bundle.invalid(errors, "local APIServices may not have a caBundle");
+            }
+            if insecure.bool() {
+                insecure.invalid(errors, "local APIServices may not have insecureSkipTLSVerify");
             }
         }
     },

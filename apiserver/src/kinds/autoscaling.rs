@@ -210,6 +210,7 @@ fn cpu(percent: i64) -> Value {
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
 const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
+const COUNTS: [&str; 2] = ["currentReplicas", "desiredReplicas"];
 const CURRENT: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
 
 pub(super) const CONVERT: Convert = Convert::Functions { to_storage: to_v2, from_storage: to_v1 };
@@ -251,6 +252,14 @@ fn to_v1(mut object: Object) -> Object {
     if let Some(conditions) = object.remove(&["status", "conditions"]) {
         object.set_annotation(CONDITIONS, conditions.to_string());
     }
+    // Of a status v1 requires both numbers (Go fields without `omitempty`); v2 leaves out one that is nought.
+    if object.get(&["status"]).is_some() {
+        for field in COUNTS.map(|field| ["status", field]) {
+            if object.get_i64(&field).is_none() {
+                object.set(&field, 0);
+            }
+        }
+    }
     object
 }
 
@@ -273,6 +282,9 @@ fn to_v2(mut object: Object) -> Object {
     }
     object.set(&["spec", "metrics"], all);
     object.remove(&["status", "currentCPUUtilizationPercentage"]);
+    if object.get_i64(&["status", "currentReplicas"]) == Some(0) {
+        object.remove(&["status", "currentReplicas"]);
+    }
     for (path, value) in [
         (["spec", "behavior"], behavior),
         (["status", "currentMetrics"], current),
@@ -317,6 +329,16 @@ mod tests {
         let v2 = Object::from_value(v2).unwrap();
         let v1 = to_v1(v2.clone());
         assert_eq!(v1.get_i64(&["spec", "targetCPUUtilizationPercentage"]), Some(50));
+        assert_eq!(to_v2(v1), v2);
+    }
+
+    #[test]
+    fn a_status_read_in_v1_has_the_numbers_its_schema_requires() {
+        let v2 = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "a"},
+            "spec": {"maxReplicas": 3, "metrics": [cpu(80)]}, "status": {"desiredReplicas": 0}});
+        let v2 = Object::from_value(v2).unwrap();
+        let v1 = to_v1(v2.clone());
+        assert_eq!(COUNTS.map(|field| v1.get_i64(&["status", field])), [Some(0), Some(0)]);
         assert_eq!(to_v2(v1), v2);
     }
 }

@@ -10,32 +10,19 @@ use proa_apimachinery::schema::{self, Schema};
 use proa_apimachinery::{Object, names};
 use serde_json::Value;
 
-use super::at::{At, map_in, maps_at, or_set, spec_mut};
+use super::at::{At, map_at, map_in, maps_at, or_set, spec_mut};
 use super::columns::NAME_AND_AGE;
 use super::{
     Cell, Column, Convert, Kind, Op, Rules, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Strategy,
-    Subresource, meta, rules, settings, twins,
+    Subresource, admissionregistration, meta, rules, settings, twins,
 };
+use crate::conversion::ConversionWebhook;
 
 /// Holds a deleted definition until its instances are gone. Kubernetes' own name for it has no slash, which
 /// the validation of finalizers asks of everybody.
 pub const FINALIZER: &str = "apiextensions.k8s.io/customresourcecleanup";
 
-pub(super) const RULES: Rules = Rules {
-    default,
-    prepare,
-    validate,
-    unsupported: |object| {
-        let strategy = At::of(object, "spec").child("conversion").child("strategy");
-        match strategy.str() {
-            "Webhook" => {
-                vec![FieldError::forbidden(&strategy.path, "webhook conversion is not supported by Proa yet")]
-            }
-            _ => Vec::new(),
-        }
-    },
-    ..Rules::WITH_STATUS
-};
+pub(super) const RULES: Rules = Rules { default, prepare, validate, ..Rules::WITH_STATUS };
 
 fn default(object: &mut Object) {
     let spec = spec_mut(object);
@@ -45,7 +32,12 @@ fn default(object: &mut Object) {
         or_set(names, "singular", kind.to_lowercase());
         or_set(names, "listKind", format!("{kind}List"));
     }
-    or_set(map_in(spec, "conversion"), "strategy", "None");
+    let conversion = map_in(spec, "conversion");
+    or_set(conversion, "strategy", "None");
+    let client = map_at(conversion, "webhook").and_then(|webhook| map_at(webhook, "clientConfig"));
+    if let Some(service) = client.and_then(|client| map_at(client, "service")) {
+        or_set(service, "port", 443);
+    }
     for version in maps_at(spec, "versions") {
         for flag in ["served", "storage"] {
             version.entry(flag).or_insert(Value::Bool(false));
@@ -54,8 +46,11 @@ fn default(object: &mut Object) {
 }
 
 /// A definition is never without the finalizer while it lives: one deleted in the moment it was made has
-/// instances all the same.
+/// instances all the same. A version is remembered as stored before anything is stored in it.
 fn prepare(op: Op, new: &mut Object, old: Option<&Object>) {
+    if matches!(op, Op::Create | Op::Update) {
+        remember_storage_version(new);
+    }
     let lives = old.is_none_or(|old| old.deletion_timestamp().is_none());
     if !matches!(op, Op::Create | Op::Update) || !lives || new.finalizers().any(|name| name == FINALIZER) {
         return;
@@ -63,6 +58,36 @@ fn prepare(op: Op, new: &mut Object, old: Option<&Object>) {
     let mut finalizers: Vec<Value> = new.get_list(&["metadata", "finalizers"]).to_vec();
     finalizers.push(FINALIZER.into());
     new.metadata_mut().insert("finalizers".into(), finalizers.into());
+}
+
+fn remember_storage_version(new: &mut Object) {
+    let versions = new.get_list(&["spec", "versions"]).iter();
+    let storage = versions.filter(|version| version.get("storage").and_then(Value::as_bool) == Some(true));
+    let Some(storage) = storage.filter_map(|version| version.get("name")).next().cloned() else { return };
+    let mut stored = new.get_list(&["status", "storedVersions"]).to_vec();
+    if !stored.contains(&storage) {
+        stored.push(storage);
+        new.set(&["status", "storedVersions"], stored);
+    }
+}
+
+/// `spec.conversion` (`ValidateCustomResourceConversion`).
+fn conversion(at: &At<'_>, errors: &mut FieldErrors) {
+    let (strategy, webhook) = (at.child("strategy"), at.child("webhook"));
+    strategy.one_of(errors, &["None", "Webhook"]);
+    if strategy.str() != "Webhook" {
+        if webhook.present() {
+            webhook.forbidden(errors, "should not be set when strategy is not set to Webhook");
+        }
+        return;
+    }
+    let config = webhook.child("clientConfig");
+    if config.present() {
+        admissionregistration::client(&config, errors);
+    } else {
+        config.missing(errors, "required when strategy is set to Webhook");
+    }
+    admissionregistration::review_versions(&webhook.child("conversionReviewVersions"), errors);
 }
 
 fn validate(op: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors) {
@@ -103,6 +128,7 @@ fn validate(op: Op, new: &Object, old: Option<&Object>, errors: &mut FieldErrors
         scope.one_of(errors, &["Cluster", "Namespaced"]);
     }
     versions(&spec.child("versions"), errors);
+    conversion(&spec.child("conversion"), errors);
     if let Some(old) = old {
         for path in
             [&["spec", "group"][..], &["spec", "scope"], &["spec", "names", "plural"], &["spec", "names", "kind"]]
@@ -230,7 +256,10 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
     }
     subresources.extend(twins::subresources(group, &kind).iter().map(|name| Subresource::Named(name)));
     let namespaced = definition.get_str(&["spec", "scope"]) == Some("Namespaced");
-    let convert = (version != stored)
+    // What is stored may be of any of the versions there are or were.
+    let several = definition.get_list(&["spec", "versions"]).len() > 1;
+    let webhook = ConversionWebhook::read(definition.get(&["spec", "conversion"])).filter(|_| several).map(Arc::new);
+    let convert = (several && webhook.is_none())
         .then(|| Convert::ApiVersion { stored: format!("{group}/{stored}"), served: format!("{group}/{version}") });
     Some(Kind {
         group: group.to_owned().into(),
@@ -251,8 +280,10 @@ fn row(definition: &Object, group: &str, version: &str, stored: &str, spec: &Val
             plural: text("plural").into(),
             api_version: Some(format!("{group}/{stored}").into()),
             convert,
+            webhook,
         },
         unconditional_update: false,
+        returns_deleted: false,
         is_virtual: false,
         verbs: super::STORED,
         kind: kind.into(),

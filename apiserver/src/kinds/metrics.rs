@@ -52,8 +52,15 @@ fn kind(kind: &'static str, plural: &'static str, singular: &'static str, scope:
         selectable_fields: Vec::new(),
         schema: SchemaRef::Custom(Arc::new(schema)),
         strategy: Arc::new(Rules::GENERIC),
-        storage: Storage { group: GROUP.into(), plural: plural.into(), api_version: None, convert: None },
+        storage: Storage {
+            group: GROUP.into(),
+            plural: plural.into(),
+            api_version: None,
+            convert: None,
+            webhook: None,
+        },
         unconditional_update: false,
+        returns_deleted: false,
         is_virtual: true,
         verbs: &["get", "list"],
     }

@@ -13,6 +13,8 @@ use proa_apimachinery::schema::{self, Schema};
 use proa_apimachinery::{Object, duration, table};
 use serde_json::Value;
 
+use crate::conversion::ConversionWebhook;
+
 mod admissionregistration;
 mod apps;
 mod at;
@@ -33,6 +35,7 @@ mod networking;
 mod node;
 pub mod pod;
 mod pod_cells;
+mod policies;
 mod rbac;
 mod rows;
 mod rules;
@@ -83,6 +86,9 @@ pub struct Kind {
     pub storage: Storage,
     /// A PUT may leave out the resource version and overwrite whatever there is (`AllowUnconditionalUpdate`).
     pub unconditional_update: bool,
+    /// A delete answers with what the object was, not with a `Status` (`ReturnDeletedObject` of Kubernetes' registries;
+    /// its OpenAPI document says it of the same kinds, and clients made from that decode nothing else).
+    pub returns_deleted: bool,
     /// Answered at once and never stored: reviews, `bindings`, what is measured.
     pub is_virtual: bool,
     /// What can be done with the resource.
@@ -303,8 +309,10 @@ pub struct Storage {
     pub plural: Cow<'static, str>,
     /// Group and version objects are stored in; `None` for this row's own.
     pub api_version: Option<Cow<'static, str>>,
-    /// How to get there and back; `None` when nothing is to be done.
+    /// How to get there and back; `None` when nothing is to be done, or `webhook` does it.
     pub convert: Option<Convert>,
+    /// Who converts custom resources whose versions are more than names ([`crate::conversion`]).
+    pub webhook: Option<Arc<ConversionWebhook>>,
 }
 
 /// How objects get from one version to another; total both ways.

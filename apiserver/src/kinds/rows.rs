@@ -10,7 +10,7 @@ use super::columns::{self as c, Col};
 use super::{
     Convert, Kind, Rules, STORED, ScalePaths, SchemaRef, Scope, SelectableField, Storage, Subresource,
     admissionregistration, apps, autoscaling, batch, bounds, certificates, config, crd, discovery, events, namespace,
-    networking, node, pod, rbac, service, storage, template,
+    networking, node, pod, policies, rbac, service, storage, template,
 };
 
 /// A row in short. What most kinds share is in [`Row::namespaced`] and [`Row::cluster`].
@@ -31,6 +31,7 @@ struct Row {
     rules: Rules,
     stored: Option<(&'static str, &'static Convert)>,
     unconditional_update: bool,
+    returns_deleted: bool,
     is_virtual: bool,
 }
 
@@ -51,6 +52,7 @@ impl Row {
             rules: Rules::GENERIC,
             stored: None,
             unconditional_update: true,
+            returns_deleted: false,
             is_virtual: false,
         }
     }
@@ -103,6 +105,11 @@ impl Row {
         self.unconditional_update = false;
         self
     }
+    /// The answer to its delete is what it was: `ReturnDeletedObject` of its registry.
+    const fn returned(mut self) -> Row {
+        self.returns_deleted = true;
+        self
+    }
     /// Create-only and never stored.
     const fn answered(mut self) -> Row {
         self.is_virtual = true;
@@ -143,8 +150,9 @@ impl Row {
             selectable_fields: self.fields.iter().map(|(name, default)| field(name, default)).collect(),
             schema: SchemaRef::Builtin(self.definition),
             strategy: Arc::new(rules),
-            storage: Storage { group: group.into(), plural: self.plural.into(), api_version, convert },
+            storage: Storage { group: group.into(), plural: self.plural.into(), api_version, convert, webhook: None },
             unconditional_update: self.unconditional_update,
+            returns_deleted: self.returns_deleted,
             is_virtual: self.is_virtual,
             verbs: if self.is_virtual { &["create"] } else { STORED },
         }
@@ -171,6 +179,7 @@ macro_rules! row {
 const ROWS: &[Row] = &[
     // core
     core!("Pod", "pods")
+        .returned()
         .short(&["po"])
         .all()
         .subs(&[
@@ -197,7 +206,7 @@ const ROWS: &[Row] = &[
             ("status.nominatedNodeName", ""),
         ])
         .rules(pod::RULES),
-    core!("PodTemplate", "podtemplates").columns(c::POD_TEMPLATE).rules(template::POD_TEMPLATE),
+    core!("PodTemplate", "podtemplates").returned().columns(c::POD_TEMPLATE).rules(template::POD_TEMPLATE),
     core!("ReplicationController", "replicationcontrollers")
         .short(&["rc"])
         .all()
@@ -206,6 +215,7 @@ const ROWS: &[Row] = &[
         .fields(&[("status.replicas", "0")])
         .rules(apps::REPLICATION_CONTROLLER),
     core!("Service", "services")
+        .returned()
         .short(&["svc"])
         .all()
         .subs(&["status", "proxy"])
@@ -230,6 +240,7 @@ const ROWS: &[Row] = &[
     core!("ConfigMap", "configmaps").short(&["cm"]).columns(c::CONFIG_MAP).rules(config::CONFIG_MAP),
     core!("Secret", "secrets").columns(c::SECRET).fields(&[("type", "")]).rules(config::SECRET),
     core!("ServiceAccount", "serviceaccounts")
+        .returned()
         .short(&["sa"])
         .subs(&["token"])
         .columns(c::SERVICE_ACCOUNT)
@@ -253,17 +264,20 @@ const ROWS: &[Row] = &[
         .rules(events::CORE_EVENT),
     core!("LimitRange", "limitranges").short(&["limits"]).rules(bounds::LIMIT_RANGE),
     core!("ResourceQuota", "resourcequotas")
+        .returned()
         .short(&["quota"])
         .subs(&["status"])
         .columns(c::RESOURCE_QUOTA)
         .rules(bounds::RESOURCE_QUOTA),
     core!("PersistentVolume", "persistentvolumes")
+        .returned()
         .cluster()
         .short(&["pv"])
         .subs(&["status"])
         .columns(c::PERSISTENT_VOLUME)
         .rules(storage::PERSISTENT_VOLUME),
     core!("PersistentVolumeClaim", "persistentvolumeclaims")
+        .returned()
         .short(&["pvc"])
         .subs(&["status"])
         .columns(c::PERSISTENT_VOLUME_CLAIM)
@@ -383,27 +397,32 @@ const ROWS: &[Row] = &[
         .rules(rbac::CLUSTER_ROLE_BINDING),
     // storage
     row!("storage", "storage.k8s.io", "StorageClass", "storageclasses")
+        .returned()
         .cluster()
         .short(&["sc"])
         .columns(c::STORAGE_CLASS)
         .rules(storage::STORAGE_CLASS),
     row!("storage", "storage.k8s.io", "VolumeAttachment", "volumeattachments")
+        .returned()
         .cluster()
         .subs(&["status"])
         .columns(c::VOLUME_ATTACHMENT)
         .conditional()
         .rules(storage::VOLUME_ATTACHMENT),
     row!("storage", "storage.k8s.io", "VolumeAttributesClass", "volumeattributesclasses")
+        .returned()
         .cluster()
         .short(&["vac"])
         .columns(c::VOLUME_ATTRIBUTES_CLASS)
         .rules(storage::VOLUME_ATTRIBUTES_CLASS),
     row!("storage", "storage.k8s.io", "CSIDriver", "csidrivers")
+        .returned()
         .cluster()
         .columns(c::CSI_DRIVER)
         .conditional()
         .rules(storage::CSI_DRIVER),
     row!("storage", "storage.k8s.io", "CSINode", "csinodes")
+        .returned()
         .cluster()
         .columns(c::CSI_NODE)
         .conditional()
@@ -448,8 +467,7 @@ const ROWS: &[Row] = &[
         .subs(&["status", "approval"])
         .columns(c::CSR)
         .fields(&[("spec.signerName", "")])
-        .rules(certificates::CSR)
-        .inert(),
+        .rules(certificates::CSR),
     // admission
     row!(
         "admissionregistration",
@@ -461,8 +479,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::WEBHOOKS)
     .rules(admissionregistration::WEBHOOKS)
-    .conditional()
-    .inert(),
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -473,8 +490,7 @@ const ROWS: &[Row] = &[
     .extensions()
     .columns(c::WEBHOOKS)
     .rules(admissionregistration::WEBHOOKS)
-    .conditional()
-    .inert(),
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -485,9 +501,8 @@ const ROWS: &[Row] = &[
     .extensions()
     .subs(&["status"])
     .columns(c::VALIDATING_POLICY)
-    .rules(admissionregistration::POLICY)
-    .conditional()
-    .inert(),
+    .rules(policies::VALIDATING_POLICY)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -497,9 +512,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::POLICY_BINDING)
-    .rules(admissionregistration::POLICY_BINDING)
-    .conditional()
-    .inert(),
+    .rules(policies::POLICY_BINDING)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -509,9 +523,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::MUTATING_POLICY)
-    .rules(admissionregistration::POLICY)
-    .conditional()
-    .inert(),
+    .rules(policies::MUTATING_POLICY)
+    .conditional(),
     row!(
         "admissionregistration",
         "admissionregistration.k8s.io",
@@ -521,9 +534,8 @@ const ROWS: &[Row] = &[
     .cluster()
     .extensions()
     .columns(c::POLICY_BINDING)
-    .rules(admissionregistration::POLICY_BINDING)
-    .conditional()
-    .inert(),
+    .rules(policies::POLICY_BINDING)
+    .conditional(),
     // extension of the API itself
     Row::new(
         "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
@@ -549,8 +561,7 @@ const ROWS: &[Row] = &[
     .columns(c::API_SERVICE)
     .fields(&[("spec.service.name", ""), ("spec.service.namespace", "")])
     .rules(admissionregistration::API_SERVICE)
-    .conditional()
-    .inert(),
+    .conditional(),
     // flow control
     row!("flowcontrol", "flowcontrol.apiserver.k8s.io", "FlowSchema", "flowschemas")
         .cluster()
@@ -566,20 +577,24 @@ const ROWS: &[Row] = &[
         .inert(),
     // dynamic resource allocation
     row!("resource", "resource.k8s.io", "DeviceClass", "deviceclasses")
+        .returned()
         .cluster()
         .columns(c::NAME_AND_AGE)
         .rules(node::DEVICE_CLASS)
         .inert(),
     row!("resource", "resource.k8s.io", "ResourceClaim", "resourceclaims")
+        .returned()
         .subs(&["status"])
         .columns(c::RESOURCE_CLAIM)
         .rules(node::RESOURCE_CLAIM)
         .inert(),
     row!("resource", "resource.k8s.io", "ResourceClaimTemplate", "resourceclaimtemplates")
+        .returned()
         .columns(c::NAME_AND_AGE)
         .rules(node::RESOURCE_CLAIM_TEMPLATE)
         .inert(),
     row!("resource", "resource.k8s.io", "ResourceSlice", "resourceslices")
+        .returned()
         .cluster()
         .columns(c::RESOURCE_SLICE)
         .fields(&[("spec.nodeName", ""), ("spec.driver", "")])

@@ -3,7 +3,7 @@
 
 use proa_apimachinery::Object;
 use proa_apimachinery::field::FieldErrors;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Allocation, Graceful, Op, Strategy, meta};
 
@@ -143,11 +143,14 @@ pub(super) fn prepare(op: Op, new: &mut Object, old: Option<&Object>, status: bo
             }
         }
         (Op::UpdateStatus, Some(old)) => {
-            let status = new.0.shift_remove("status");
-            let metadata = new.0.shift_remove("metadata");
-            new.0 = old.0.clone();
-            put(new, "status", status);
-            put(new, "metadata", metadata);
+            let own = |name: &str| matches!(name, "status" | "metadata");
+            new.0.retain(|name, _| own(name) || old.0.contains_key(name));
+            // Mostly it is as it was already, and looking costs less than copying.
+            for (name, value) in old.0.iter().filter(|(name, _)| !own(name)) {
+                if new.0.get(name) != Some(value) {
+                    new.0.insert(name.clone(), value.clone());
+                }
+            }
             meta::keep_system_fields(new, old);
             meta::keep_ownership(new, old);
             if let Some(generation) = old.metadata().and_then(|m| m.get("generation")) {
@@ -162,7 +165,8 @@ pub(super) fn prepare(op: Op, new: &mut Object, old: Option<&Object>, status: bo
 pub(super) fn keep_user_metadata(new: &mut Object, old: &Object) {
     let fields = new.metadata_mut().shift_remove("managedFields");
     if let Some(Value::Object(metadata)) = old.0.get("metadata") {
-        let mut metadata = metadata.clone();
+        let kept = metadata.iter().filter(|(name, _)| *name != "managedFields");
+        let mut metadata: Map<String, Value> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
         if let Some(version) = new.metadata().and_then(|m| m.get("resourceVersion")) {
             metadata.insert("resourceVersion".to_owned(), version.clone());
         }

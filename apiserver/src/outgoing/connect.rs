@@ -67,12 +67,14 @@ struct Idle {
     sender: SendRequest<Full<Bytes>>,
 }
 
+/// Settings of TLS, and from when ours is another certificate.
+type Settled = (Arc<ClientConfig>, Timestamp);
+
 /// The connections.
 #[derive(Default)]
 pub struct Outgoing {
     idle: Arc<Mutex<HashMap<Destination, Vec<Idle>>>>,
-    /// With the time from which ours is another certificate.
-    settings: Mutex<HashMap<(Trust, bool), (Arc<ClientConfig>, Timestamp)>>,
+    settings: Mutex<HashMap<(Trust, bool), Settled>>,
     system: OnceLock<Arc<RootCertStore>>,
 }
 
@@ -264,7 +266,8 @@ fn verdict(error: &std::io::Error, name: &str) -> String {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let Some(rustls::Error::InvalidCertificate(why)) = tls else { return error.to_string() };
     let why = match why {
-        Why::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+        // An authority of the same name is another one all the same.
+        Why::UnknownIssuer | Why::BadSignature => "certificate signed by unknown authority".to_owned(),
         Why::Expired | Why::ExpiredContext { .. } | Why::NotValidYet | Why::NotValidYetContext { .. } => {
             "certificate has expired or is not yet valid".to_owned()
         }

@@ -136,11 +136,15 @@ impl Endpoint {
     }
 
     /// Where to connect to, in the order to try.
-    fn addresses(&self, core: &Core) -> Result<Vec<(String, u16)>, CallError> {
+    async fn addresses(&self, core: &Core) -> Result<Vec<(String, u16)>, CallError> {
         match self {
             Endpoint::Host { host, port, .. } => Ok(vec![(host.clone(), *port)]),
             Endpoint::Service { namespace, name, port } => {
-                let found = resolve::service(core, namespace, name, *port);
+                let mut found = resolve::service(core, namespace, name, *port);
+                // It may have been written an instant ago, on another connection.
+                if found.is_err() && core.caches.consistent().await.is_ok() {
+                    found = resolve::service(core, namespace, name, *port);
+                }
                 let mut addresses = found.map_err(|error| CallError::Unreachable(error.to_string()))?;
                 // Load is spread by beginning anywhere.
                 let first = core.config.entropy.within(0..addresses.len().max(1) as u64) as usize;
@@ -211,7 +215,7 @@ pub async fn send(core: &Core, call: Call<'_>) -> Result<(http::Response<Incomin
         HeaderValue::from_str(&call.endpoint.authority()).map_err(|error| CallError::Unreachable(error.to_string()))?;
     request.headers_mut().insert(header::HOST, host);
     let server_name = call.endpoint.server_name();
-    let destinations = call.endpoint.addresses(core)?.into_iter().map(|(host, port)| Destination {
+    let destinations = call.endpoint.addresses(core).await?.into_iter().map(|(host, port)| Destination {
         host,
         port,
         server_name: server_name.clone(),

@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::core::Core;
 
+/// The label by which a slice says whose it is (KEP-752).
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
 /// Why a Service leads nowhere; the reasons of an APIService's condition.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
@@ -39,7 +42,10 @@ pub fn service(core: &Core, namespace: &str, name: &str, port: u16) -> Result<Ve
     let service = core.caches.resource("services").get(namespace, name);
     let service = service.ok_or_else(|| ResolveError::NotFound(name.to_owned()))?.object();
     let slices = core.caches.resource("endpointslices.discovery.k8s.io").items(namespace);
-    let slices: Vec<Object> = slices.iter().map(|item| item.object()).collect();
+    // Most slices of a namespace are of other Services: they are told apart before they are decoded.
+    let label = format!("{SERVICE_NAME:?}:{name:?}");
+    let may_be = |bytes: &[u8]| bytes.windows(label.len()).any(|window| window == label.as_bytes());
+    let slices: Vec<Object> = slices.iter().filter(|item| may_be(&item.bytes)).map(|item| item.object()).collect();
     addresses(&service, &slices, port)
 }
 
@@ -60,7 +66,7 @@ pub fn addresses(service: &Object, slices: &[Object], port: u16) -> Result<Vec<(
     let port_name = wanted["name"].as_str().unwrap_or_default();
     let mut any = false;
     let mut found = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.label("kubernetes.io/service-name") == Some(name)) {
+    for slice in slices.iter().filter(|slice| slice.label(SERVICE_NAME) == Some(name)) {
         any = true;
         let ports = slice.get_list(&["ports"]);
         let port = ports.iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name);

@@ -14,7 +14,8 @@ use super::selection::Selection;
 use super::{Call, codec, get, list, meta, options, write};
 use crate::admission::chain;
 use crate::cache::Item;
-use crate::http::{Response, json as respond};
+use crate::conversion;
+use crate::http::{Response, answer};
 use crate::kinds::{Graceful, Op};
 
 /// How many objects of a collection are deleted at a time: they share the store's writes.
@@ -185,7 +186,7 @@ impl DeleteOptions {
 
 /// What a delete did.
 pub enum Deleted {
-    /// The object is gone; its last state.
+    /// The object is gone; as it was.
     Gone(Object),
     /// It is marked and somebody still has work to do; its state now.
     Marked(bytes::Bytes),
@@ -195,8 +196,11 @@ pub enum Deleted {
 pub async fn delete(call: &Call<'_>) -> Result<Response, ApiError> {
     let options = DeleteOptions::read(call)?;
     match delete_named(call, call.name(), &options).await? {
+        Deleted::Gone(object) if call.resource.kind.returns_deleted => {
+            get::answer(call, StatusCode::OK, codec::plain(&object))
+        }
         Deleted::Gone(object) => {
-            Ok(respond(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid())))
+            Ok(answer(StatusCode::OK, &success(call.resource.group_resource(), object.name(), object.uid())))
         }
         Deleted::Marked(bytes) => get::answer(call, StatusCode::OK, bytes),
     }
@@ -217,10 +221,10 @@ pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) 
             if options.dry_run {
                 return Ok(Deleted::Gone(new));
             }
-            match write::remove(call, &item, new.clone()).await {
+            match write::remove(call, &item, new).await {
                 Ok(()) => {
                     write::take_up(call).await;
-                    return Ok(Deleted::Gone(new));
+                    return Ok(Deleted::Gone(old));
                 }
                 Err(CommitError::Conflict { .. }) => continue,
                 Err(error) => return Err(write::commit_error(error)),
@@ -228,17 +232,18 @@ pub async fn delete_named(call: &Call<'_>, name: &str, options: &DeleteOptions) 
         }
         mark(call, &mut new, &old, wait);
         if meta::same(&new, &old) {
-            return Ok(Deleted::Marked(call.resource.served(&item.bytes)));
+            return Ok(Deleted::Marked(conversion::served(call.core, &call.resource, &item.bytes).await?));
         }
         if options.dry_run {
             return Ok(Deleted::Marked(codec::plain(&new)));
         }
-        let value = codec::encode(&call.resource.kind.to_storage(new));
+        // However large it has become, it may go.
+        let value = codec::encode(&conversion::to_storage(call.core, &call.resource, new).await?);
         match call.core.log.commit(Txn::put(item.key.clone(), value, Expect::At(Revision(item.revision)))).await {
             Ok(committed) => {
                 let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
                 write::take_up(call).await;
-                return Ok(Deleted::Marked(call.resource.served(&bytes)));
+                return Ok(Deleted::Marked(conversion::served(call.core, &call.resource, &bytes).await?));
             }
             Err(CommitError::Conflict { .. }) => {}
             Err(error) => return Err(write::commit_error(error)),

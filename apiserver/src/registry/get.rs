@@ -4,11 +4,12 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
-use proa_apimachinery::{table as wire, yaml};
+use proa_apimachinery::table as wire;
 
 use super::{Call, table};
-use crate::http::negotiate::{Encoding, Shape, choose};
-use crate::http::{Response, respond};
+use crate::conversion;
+use crate::http::negotiate::{Encoding, Shape};
+use crate::http::{Response, object};
 
 /// GET.
 pub async fn get(call: &Call<'_>) -> Result<Response, ApiError> {
@@ -24,22 +25,23 @@ pub async fn get(call: &Call<'_>) -> Result<Response, ApiError> {
         None => drop(core.caches.consistent().await?),
     }
     let item = call.resource.cache.get(call.namespace(), call.name()).ok_or_else(|| call.not_found(call.name()))?;
+    let item = conversion::item(core, &call.resource, &item).await?;
     answer(call, StatusCode::OK, call.resource.served(&item.bytes))
 }
 
 /// Answers with one object, given its JSON.
-pub fn answer(call: &Call<'_>, status: StatusCode, object: Bytes) -> Result<Response, ApiError> {
-    let chosen = choose(&call.request.headers)?;
+pub fn answer(call: &Call<'_>, status: StatusCode, stored: Bytes) -> Result<Response, ApiError> {
+    let chosen = call.chosen()?;
     let json = match chosen.shape {
-        Shape::Object => object,
+        Shape::Object => stored,
         Shape::Partial => {
-            let object: Object = decode(&object)?;
+            let object: Object = decode(&stored)?;
             let mut partial = wire::partial_metadata(&object.0);
             table::set_version(&mut partial, chosen.version);
             Bytes::from(partial.to_string())
         }
         Shape::Table => {
-            let object: Object = decode(&object)?;
+            let object: Object = decode(&stored)?;
             let revision = object.resource_version().parse().unwrap_or(0);
             Bytes::from(
                 table::of(call, &[object], super::codec::list_metadata(revision, None, None), true, chosen.version)?
@@ -47,22 +49,14 @@ pub fn answer(call: &Call<'_>, status: StatusCode, object: Bytes) -> Result<Resp
             )
         }
     };
-    encoded(status, chosen.encoding, json)
+    Ok(encoded(status, chosen.encoding, json))
 }
 
-/// A response in the chosen encoding.
-pub fn encoded(status: StatusCode, encoding: Encoding, json: Bytes) -> Result<Response, ApiError> {
-    Ok(match encoding {
-        Encoding::Json => {
-            let mut response = respond(status, "application/json", json);
-            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-            response
-        }
-        Encoding::Yaml => {
-            let value = serde_json::from_slice(&json).map_err(ApiError::internal)?;
-            respond(status, "application/yaml", yaml::to_yaml(&value))
-        }
-    })
+/// A response in the chosen encoding, given its JSON.
+pub fn encoded(status: StatusCode, encoding: Encoding, json: Bytes) -> Response {
+    let mut response = object(status, json, Some(encoding));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
 }
 
 fn decode(bytes: &[u8]) -> Result<Object, ApiError> {

@@ -16,7 +16,8 @@ use serde_json::{Map, Value};
 use super::selection::Selection;
 use super::{Call, codec, get, table};
 use crate::cache::Item;
-use crate::http::negotiate::{Encoding, Shape, choose};
+use crate::conversion;
+use crate::http::negotiate::{Encoding, Shape};
 use crate::http::{Body, Response, respond};
 
 /// Where a paged list goes on. Opaque to clients.
@@ -47,25 +48,25 @@ pub async fn list(call: &Call<'_>) -> Result<Response, ApiError> {
 
 /// Answers with a page in the form the client wants.
 pub fn answer(call: &Call<'_>, page: Page) -> Result<Response, ApiError> {
-    let chosen = choose(&call.request.headers)?;
+    let chosen = call.chosen()?;
     let metadata = codec::list_metadata(page.revision, page.next.clone(), page.remaining);
     match chosen.shape {
-        Shape::Object => items(call, page, metadata, chosen.encoding),
+        Shape::Object => Ok(items(call, page, metadata, chosen.encoding)),
         Shape::Table => {
             let objects: Vec<Object> = page.items.iter().map(|item| item.object()).collect();
             let table = table::of(call, &objects, metadata, true, chosen.version)?;
-            get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(table.to_string()))
+            Ok(get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(table.to_string())))
         }
         Shape::Partial => {
             let objects: Vec<Object> = page.items.iter().map(|item| item.object()).collect();
             let mut list = wire::partial_metadata_list(objects.iter().map(|object| &object.0), metadata);
             table::set_version(&mut list, chosen.version);
-            get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(list.to_string()))
+            Ok(get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(list.to_string())))
         }
     }
 }
 
-fn items(call: &Call<'_>, page: Page, metadata: Map<String, Value>, encoding: Encoding) -> Result<Response, ApiError> {
+fn items(call: &Call<'_>, page: Page, metadata: Map<String, Value>, encoding: Encoding) -> Response {
     let head = format!(
         "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
         Value::from(call.resource.kind.list_kind.as_ref()),
@@ -82,18 +83,8 @@ fn items(call: &Call<'_>, page: Page, metadata: Map<String, Value>, encoding: En
             })
             .collect()
     };
-    match encoding {
-        Encoding::Json => Ok(respond(
-            StatusCode::OK,
-            "application/json",
-            Body::list(Bytes::from(head), items, Bytes::from_static(b"]}\n")),
-        )),
-        Encoding::Yaml => {
-            let parts: Vec<&[u8]> = items.iter().map(|item| &item.bytes[..]).collect();
-            let json = [head.as_bytes(), &parts.join(&b','), b"]}"].concat();
-            get::encoded(StatusCode::OK, encoding, Bytes::from(json))
-        }
-    }
+    let body = Body::list(Bytes::from(head), items, Bytes::from_static(b"]}\n"), encoding);
+    respond(StatusCode::OK, "application/json", body)
 }
 
 /// The page a request asks for.
@@ -150,10 +141,10 @@ pub async fn page(call: &Call<'_>, selection: &Selection) -> Result<Page, ApiErr
         (Some(version), _) => drop(call.core.caches.at_least(version).await?),
         (None, None) => drop(call.core.caches.consistent().await?),
     }
-    Ok(from_cache(call, selection, limit))
+    from_cache(call, selection, limit).await
 }
 
-fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Page {
+async fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Result<Page, ApiError> {
     let cache = &call.resource.cache;
     let applied = call.core.caches.applied();
     let snapshot = match &selection.name {
@@ -165,7 +156,8 @@ fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Page {
         _ => cache.snapshot(call.namespace(), applied),
     };
     let everything = selection.is_everything();
-    let mut items = snapshot.items;
+    // Before anything is selected: fields are those of the version asked for.
+    let mut items = conversion::items(call.core, &call.resource, snapshot.items).await?;
     if !everything {
         items.retain(|item| selection.matches(&call.resource, item));
     }
@@ -175,7 +167,7 @@ fn from_cache(call: &Call<'_>, selection: &Selection, limit: usize) -> Page {
         items.truncate(limit);
         next = token(call, snapshot.revision, items.last().map(|item| &*item.key));
     }
-    Page { items, revision: snapshot.revision, next, remaining }
+    Ok(Page { items, revision: snapshot.revision, next, remaining })
 }
 
 async fn from_store(
@@ -202,9 +194,9 @@ async fn from_store(
         after = chunk.entries.last().map(|entry| entry.key.to_string());
         let received = chunk.entries.len();
         let (mut full, mut taken) = (false, 0);
-        for entry in chunk.entries {
+        let stored = chunk.entries.into_iter().map(|entry| Arc::new(Item::from_entry(entry))).collect();
+        for item in conversion::items(call.core, &call.resource, stored).await? {
             taken += 1;
-            let item = Arc::new(Item::from_entry(entry));
             if everything || selection.matches(&call.resource, &item) {
                 items.push(item);
                 if limit > 0 && items.len() == limit {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use proa_apimachinery::object::Object;
 use proa_apimachinery::status::ApiError;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::outside::Entropy;
 use crate::resources::Resource;
@@ -69,22 +69,33 @@ pub fn place(resource: &Resource, object: &mut Object, namespace: &str, name: Op
 /// Whether two states of an object say the same. The times of managed fields do not count: they follow
 /// a write, they are no reason for one.
 pub fn same(a: &Object, b: &Object) -> bool {
-    fn bare(object: &Object) -> Object {
-        let mut object = object.clone();
-        let metadata = object.metadata_mut();
-        metadata.shift_remove("resourceVersion");
-        if let Some(Value::Array(entries)) = metadata.get_mut("managedFields") {
-            for entry in entries {
-                entry.as_object_mut().map(|entry| entry.shift_remove("time"));
+    let none = Map::new();
+    let (of_a, of_b) = (a.metadata().unwrap_or(&none), b.metadata().unwrap_or(&none));
+    same_but(&["metadata"], &a.0, &b.0)
+        && same_but(&["resourceVersion", "managedFields"], of_a, of_b)
+        && match (of_a.get("managedFields"), of_b.get("managedFields")) {
+            (Some(Value::Array(a)), Some(Value::Array(b))) => {
+                let same = |(a, b): (&Value, &Value)| match (a, b) {
+                    (Value::Object(a), Value::Object(b)) => same_but(&["time"], a, b),
+                    _ => a == b,
+                };
+                a.len() == b.len() && a.iter().zip(b).all(same)
             }
+            (a, b) => a == b,
         }
-        object
-    }
-    bare(a) == bare(b)
+}
+
+/// Whether two maps are equal, these fields left out of account.
+fn same_but(left_out: &[&str], a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
+    let counts = |(name, _): &(&String, &Value)| !left_out.contains(&name.as_str());
+    a.iter().filter(counts).count() == b.iter().filter(counts).count()
+        && a.iter().filter(counts).all(|(name, value)| b.get(name) == Some(value))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -92,6 +103,38 @@ mod tests {
         let name = generate_name("web-", &Entropy::system());
         assert!(name.starts_with("web-") && name.len() == 9, "{name}");
         assert_eq!(generate_name(&"x".repeat(80), &Entropy::system()).len(), 63);
+    }
+
+    #[test]
+    fn the_version_and_the_times_of_managed_fields_make_no_difference_and_everything_else_does() {
+        let object = |value: Value| Object::from_value(value).unwrap();
+        let base = json!({"kind": "K", "spec": {"a": 1}, "metadata": {"name": "n", "resourceVersion": "1",
+            "managedFields": [{"manager": "m", "time": "t", "fieldsV1": {"f:a": {}}}]}});
+        let changed = |path: &str, value: Value| {
+            let mut changed = base.clone();
+            let (above, name) = path.rsplit_once('/').unwrap();
+            let above = changed.pointer_mut(above).unwrap().as_object_mut().unwrap();
+            match value {
+                Value::Null => drop(above.shift_remove(name)),
+                value => drop(above.insert(name.to_owned(), value)),
+            }
+            same(&object(base.clone()), &object(changed.clone())) && same(&object(changed), &object(base.clone()))
+        };
+        for path in ["/metadata/resourceVersion", "/metadata/managedFields/0/time"] {
+            assert!(changed(path, json!("other")) && changed(path, Value::Null), "{path}");
+        }
+        for path in [
+            "/spec/a",
+            "/spec",
+            "/new",
+            "/metadata/name",
+            "/metadata/managedFields/0/manager",
+            "/metadata/managedFields",
+        ] {
+            assert!(!changed(path, json!("other")), "{path}");
+            assert!(path == "/new" || !changed(path, Value::Null), "{path}");
+        }
+        assert!(!changed("/metadata", Value::Null));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod create;
 pub mod delete;
 pub mod fields;
 pub mod get;
+pub mod itself;
 pub mod list;
 pub mod meta;
 pub mod options;
@@ -22,10 +23,11 @@ pub mod write;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use proa_apimachinery::protobuf;
 use proa_apimachinery::status::ApiError;
 
 use crate::core::Core;
-use crate::http::negotiate::{Shape, choose};
+use crate::http::negotiate::{ACCEPTED, Chosen, Shape, choose};
 use crate::http::{Request, Response, warn};
 use crate::kinds::{Op, twins};
 use crate::resources::Resource;
@@ -66,6 +68,14 @@ impl Call<'_> {
             "status" | "approval" => Op::UpdateStatus,
             _ => Op::Update,
         }
+    }
+
+    /// The form the client wants the answer in.
+    pub fn chosen(&self) -> Result<Chosen, ApiError> {
+        let kind = &self.resource.kind;
+        // The body of a scale is of the same kind whatever is scaled.
+        let scale = self.request.info.subresource == "scale";
+        choose(&self.request.headers, || scale || protobuf::kind(&self.resource.api_version(), &kind.kind).is_some())
     }
 
     /// Tells the client something, once.
@@ -114,8 +124,8 @@ async fn answer(call: &Call<'_>) -> Result<Response, ApiError> {
             return Err(not_allowed(call));
         }
         // What is answered and never stored has neither metadata to show nor a table.
-        if choose(&call.request.headers)?.shape != Shape::Object {
-            return Err(ApiError::not_acceptable(&["application/json"]));
+        if call.chosen()?.shape != Shape::Object {
+            return Err(ApiError::not_acceptable(ACCEPTED));
         }
         return review(call).await;
     }

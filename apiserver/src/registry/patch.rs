@@ -116,7 +116,8 @@ async fn apply(call: &Call<'_>, options: WriteOptions) -> Result<Response, ApiEr
     let now = meta::time(call.core.now());
     let schema = &call.resource.kind.schema;
     for _ in 0..8 {
-        if write::current(call, &name).await?.is_none() {
+        call.core.caches.consistent().await?;
+        if call.resource.cache.get(call.namespace(), &name).is_none() {
             if op == Op::UpdateStatus {
                 return Err(call.not_found(&name));
             }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use proa_apimachinery::object::Object;
+use proa_apimachinery::part::Part;
 use proa_apimachinery::selector::{FieldSelector, LabelSelector};
 use proa_apimachinery::status::ApiError;
 
@@ -19,6 +20,8 @@ pub struct Selection {
     /// `metadata.name` when a field selector (or a watch of one object) asks for exactly one.
     pub name: Option<String>,
     selectable: Vec<String>,
+    /// Labels or other fields than those in the key are asked for: this part of an object holds them.
+    looks_at: Option<Part>,
 }
 
 impl Selection {
@@ -42,7 +45,14 @@ impl Selection {
                 name = Some(requirement.value.clone());
             }
         }
-        Ok(Selection { labels, fields, namespace: namespace.to_owned(), name, selectable })
+        // Names are in the key: only other fields and labels need the object decoded.
+        let needs_meta = !labels.is_everything()
+            || fields.requirements().iter().any(|requirement| !requirement.field.starts_with("metadata.n"));
+        let looks_at = needs_meta.then(|| {
+            let paths = resource.kind.selectable_fields.iter().map(|field| field.path.fields());
+            Part::at(paths.chain([vec!["metadata", "labels"]]))
+        });
+        Ok(Selection { labels, fields, namespace: namespace.to_owned(), name, selectable, looks_at })
     }
 
     /// The same, narrowed to one name.
@@ -67,16 +77,13 @@ impl Selection {
         if self.name.as_ref().is_some_and(|name| name != item.name()) {
             return false;
         }
-        // Names are in the key: only other fields and labels need the object decoded.
-        let needs_meta = !self.labels.is_everything()
-            || self.fields.requirements().iter().any(|requirement| !requirement.field.starts_with("metadata.n"));
-        if !needs_meta {
+        let Some(part) = &self.looks_at else {
             return self.fields.matches(|field| from_key(field, item));
-        }
+        };
         // A converted version has other field names than the cached ones: they are read anew.
         let own;
-        let meta = if resource.serves_as_stored(item.revision) {
-            item.meta(&|object| fields_of(resource, object))
+        let meta = if resource.serves_as_stored(&item.bytes) {
+            item.meta(part, &|object| fields_of(resource, object))
         } else {
             own = Meta::of(&resource.to_served(item.object()), &|object| fields_of(resource, object));
             &own
@@ -85,8 +92,8 @@ impl Selection {
             return false;
         }
         self.fields.matches(|field| {
-            from_key(field, item)
-                .or_else(|| self.selectable.iter().any(|have| have == field).then(|| Cow::Borrowed(meta.field(field))))
+            let selectable = || self.selectable.iter().position(|have| have == field);
+            from_key(field, item).or_else(|| selectable().map(|at| Cow::Borrowed(meta.field(at))))
         })
     }
 }
@@ -99,10 +106,8 @@ fn from_key<'a>(field: &str, item: &'a Item) -> Option<Cow<'a, str>> {
     }
 }
 
-fn fields_of(resource: &Resource, object: &Object) -> Vec<(Box<str>, Box<str>)> {
+fn fields_of(resource: &Resource, object: &Object) -> Box<[Box<str>]> {
     let kind = &resource.kind;
-    kind.selectable_fields
-        .iter()
-        .map(|field| (Box::from(&*field.name), Box::from(&*kind.field(object, &field.name).unwrap_or_default())))
-        .collect()
+    let value = |name: &str| Box::from(&*kind.field(object, name).unwrap_or_default());
+    kind.selectable_fields.iter().map(|field| value(&field.name)).collect()
 }

@@ -19,9 +19,10 @@ use tokio::time::Instant;
 
 use super::selection::Selection;
 use super::{Call, codec, table};
-use crate::cache::{Change, ChangeKind, EventType, Item, event_line};
+use crate::cache::{Change, ChangeKind, EventType, Item, event_line, protobuf_frame};
+use crate::conversion;
 use crate::core::Core;
-use crate::http::negotiate::{Chosen, Encoding, Shape, choose};
+use crate::http::negotiate::{Chosen, Encoding, STREAMS, Shape};
 use crate::http::{Body, Response, respond};
 use crate::metrics::Gauge;
 use crate::outside::Entropy;
@@ -32,6 +33,17 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
 /// How many changes are taken at a time.
 const BATCH: usize = 512;
+
+/// What it takes to hand a change to one watcher, more or less. All watchers of a kind together are not told more often than
+/// they can be: what happens meanwhile goes out in one piece. With few of them nobody waits, and never for long.
+const PER_WATCHER: Duration = Duration::from_micros(10);
+const ROUND: std::ops::Range<Duration> = Duration::from_millis(1)..Duration::from_millis(5);
+
+/// How long the next round of so many watchers has to wait after the last.
+fn round(watchers: usize) -> Option<Duration> {
+    let round = PER_WATCHER.saturating_mul(u32::try_from(watchers).unwrap_or(u32::MAX));
+    (round >= ROUND.start).then(|| round.min(ROUND.end))
+}
 
 /// Lines are joined up to this size: fewer writes when much happens at once.
 const CHUNK: usize = 64 * 1024;
@@ -51,6 +63,7 @@ struct Watcher {
     changed: tokio::sync::watch::Receiver<u64>,
     deadline: Instant,
     next_bookmark: Instant,
+    told: Option<Instant>,
     over: bool,
     _open: Gauge,
 }
@@ -66,10 +79,8 @@ struct Form {
 pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
     let core = call.core;
     let query = &call.request.query;
-    let chosen = choose(&call.request.headers)?;
-    if chosen.encoding == Encoding::Yaml {
-        return Err(ApiError::not_acceptable(&["application/json", "application/json;stream=watch"]));
-    }
+    let chosen = call.chosen()?;
+    let media_type = chosen.encoding.stream_type().ok_or_else(|| ApiError::not_acceptable(STREAMS))?;
     let include = query.get("includeObject").unwrap_or_default();
     let include = wire::IncludeObject::parse(include)
         .ok_or_else(|| ApiError::bad_request(format!("unrecognized includeObject value: {include:?}")))?;
@@ -113,7 +124,8 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
     let with_state = send_initial.unwrap_or(matches!(version, None | Some(0)));
     let (cursor, initial) = if with_state {
         let snapshot = call.resource.cache.snapshot(call.namespace(), applied);
-        let items = snapshot.items.into_iter().filter(|item| selection.matches(&call.resource, item)).collect();
+        let items = conversion::items(core, &call.resource, snapshot.items).await?;
+        let items = items.into_iter().filter(|item| selection.matches(&call.resource, item)).collect();
         (snapshot.revision, items)
     } else {
         (version.filter(|version| *version > 0).unwrap_or(applied), VecDeque::new())
@@ -131,6 +143,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
         changed,
         deadline: now + timeout(query.get("timeoutSeconds"), &core.config.entropy)?,
         next_bookmark: now + BOOKMARK_EVERY,
+        told: None,
         over: false,
         _open: core.metrics.watcher(&call.resource.kind),
     };
@@ -138,7 +151,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, ApiError> {
         let lines = watcher.next().await?;
         Some((Ok(lines), watcher))
     });
-    let mut response = respond(StatusCode::OK, "application/json", Body::stream(lines));
+    let mut response = respond(StatusCode::OK, media_type, Body::stream(lines));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
 }
@@ -167,6 +180,9 @@ impl Watcher {
             if std::mem::take(&mut self.end_of_initial) {
                 return Some(self.bookmark(true));
             }
+            if let (Some(told), Some(round)) = (self.told.take(), round(self.resource.cache.watchers())) {
+                tokio::time::sleep_until(told + round).await;
+            }
             self.changed.borrow_and_update();
             // Read before the changes: everything up to here is then certainly among them.
             let applied = self.core.caches.applied();
@@ -177,9 +193,18 @@ impl Watcher {
                 }
                 Ok(changes) if changes.is_empty() => self.cursor = self.cursor.max(applied),
                 Ok(changes) => {
+                    let last = changes.last().map_or(self.cursor, |change| change.revision);
+                    let changes = match conversion::changes(&self.core, &self.resource, changes).await {
+                        Ok(changes) => changes,
+                        Err(error) => {
+                            self.over = true;
+                            return Some(self.form.failed(&error));
+                        }
+                    };
                     let lines = self.lines(&changes);
-                    self.cursor = changes.last().map_or(self.cursor, |change| change.revision);
+                    self.cursor = last;
                     if !lines.is_empty() {
+                        self.told = Some(Instant::now());
                         return Some(lines);
                     }
                     continue;
@@ -205,7 +230,7 @@ impl Watcher {
         let mut out = BytesMut::new();
         while let Some(item) = self.initial.pop_front() {
             let object = self.form.show(&self.core, &self.resource, &item.bytes);
-            out.extend_from_slice(&event_line(EventType::Added.name(), &object));
+            out.extend_from_slice(&self.form.event(EventType::Added.name(), &object));
             if out.len() >= CHUNK {
                 break;
             }
@@ -244,11 +269,14 @@ impl Watcher {
             ChangeKind::Delete if before => EventType::Deleted,
             ChangeKind::Delete => return None,
         };
-        if self.form.chosen.shape == Shape::Object && self.resource.stored_as_served() {
-            return Some(change.frame(event));
+        if self.form.chosen.shape == Shape::Object && self.resource.serves_as_stored(&change.item.bytes) {
+            return Some(match self.form.chosen.encoding {
+                Encoding::Protobuf => change.protobuf_frame(event),
+                _ => change.frame(event),
+            });
         }
         let object = self.form.show(&self.core, &self.resource, &change.item.bytes);
-        Some(event_line(event.name(), &object))
+        Some(self.form.event(event.name(), &object))
     }
 
     /// An object that no longer matches is deleted as far as this watcher sees: it gets the last state
@@ -257,7 +285,7 @@ impl Watcher {
         let mut object = change.previous.as_ref()?.object();
         object.metadata_mut().insert("resourceVersion".into(), Value::from(change.revision.to_string()));
         let object = self.form.show(&self.core, &self.resource, &codec::plain(&object));
-        Some(event_line(EventType::Deleted.name(), &object))
+        Some(self.form.event(EventType::Deleted.name(), &object))
     }
 
     fn bookmark(&self, end_of_initial: bool) -> Bytes {
@@ -284,16 +312,28 @@ impl Watcher {
                 table
             }
         };
-        event_line("BOOKMARK", object.to_string().as_bytes())
+        self.form.event("BOOKMARK", object.to_string().as_bytes())
     }
 
     fn expired(&self, floor: u64) -> Bytes {
-        let error = ApiError::expired(format!("too old resource version: {} ({floor})", self.cursor));
-        event_line("ERROR", error.to_status().to_string().as_bytes())
+        self.form.failed(&ApiError::expired(format!("too old resource version: {} ({floor})", self.cursor)))
     }
 }
 
 impl Form {
+    /// What ends a watch before its time.
+    fn failed(&self, error: &ApiError) -> Bytes {
+        self.event("ERROR", error.to_status().to_string().as_bytes())
+    }
+
+    /// An event on the wire, given its object's JSON.
+    fn event(&self, name: &str, object: &[u8]) -> Bytes {
+        match self.chosen.encoding {
+            Encoding::Protobuf => protobuf_frame(name, object),
+            _ => event_line(name, object),
+        }
+    }
+
     fn show(&mut self, core: &Core, resource: &Resource, bytes: &Bytes) -> Bytes {
         let bytes = resource.served(bytes);
         if self.chosen.shape == Shape::Object {
@@ -315,5 +355,19 @@ impl Form {
         let mut value = wire::table(&head, vec![wire::row(cells, &object.0, self.include)], metadata);
         table::set_version(&mut value, self.chosen.version);
         Bytes::from(value.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_crowd_waits_and_never_long() {
+        assert_eq!(round(1), None);
+        assert_eq!(round(99), None);
+        assert_eq!(round(100), Some(Duration::from_millis(1)));
+        assert_eq!(round(300), Some(Duration::from_millis(3)));
+        assert_eq!(round(1_000_000), Some(Duration::from_millis(5)));
     }
 }

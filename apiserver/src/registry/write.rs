@@ -5,18 +5,19 @@ use bytes::Bytes;
 use proa_apimachinery::field::FieldErrors;
 use proa_apimachinery::managed_fields::{self, Manager, Operation};
 use proa_apimachinery::object::Object;
+use proa_apimachinery::part::Part;
 use proa_apimachinery::status::ApiError;
 use proa_store::{CommitError, Expect, Key, Op as StoreOp, Revision, Txn, Value as Stored};
 use serde_json::Value;
 
-use super::options::{FieldValidation, WriteOptions};
-use super::{Call, codec, fields, meta};
+use super::options::WriteOptions;
+use super::{Call, codec, meta};
 use crate::admission::{self, chain};
 use crate::allocate::{Around, Claims};
 use crate::authz::escalation;
 use crate::cache::Item;
-use crate::crd;
 use crate::kinds::{self, Op};
+use crate::{conversion, crd};
 
 /// How often a write that lost a race starts over before the client is told.
 const ATTEMPTS: usize = 64;
@@ -51,6 +52,7 @@ async fn complete(
     kind.strategy.default(new);
     let written = chain::mutate(call, op, options, new, old).await?;
     kind.strategy.prepare(op, new, old);
+    admission::policy::check_types(call, op, new, old);
     let mut errors = kind.strategy.validate(op, new, old);
     // What was missing when the object came may have been filled in since. Status is written by
     // controllers, whom Kubernetes does not hold to the schema either.
@@ -168,7 +170,7 @@ pub async fn create(
         }
         let key = resource.cache.key(call.namespace(), &name);
         let claimed = claims.writes(&around(call, &now), &new);
-        let value = encoded(call, new)?;
+        let value = encoded(call, new).await?;
         let mut txn = Txn::put(key.as_str(), value, Expect::Absent);
         txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
         txn.ops.extend(claimed);
@@ -179,7 +181,7 @@ pub async fn create(
             Ok(committed) => {
                 let bytes = committed.entries.into_iter().next().map(|entry| entry.bytes).unwrap_or_default();
                 take_up(call).await;
-                return Ok(resource.served(&bytes));
+                return conversion::served(call.core, resource, &bytes).await;
             }
             // A quota was written meanwhile, by its controller or its owner; an address was taken; the namespace changed.
             Err(CommitError::Conflict { key: other, .. }) if *other != *key && tries < ATTEMPTS => {
@@ -218,16 +220,16 @@ fn definition_accepts(call: &Call<'_>) -> Result<Option<StoreOp>, ApiError> {
     Err(error)
 }
 
-/// A definition is served as it now is by the time its writer is answered, and a configuration of admission holds for
-/// whatever is written after.
+/// A definition is served as it now is by the time its writer is answered; a configuration of admission holds for
+/// whatever is written after, and who answers for a group for whatever is asked.
 pub async fn take_up(call: &Call<'_>) {
     if call.resource.custom.is_some() {
         return;
     }
     match &*call.resource.kind.group {
         "apiextensions.k8s.io" => crd::serve_now(call.core).await,
-        // A server that is closing admits nothing any more.
-        "admissionregistration.k8s.io" => drop(call.core.caches.consistent().await),
+        // A server that is closing admits nothing any more, and passes nothing on.
+        "admissionregistration.k8s.io" | "apiregistration.k8s.io" => drop(call.core.caches.consistent().await),
         _ => {}
     }
 }
@@ -237,8 +239,11 @@ pub async fn take_up(call: &Call<'_>) {
 const MAX_OBJECT: usize = 3 << 19;
 
 /// The form in the store.
-fn encoded(call: &Call<'_>, object: Object) -> Result<Stored, ApiError> {
-    let value = codec::encode(&call.resource.kind.to_storage(object));
+async fn encoded(call: &Call<'_>, object: Object) -> Result<Stored, ApiError> {
+    within_limit(codec::encode(&conversion::to_storage(call.core, &call.resource, object).await?))
+}
+
+fn within_limit(value: Stored) -> Result<Stored, ApiError> {
     if value.bytes.len() <= MAX_OBJECT {
         return Ok(value);
     }
@@ -278,10 +283,9 @@ pub struct Current {
 /// The object now, consistently.
 pub async fn current(call: &Call<'_>, name: &str) -> Result<Option<Current>, ApiError> {
     call.core.caches.consistent().await?;
-    Ok(call.resource.cache.get(call.namespace(), name).map(|item| {
-        let object = call.resource.to_served(item.object());
-        Current { item, object }
-    }))
+    let Some(item) = call.resource.cache.get(call.namespace(), name) else { return Ok(None) };
+    let object = conversion::to_served(call.core, &call.resource, &item).await?;
+    Ok(Some(Current { item, object }))
 }
 
 /// Changes an object: reads it, lets `change` make the new state, completes and commits that, and starts
@@ -319,8 +323,10 @@ where
         if ownership == Ownership::Update {
             own_written(call, options, op, (&mut new, Some(&old)), written, &now);
         }
-        if meta::same(&new, &old) && !stale(call, &item).await? {
-            return Ok(Outcome::Stored(resource.served(&item.bytes)));
+        // What says nothing new and yet is stored in another version than it would be now is written: so clients move
+        // what is stored from one version to the next.
+        if meta::same(&new, &old) && resource.is_in_storage_version(&item.bytes) && !stale(call, &item).await? {
+            return Ok(Outcome::Stored(conversion::served(call.core, resource, &item.bytes).await?));
         }
         let remove = op != Op::Create && finished(&new);
         if options.dry_run {
@@ -332,15 +338,15 @@ where
             false => claims.writes(&around(call, &now), &new),
         };
         let charge = if remove { None } else { admission::quota::charge(call, op, &new, Some(&old)).await? };
-        let mut txn = replace(call, &item, new, remove)?;
+        let mut txn = replace(call, &item, new, remove).await?;
         txn.ops.extend(charge.iter().flat_map(|charge| charge.writes()));
         txn.ops.extend(claimed);
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 take_up(call).await;
                 return Ok(match committed.entries.into_iter().next() {
-                    Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
-                    None => Outcome::Removed(resource.served(&item.bytes)),
+                    Some(entry) => Outcome::Stored(conversion::served(call.core, resource, &entry.bytes).await?),
+                    None => Outcome::Removed(conversion::served(call.core, resource, &item.bytes).await?),
                 });
             }
             Err(CommitError::Conflict { .. }) => {}
@@ -360,20 +366,35 @@ async fn stale(call: &Call<'_>, item: &Item) -> Result<bool, ApiError> {
 }
 
 /// Changes fields that only a subresource may change (a pod's node, a namespace's finalizers): the new
-/// state is made from the stored one by this server itself, so the kind's rules for users do not run. What
-/// came from the user is held to the schema, and metadata to what is asked of everybody's.
-pub async fn assign<F>(call: &Call<'_>, name: &str, options: &WriteOptions, mut change: F) -> Result<Outcome, ApiError>
+/// state is made from the stored one by this server itself, so the kind's rules for users do not run. What came from the
+/// user the caller has held to its schema already, and metadata is held to what is asked of everybody's.
+///
+/// `part` is all that `change` looks at and changes besides `metadata`: a pod is bound without a look at its containers.
+pub async fn assign<F>(
+    call: &Call<'_>,
+    name: &str,
+    part: &[&[&str]],
+    options: &WriteOptions,
+    mut change: F,
+) -> Result<Outcome, ApiError>
 where
     F: FnMut(&Object) -> Result<(Object, FieldErrors), ApiError>,
 {
     let resource = &call.resource;
+    let always: [&[&str]; 3] = [&["apiVersion"], &["kind"], &["metadata"]];
+    let part = Part::at(part.iter().chain(&always).map(|path| path.to_vec()));
+    // What is stored in another form has other fields there, and a dry run answers with the whole object.
+    let mut in_part = resource.stored_as_served() && !options.dry_run;
     for _ in 0..ATTEMPTS {
-        let Some(Current { item, object: old }) = current(call, name).await? else { return Err(call.not_found(name)) };
+        call.core.caches.consistent().await?;
+        let Some(item) = resource.cache.get(call.namespace(), name) else { return Err(call.not_found(name)) };
+        let read = if in_part { part.read(&item.bytes).ok() } else { None };
+        in_part = read.is_some();
+        let old = read.unwrap_or_else(|| resource.to_served(item.object()));
         let (mut new, _) = change(&old)?;
         if new.resource_version() != old.resource_version() {
             return Err(ApiError::stale(resource.group_resource(), name));
         }
-        fields::check(call, &mut new, Vec::new(), FieldValidation::Ignore)?;
         let mut errors = FieldErrors::new();
         // The name is the stored one.
         kinds::meta::validate(Op::Update, &new, Some(&old), |_| Vec::new(), &mut errors);
@@ -386,12 +407,24 @@ where
         if options.dry_run {
             return Ok(Outcome::Stored(codec::plain(&new)));
         }
-        let txn = replace(call, &item, new, remove)?;
+        let txn = match in_part {
+            false => replace(call, &item, new, remove).await?,
+            true => match codec::encode_part(&part, &item.bytes, new) {
+                Some(value) if !remove => {
+                    Txn::put(item.key.clone(), within_limit(value)?, Expect::At(Revision(item.revision)))
+                }
+                // Written by somebody else, in an order we do not write in, or about to go and shown once more: then whole.
+                _ => {
+                    in_part = false;
+                    continue;
+                }
+            },
+        };
         match call.core.log.commit(txn).await {
             Ok(committed) => {
                 return Ok(match committed.entries.into_iter().next() {
-                    Some(entry) => Outcome::Stored(resource.served(&entry.bytes)),
-                    None => Outcome::Removed(resource.served(&item.bytes)),
+                    Some(entry) => Outcome::Stored(conversion::served(call.core, resource, &entry.bytes).await?),
+                    None => Outcome::Removed(conversion::served(call.core, resource, &item.bytes).await?),
                 });
             }
             Err(CommitError::Conflict { .. }) => {}
@@ -402,14 +435,14 @@ where
 }
 
 /// What commits the new state of an object; `remove`: as its last.
-fn replace(call: &Call<'_>, item: &Item, new: Object, remove: bool) -> Result<Txn, ApiError> {
+async fn replace(call: &Call<'_>, item: &Item, new: Object, remove: bool) -> Result<Txn, ApiError> {
     let (key, expect) = (item.key.clone(), Expect::At(Revision(item.revision)));
     if remove {
         // However large it has become, it may go.
         let last = codec::encode(&call.resource.kind.to_storage(new));
         return Ok(Txn::delete(key, expect, Some(last)));
     }
-    Ok(Txn::put(key, encoded(call, new)?, expect))
+    Ok(Txn::put(key, encoded(call, new).await?, expect))
 }
 
 /// A writer who sends no `managedFields` keeps them; one who sends an empty list resets them.

@@ -15,7 +15,7 @@ use proa_apimachinery::status::{ApiError, GroupResource, StatusCause};
 use serde_json::{Map, Value, json};
 
 use super::admitted;
-use crate::http::{Response, json as answer};
+use crate::http::{Response, answer};
 use crate::kinds::Op;
 use crate::registry::delete::{DeleteOptions, delete_named};
 use crate::registry::options::WriteOptions;

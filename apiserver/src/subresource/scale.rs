@@ -11,7 +11,7 @@ use proa_apimachinery::selector::LabelSelector;
 use proa_apimachinery::status::{ApiError, GroupResource};
 use serde_json::{Value, json};
 
-use crate::http::{Response, json as answer};
+use crate::http::{Response, answer};
 use crate::kinds::{Op, ScalePaths};
 use crate::registry::options::{self, WriteOptions};
 use crate::registry::patch::refused;

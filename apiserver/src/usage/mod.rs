@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::http::Response;
-use crate::http::negotiate::{Shape, choose};
+use crate::http::negotiate::Shape;
 use crate::kinds::metrics::{GROUP, window};
 use crate::proxy::ask_agent;
 use crate::registry::selection::Selection;
@@ -93,7 +93,7 @@ async fn answer(call: &Call<'_>, measure: Measure) -> Result<Response, ApiError>
 }
 
 fn list(call: &Call<'_>, objects: &[Object]) -> Result<Response, ApiError> {
-    let chosen = choose(&call.request.headers)?;
+    let chosen = call.chosen()?;
     let body = match chosen.shape {
         Shape::Object => json!({
             "kind": call.resource.kind.list_kind, "apiVersion": call.resource.api_version(), "metadata": {},
@@ -106,7 +106,7 @@ fn list(call: &Call<'_>, objects: &[Object]) -> Result<Response, ApiError> {
             list
         }
     };
-    get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(body.to_string()))
+    Ok(get::encoded(StatusCode::OK, chosen.encoding, Bytes::from(body.to_string())))
 }
 
 fn nodes<'a>(call: &'a Call<'a>, selection: Selection) -> BoxFuture<'a, Vec<Object>> {

@@ -176,13 +176,14 @@ mod tests {
     #[test]
     fn a_detached_signature_is_that_of_kubernetes_and_of_one_token_only() {
         // From the tests of Kubernetes' bootstrap signer (cluster-bootstrap/token/jws).
-        let token = Token { id: "joshua".into(), secret: "my secret".into(), ..Token::default() };
+        let token = Token { id: "joshua".into(), secret: "my voice is my passcode".into(), ..Token::default() };
         let known = "eyJhbGciOiJIUzI1NiIsImtpZCI6Impvc2h1YSJ9..VShe2taLd-YTrmWuRkcL_8QTNDHYxQIEBsAYYiIj1_8";
-        assert_eq!(token.signature("Hello from the other side!"), known);
-        assert!(token.signed("Hello from the other side!", known));
-        assert!(!token.signed("Hello from the other side?", known));
+        let said = "Hello from the other side. I must have called a thousand times.";
+        assert_eq!(token.signature(said), known);
+        assert!(token.signed(said, known));
+        assert!(!token.signed("Hello from the other side.", known));
         let other = Token { secret: "another".into(), ..token.clone() };
-        assert!(!other.signed("Hello from the other side!", known));
+        assert!(!other.signed(said, known));
         assert!(!token.signed("", "") && !token.signed("", ".."));
     }
 }

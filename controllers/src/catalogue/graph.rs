@@ -2,7 +2,8 @@
 
 use crate::Key;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::core::{ApiResource, ObjectMeta};
+use kube::core::ApiResource;
+use proa_crds::Ties;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
@@ -55,7 +56,7 @@ pub struct Item {
 
 impl Item {
     /// Reads an object's metadata; `None` without a uid.
-    pub fn of(resource: Arc<Resource>, meta: ObjectMeta) -> Option<Item> {
+    pub fn of(resource: Arc<Resource>, meta: Ties) -> Option<Item> {
         Some(Item {
             uid: meta.uid?.into(),
             resource,
@@ -65,6 +66,14 @@ impl Item {
             finalizers: meta.finalizers.unwrap_or_default(),
             deleting: meta.deletion_timestamp.is_some(),
         })
+    }
+
+    /// Whether it is found where the other is, under the same names.
+    fn is_filed_as(&self, other: &Item) -> bool {
+        self.uid == other.uid
+            && self.key == other.key
+            && self.owners == other.owners
+            && Arc::ptr_eq(&self.resource, &other.resource)
     }
 
     /// Whether it has this finalizer.
@@ -159,6 +168,11 @@ impl Graph {
 
     /// Takes in an object.
     pub fn put(&mut self, item: Item) -> Change {
+        // Most changes leave everything where it is.
+        if let Some(held) = self.items.get_mut(&item.uid).filter(|held| held.is_filed_as(&item)) {
+            let new = Arc::new(Item { uid: held.uid.clone(), key: held.key.clone(), ..item });
+            return Change { old: Some(std::mem::replace(held, new.clone())), new: Some(new) };
+        }
         let place = place(&item);
         // Another object at the same place: its deletion was missed.
         if let Some(before) = self.places.get(&place).filter(|uid| **uid != item.uid).cloned() {

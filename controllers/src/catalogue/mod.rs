@@ -17,10 +17,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject},
-    core::PartialObjectMeta,
     runtime::watcher::{self, Event, watcher},
 };
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use proa_crds::Encoded;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
@@ -252,7 +252,7 @@ impl Catalogue {
     }
 
     async fn watch(self, resource: Arc<Resource>, token: CancellationToken) {
-        let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.0.client.clone(), &resource.api);
+        let api: Api<Encoded> = Api::all_with(self.0.client.clone(), &resource.api);
         let events = watcher(api, watcher::Config::default());
         pin_mut!(events);
         let (mut listed, mut failures) = (HashSet::new(), 0u32);
@@ -285,19 +285,14 @@ impl Catalogue {
         self.listed(&resource);
     }
 
-    fn take_in(
-        &self,
-        resource: &Arc<Resource>,
-        event: Event<PartialObjectMeta<DynamicObject>>,
-        listed: &mut HashSet<Arc<str>>,
-    ) {
+    fn take_in(&self, resource: &Arc<Resource>, event: Event<Encoded>, listed: &mut HashSet<Arc<str>>) {
         let changes = match event {
             Event::Init => {
                 listed.clear();
                 Vec::new()
             }
             Event::InitApply(object) => {
-                let Some(item) = Item::of(resource.clone(), object.metadata) else { return };
+                let Some(item) = read(resource, &object) else { return };
                 listed.insert(item.uid.clone());
                 self.put(item)
             }
@@ -307,12 +302,12 @@ impl Catalogue {
                 changes
             }
             Event::Apply(object) => {
-                let Some(item) = Item::of(resource.clone(), object.metadata) else { return };
+                let Some(item) = read(resource, &object) else { return };
                 self.put(item)
             }
             Event::Delete(object) => {
-                let Some(uid) = object.metadata.uid else { return };
-                vec![self.0.graph.write().remove(&uid)]
+                let Some(uid) = &object.metadata().uid else { return };
+                vec![self.0.graph.write().remove(uid)]
             }
         };
         if matches!(resource.api.plural.as_str(), DEFINITIONS | "apiservices") && !changes.is_empty() {
@@ -341,6 +336,17 @@ impl Catalogue {
             for route in routes.iter() {
                 route(change);
             }
+        }
+    }
+}
+
+/// What the graph wants of an object; nothing of one whose metadata is not what it should be.
+fn read(resource: &Arc<Resource>, object: &Encoded) -> Option<Item> {
+    match object.ties() {
+        Ok(ties) => Item::of(resource.clone(), ties),
+        Err(error) => {
+            warn!(resource = resource.label(), name = object.metadata().name, %error, "this object cannot be read");
+            None
         }
     }
 }

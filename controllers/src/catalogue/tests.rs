@@ -2,7 +2,7 @@
 
 use super::*;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::core::{ApiResource, ObjectMeta};
+use kube::core::ApiResource;
 use proptest::prelude::*;
 
 pub(crate) fn resource(kind: &str, namespaced: bool) -> Arc<Resource> {
@@ -17,7 +17,7 @@ pub(crate) fn resource(kind: &str, namespaced: bool) -> Arc<Resource> {
 }
 
 pub(crate) fn item(name: &str, owners: &[&str]) -> Item {
-    let meta = ObjectMeta {
+    let meta = proa_crds::Ties {
         name: Some(name.to_owned()),
         namespace: Some("ns".to_owned()),
         uid: Some(format!("uid-{name}")),

@@ -84,7 +84,14 @@ impl<K: Watched> Informer<K> {
         Informer(Arc::new(Inner {
             api: Api::all_with(client.clone(), &dynamic_type),
             dynamic_type,
-            shared: Arc::new(Shared::new(client, resource, selection, decode::<K>, Box::new(routes.clone()), content)),
+            shared: Arc::new(Shared::new(
+                client,
+                resource,
+                selection,
+                decode::<K>(),
+                Box::new(routes.clone()),
+                content,
+            )),
             routes,
         }))
     }
@@ -166,6 +173,12 @@ impl<K: Watched> Informer<K> {
     /// Keeps `metadata.managedFields` in the store. Only for kinds with few objects whose loop reads them.
     pub fn keep_managed_fields(&self) {
         self.0.shared.keep_managed_fields.store(true, Ordering::Relaxed);
+    }
+
+    /// Of every object that comes in, `slim` takes out what no loop reads: what is held of a kind with many objects is most of
+    /// a process's memory. To be said before the first object comes in; the first word stays.
+    pub(crate) fn leave_out(&self, slim: fn(&mut K)) {
+        let _ = self.0.shared.slim.set(shared::of_type(slim));
     }
 
     /// An API server that does not know the kind holds none of it; without this the first list is waited for until it does.

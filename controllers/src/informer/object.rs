@@ -2,9 +2,12 @@
 //! where they are read. Code made anew for every kind was a good part of the binary.
 
 use kube::{Resource, core::ObjectMeta};
-use proa_crds::{Decoded, Encoded};
+use proa_crds::{Decoded, Encoded, Pod};
 use serde::de::DeserializeOwned;
-use std::{any::Any, sync::Arc};
+use std::{
+    any::{Any, TypeId},
+    sync::Arc,
+};
 
 /// An object whose type only its readers know.
 pub(crate) trait Object: Any + Send + Sync {
@@ -31,10 +34,16 @@ pub(crate) type Held = Arc<dyn Object>;
 pub(super) type Decode = fn(Encoded) -> Decoded<Held>;
 
 /// The [`Decode`] of one type.
-pub(super) fn decode<K: Object + DeserializeOwned>(object: Encoded) -> Decoded<Held> {
-    match object.decode::<K>() {
-        Decoded::Object(object) => Decoded::Object(Arc::new(object)),
-        Decoded::Undecodable(unread) => Decoded::Undecodable(unread),
+pub(super) fn decode<K: Object + DeserializeOwned>() -> Decode {
+    fn hold<K: Object>(read: Decoded<K>) -> Decoded<Held> {
+        match read {
+            Decoded::Object(object) => Decoded::Object(Arc::new(object)),
+            Decoded::Undecodable(unread) => Decoded::Undecodable(unread),
+        }
+    }
+    match TypeId::of::<K>() == TypeId::of::<Pod>() {
+        true => |object| hold(object.decode_pod()),
+        false => |object| hold(object.decode::<K>()),
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
     any::Any,
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -35,6 +35,7 @@ pub(crate) struct Shared {
     pub(super) keep_managed_fields: AtomicBool,
     pub(super) may_be_unknown: AtomicBool,
     pub(super) content: Option<OnDemand>,
+    pub(super) slim: OnceLock<Strip>,
     pub(super) synced: watch::Sender<bool>,
     /// Bumped after every change of the store.
     pub(super) moved: watch::Sender<u64>,
@@ -46,7 +47,8 @@ pub(super) trait Tell: Send + Sync {
     fn tell(&self, changes: Vec<Change<dyn Object>>);
 }
 
-type Strip = Box<dyn Fn(&mut dyn Object) + Send + Sync>;
+/// Takes something out of an object on its way in.
+pub(super) type Strip = Box<dyn Fn(&mut dyn Object) + Send + Sync>;
 type Always = Box<dyn Fn(&dyn Object) -> bool + Send + Sync>;
 
 /// Content that is kept only of what was asked for, and of what `always` says.
@@ -59,15 +61,20 @@ pub(super) struct OnDemand {
 impl OnDemand {
     pub(super) fn new<K: 'static>(strip: fn(&mut K), always: fn(&K) -> bool) -> Self {
         OnDemand {
-            strip: Box::new(move |object| {
-                if let Some(object) = (object as &mut dyn Any).downcast_mut() {
-                    strip(object);
-                }
-            }),
+            strip: of_type(strip),
             always: Box::new(move |object| (object as &dyn Any).downcast_ref().is_some_and(always)),
             wanted: RwLock::default(),
         }
     }
+}
+
+/// The same without the type.
+pub(super) fn of_type<K: 'static>(strip: fn(&mut K)) -> Strip {
+    Box::new(move |object| {
+        if let Some(object) = (object as &mut dyn Any).downcast_mut() {
+            strip(object);
+        }
+    })
 }
 
 /// In memory alone, in a field no server writes since Kubernetes 1.20: the content was left out.
@@ -102,6 +109,7 @@ impl Shared {
             keep_managed_fields: AtomicBool::new(false),
             may_be_unknown: AtomicBool::new(false),
             content,
+            slim: OnceLock::new(),
             synced: watch::Sender::new(false),
             moved: watch::Sender::new(0),
         }
@@ -114,7 +122,8 @@ impl Shared {
 
     /// The object as the store keeps it.
     pub(super) fn read(&self, object: Encoded) -> Decoded<Held> {
-        let mut read = (self.decode)(object);
+        let whole = self.keep_managed_fields.load(Ordering::Relaxed);
+        let mut read = (self.decode)(if whole { object } else { object.without_managed_fields() });
         // Nobody else holds it yet.
         if let Decoded::Object(object) = &mut read
             && let Some(object) = Arc::get_mut(object)
@@ -125,8 +134,8 @@ impl Shared {
     }
 
     fn trim(&self, object: &mut dyn Object) {
-        if !self.keep_managed_fields.load(Ordering::Relaxed) {
-            object.metadata_mut().managed_fields = None;
+        if let Some(slim) = self.slim.get() {
+            slim(object);
         }
         if let Some(OnDemand { strip, always, wanted }) = &self.content
             && !always(object)

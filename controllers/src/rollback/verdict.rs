@@ -170,6 +170,10 @@ impl Case<'_> {
         if self.pods.is_empty() || self.pods.iter().any(|pod| pods::is_ready(pod)) {
             return None;
         }
+        // What never ran has lost nothing: a revision that was healthy may be on its way back.
+        if self.pods.iter().any(|pod| pods::phase(pod) == "Pending") {
+            return None;
+        }
         if !lost.is_empty() {
             return Some(self.nodes_unwell("no pod of the revision is ready"));
         }

@@ -14,6 +14,7 @@ use super::{
     preempt::{Preemption, preempt},
     profile::Profile,
     queue::SchedulingQueue,
+    refusals::Refusals,
 };
 use crate::{Key, pods};
 use proa_crds::{Node, Pod};
@@ -98,6 +99,7 @@ pub(crate) struct Core {
     /// Pods whose victims are being asked to leave, and whether news came for them meanwhile (KEP-4832).
     making_room: HashMap<Key, bool>,
     queue: SchedulingQueue,
+    refusals: Refusals,
     turn: usize,
 }
 
@@ -111,6 +113,7 @@ impl Core {
             waiting: HashMap::new(),
             making_room: HashMap::new(),
             queue: SchedulingQueue::new(configuration.backoff),
+            refusals: Refusals::default(),
             turn: 0,
         }
     }
@@ -154,7 +157,10 @@ impl Core {
     }
 
     fn seen_on(&mut self, key: &Key, pod: &Arc<Pod>, node: &str, now: Duration) {
-        let info = Arc::new(PodInfo::of(pod.clone()));
+        let info = match self.placed.get(key) {
+            Some(placed) => Arc::new(placed.pod.now(pod)),
+            None => Arc::new(PodInfo::of(pod.clone())),
+        };
         if let Some(placed) = self.placed.get_mut(key)
             && placed.pod.counts_as(&info)
             && self.cluster.slot(node) == Some(placed.slot)
@@ -227,10 +233,15 @@ impl Core {
                 continue;
             }
             profile.prepare(&mut self.cluster, &pod);
-            let decision = decide(profile, &self.cluster, &pod, &mut self.turn);
-            return Some(match decision {
+            if let Some(nowhere) = self.refusals.recall(profile, &self.cluster, &pod, self.turn) {
+                return Some(self.nowhere(&pod, &nowhere, now));
+            }
+            return Some(match decide(profile, &self.cluster, &pod, &mut self.turn) {
                 Decision::Node(slot) => self.bind(&pod, slot),
-                Decision::Nowhere(nowhere) => self.nowhere(&pod, &nowhere, now),
+                Decision::Nowhere(nowhere) => {
+                    self.refusals.learn(profile, &self.cluster, &pod);
+                    self.nowhere(&pod, &nowhere, now)
+                }
             });
         }
     }
@@ -258,7 +269,8 @@ impl Core {
         let mut gives_up_its_node = false;
         let args = profile.and_then(|profile| Some((profile, profile.preemption?))).filter(|_| nowhere.nodes > 0);
         if let Some((profile, args)) = args {
-            match preempt(profile, args, &self.cluster, pod, nowhere) {
+            let known = self.refusals.known(&self.cluster, pod);
+            match preempt(profile, args, &self.cluster, pod, nowhere, known) {
                 Preemption::Node(slot, victims) => {
                     self.queue.park(&pod.key, (nowhere.rejectors, pod.signature()), now);
                     return self.make_room(pod, slot, victims, message);
@@ -426,6 +438,14 @@ fn profile_of<'a>(profiles: &'a [Profile], pod: &Pod) -> Option<&'a Profile> {
 
 #[cfg(test)]
 impl Core {
+    pub(crate) fn forget_refusals(&mut self) {
+        self.refusals = Refusals::default();
+    }
+
+    pub(crate) fn refusals_of_kinds(&self) -> usize {
+        self.refusals.kinds()
+    }
+
     pub(crate) fn is_placed(&self, key: &Key) -> bool {
         self.placed.contains_key(key)
     }

@@ -119,6 +119,11 @@ impl<'a> Checks<'a> {
         self.filters.iter_mut().for_each(|(_, filter)| filter.moved(pod, node, by));
     }
 
+    /// Whether every filter's word on a node holds until the node changes.
+    pub(crate) fn judge_by_the_node_alone(&self) -> bool {
+        self.filters.iter().all(|(_, filter)| filter.judges_by_the_node_alone())
+    }
+
     /// The only nodes worth a look, and which plugins say so.
     fn only(&self) -> Option<(Vec<Slot>, Rejectors)> {
         let lists = self.filters.iter().filter_map(|(bit, filter)| Some((filter.only()?, *bit)));

@@ -42,6 +42,16 @@ impl Reasons {
         other.0.into_iter().for_each(|(reason, count)| self.add_many(reason, count));
     }
 
+    /// Takes back what was merged.
+    pub(crate) fn take_out(&mut self, other: &Reasons) {
+        for (reason, count) in &other.0 {
+            if let Some((_, held)) = self.0.iter_mut().find(|(held, _)| held == reason) {
+                *held = held.saturating_sub(*count);
+            }
+        }
+        self.0.retain(|(_, count)| *count > 0);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -94,6 +104,11 @@ pub(crate) trait Filter {
 
     /// Something is tried out: a pod is on the node besides (`by` is 1) or has left it (-1).
     fn moved(&mut self, _pod: &PodInfo, _node: &NodeInfo, _by: i64) {}
+
+    /// Whether it judges by the pod and the node alone, so that its word holds until one of them changes.
+    fn judges_by_the_node_alone(&self) -> bool {
+        false
+    }
 
     /// The only nodes that are worth a look, if they are few.
     fn only(&self) -> Option<Vec<Slot>> {

@@ -16,6 +16,7 @@ mod plugins;
 mod preempt;
 mod profile;
 mod queue;
+mod refusals;
 #[cfg(test)]
 mod tests;
 mod volumes;

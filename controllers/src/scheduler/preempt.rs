@@ -9,6 +9,7 @@ use super::{
     decide::{Checks, Nowhere},
     framework::{Cycle, Reasons, Verdict},
     profile::Profile,
+    refusals::Kind,
 };
 use crate::{Key, selector};
 use jiff::Timestamp;
@@ -45,33 +46,42 @@ pub(crate) enum Preemption {
     Wait(String),
 }
 
+/// Who would have to leave a node, or why nobody's leaving helps.
+pub(crate) type Outcome = Result<Victims, Failed>;
+
 /// Who would have to leave a node.
-struct Victims {
+#[derive(Debug)]
+pub(crate) struct Victims {
     /// The more important first, those protected by a budget before the others.
     pods: Vec<Arc<PodInfo>>,
     /// How many of them no budget allows.
     violations: usize,
+    cost: Cost,
 }
 
+/// What makes one node better than another, in Kubernetes' order: fewer violated budgets, a less important most important
+/// victim, a smaller sum of priorities, fewer victims, most important victims that started later.
+type Cost = (usize, i32, i64, usize, Reverse<Timestamp>);
+
 impl Victims {
-    /// What makes one node better than another, in Kubernetes' order: fewer violated budgets, a less important most
-    /// important victim, a smaller sum of priorities, fewer victims, most important victims that started later.
-    fn cost(&self) -> (usize, i32, i64, usize, Reverse<Timestamp>) {
-        let highest = self.pods.iter().map(|pod| pod.priority).max().unwrap_or(i32::MIN);
+    fn new(pods: Vec<Arc<PodInfo>>, violations: usize) -> Victims {
+        let highest = pods.iter().map(|pod| pod.priority).max().unwrap_or(i32::MIN);
         // Priorities below zero must not make a node with more victims look better.
-        let sum = self.pods.iter().map(|pod| i64::from(pod.priority) + i64::from(i32::MAX) + 1).sum();
-        let earliest = self.pods.iter().filter(|pod| pod.priority == highest).map(|pod| pod.started()).min();
-        (self.violations, highest, sum, self.pods.len(), Reverse(earliest.unwrap_or(Timestamp::MAX)))
+        let sum = pods.iter().map(|pod| i64::from(pod.priority) + i64::from(i32::MAX) + 1).sum();
+        let earliest = pods.iter().filter(|pod| pod.priority == highest).map(|pod| pod.started()).min();
+        let cost = (violations, highest, sum, pods.len(), Reverse(earliest.unwrap_or(Timestamp::MAX)));
+        Victims { pods, violations, cost }
     }
 }
 
-/// Looks for pods whose leaving would let this one in.
+/// Looks for pods whose leaving would let this one in. `known` is what was found for pods like it.
 pub(crate) fn preempt(
     profile: &Profile,
     args: PreemptionArgs,
     cluster: &Cluster,
     pod: &PodInfo,
     nowhere: &Nowhere,
+    known: Option<&Kind>,
 ) -> Preemption {
     if pod.pod.spec.preemption_policy.as_deref() == Some("Never") {
         return Preemption::No("not eligible due to preemptionPolicy=Never.".to_owned());
@@ -88,31 +98,41 @@ pub(crate) fn preempt(
         failed.add_many("Preemption is not helpful for scheduling", hopeless);
     }
     let cycle = Cycle { cluster, pod };
-    let mut best: Option<(Victims, Slot)> = None;
+    // Budgets are of the whole cluster: what would violate them is worked out each time.
+    let known = known.filter(|_| cluster.budgets.is_empty());
+    let mut best: Option<(Arc<Outcome>, Cost, Slot)> = None;
     if let Ok(mut checks) = Checks::prepare(profile, cycle) {
         let enough = (nowhere.nodes * args.percentage / 100).max(args.absolute);
         let (mut found, mut harmless) = (0, 0);
         let begin = offset(pod, nowhere.full.len());
         for slot in nowhere.full[begin..].iter().chain(&nowhere.full[..begin]) {
             let Some(node) = cluster.node(*slot) else { continue };
-            match victims(&mut checks, cycle, node, &cluster.budgets) {
+            let mut find = || victims(&mut checks, cycle, node, &cluster.budgets);
+            let outcome = match known {
+                Some(kind) => kind.victims(*slot, find),
+                None => Arc::new(find()),
+            };
+            match &*outcome {
                 Ok(victims) => {
                     found += 1;
                     harmless += usize::from(victims.violations == 0);
-                    if best.as_ref().is_none_or(|(best, _)| victims.cost() < best.cost()) {
-                        best = Some((victims, *slot));
+                    if best.as_ref().is_none_or(|(_, least, _)| victims.cost < *least) {
+                        best = Some((outcome.clone(), victims.cost, *slot));
                     }
                     if found >= enough && harmless > 0 {
                         break;
                     }
                 }
                 Err(Failed::NoVictims) => failed.add("No preemption victims found for incoming pod"),
-                Err(Failed::StillNot(reasons)) => failed.merge(reasons),
+                Err(Failed::StillNot(reasons)) => failed.merge(reasons.clone()),
             }
         }
     }
     match best {
-        Some((victims, slot)) => Preemption::Node(slot, victims.pods),
+        Some((outcome, _, slot)) => {
+            let pods = outcome.as_ref().as_ref().map(|victims| victims.pods.clone());
+            Preemption::Node(slot, pods.unwrap_or_default())
+        }
         None => Preemption::No(Nowhere { nodes: nowhere.nodes, reasons: failed, ..Nowhere::default() }.to_string()),
     }
 }
@@ -124,7 +144,8 @@ fn offset(pod: &PodInfo, nodes: usize) -> usize {
     (hasher.finish() % nodes.max(1) as u64) as usize
 }
 
-enum Failed {
+#[derive(Debug)]
+pub(crate) enum Failed {
     /// Nobody there is less important.
     NoVictims,
     /// It would not fit even then.
@@ -133,12 +154,7 @@ enum Failed {
 
 /// The fewest pods that would have to leave the node: first all less important ones go, then each comes back that can, the
 /// protected and more important ones first.
-fn victims(
-    checks: &mut Checks<'_>,
-    cycle: Cycle<'_>,
-    node: &NodeInfo,
-    budgets: &BTreeMap<Key, Budget>,
-) -> Result<Victims, Failed> {
+fn victims(checks: &mut Checks<'_>, cycle: Cycle<'_>, node: &NodeInfo, budgets: &BTreeMap<Key, Budget>) -> Outcome {
     let mut lower: Vec<Arc<PodInfo>> =
         node.pods.iter().filter(|other| other.priority < cycle.pod.priority).cloned().collect();
     if lower.is_empty() {
@@ -156,7 +172,7 @@ fn victims(
     }
     lower.sort_by_key(|other| (Reverse(other.priority), other.started(), other.key.clone()));
     let (protected, free) = by_budgets(&lower, budgets);
-    let mut victims = Victims { pods: Vec::new(), violations: 0 };
+    let (mut victims, mut violations) = (Vec::new(), 0);
     for (other, violates) in
         protected.into_iter().map(|pod| (pod, true)).chain(free.into_iter().map(|pod| (pod, false)))
     {
@@ -165,12 +181,12 @@ fn victims(
         if checks.check(&trial, &mut Reasons::default(), &mut 0) != Verdict::Fits {
             trial.remove(&other);
             checks.moved(&other, node, -1);
-            victims.violations += usize::from(violates);
-            victims.pods.push(other);
+            violations += usize::from(violates);
+            victims.push(other);
         }
     }
-    victims.pods.iter().for_each(|other| checks.moved(other, node, 1));
-    Ok(victims)
+    victims.iter().for_each(|other| checks.moved(other, node, 1));
+    Ok(Victims::new(victims, violations))
 }
 
 /// Parts pods into those whose leaving would violate a budget, and the others.

@@ -78,10 +78,12 @@ pub(super) async fn run(client: &Client, hollow: &Hollow) {
     let mut addresses = 0;
     while let Some(event) = events.next().await {
         let pod = match event {
-            Ok(Event::Apply(object) | Event::InitApply(object)) => match object.decode::<Pod>() {
-                Decoded::Object(pod) => pod,
-                Decoded::Undecodable(_) => continue,
-            },
+            Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                match object.without_managed_fields().decode::<Pod>() {
+                    Decoded::Object(pod) => pod,
+                    Decoded::Undecodable(_) => continue,
+                }
+            }
             Ok(Event::Delete(pod)) => {
                 done.remove(pod.metadata().uid.as_deref().unwrap_or_default());
                 continue;

@@ -32,8 +32,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long the world may take to come to rest when nothing disturbs it any more: a silent watch is noticed after five
-/// minutes, a pod of a silent node is given up after six, a crash loop pauses for five.
-const PATIENCE: Duration = Duration::from_secs(1_200);
+/// minutes, a pod of a silent node is given up after six, a crash loop pauses for five, a Job that fails for up to six.
+const PATIENCE: Duration = Duration::from_secs(3_600);
 /// How long it must then stay at rest.
 const STANDSTILL: Duration = Duration::from_secs(15);
 
@@ -238,7 +238,7 @@ impl Play {
         self.must("POST", "/api/v1/namespaces", JSON, &json!({"metadata": {"name": "shop"}})).await?;
         self.must("POST", "/apis/storage.k8s.io/v1/storageclasses", JSON, &storage::class()).await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        for name in ["web", "api"].iter().take(self.chance.random_range(1..=2)) {
+        for name in ["web", "api"].iter().take(if self.chance.random_bool(0.35) { 2 } else { 1 }) {
             self.deploy(name).await?;
         }
         for (kind, often) in [(Kind::Stateful, 0.4), (Kind::Daemon, 0.35), (Kind::Replication, 0.1)] {
@@ -268,7 +268,7 @@ impl Play {
             }
             self.wishes.release = Some(bundle);
         }
-        if self.chance.random_bool(0.5) {
+        if self.chance.random_bool(0.4) {
             self.start_job().await?;
         }
         if self.chance.random_bool(0.2) {
@@ -278,13 +278,13 @@ impl Play {
         }
         self.rest("the start").await?;
         for act in 1..=self.chance.random_range(1..=2) {
-            if self.evictor.random_bool(0.25) {
+            if self.evictor.random_bool(0.15) {
                 self.evict().await?;
             }
             self.storm(act).await?;
             self.rest(&format!("act {act}")).await?;
         }
-        if self.evictor.random_bool(0.6) { self.leave().await } else { Ok(()) }
+        if self.evictor.random_bool(0.5) { self.leave().await } else { Ok(()) }
     }
 
     async fn start_job(&mut self) -> Result<(), String> {

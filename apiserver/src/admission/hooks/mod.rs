@@ -8,7 +8,6 @@
 mod hook;
 mod review;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -18,12 +17,12 @@ use proa_apimachinery::patch;
 use proa_apimachinery::status::ApiError;
 use serde_json::{Map, Value};
 
-pub use hook::Hooks;
-use hook::{FailurePolicy, Hook};
+use hook::Hook;
+pub use hook::{FailurePolicy, Hooks};
+pub(super) use review::request;
 
 use super::attributes::{Attributes, Objects};
 use super::matching::{self, Verdict};
-use crate::outgoing::CallError;
 use crate::registry::Call;
 use crate::resources::Resource;
 use crate::{conversion, outgoing};
@@ -68,45 +67,8 @@ pub struct Subject<'a> {
     pub settle: &'a (dyn Fn(&mut Object) -> Result<(), ApiError> + Send + Sync),
 }
 
-/// Which webhooks are asked, once or again (KEP-492): after the first round those are asked again that said so and whose
-/// object somebody changed after them.
-#[derive(Default)]
-pub struct Round {
-    second: bool,
-    changed: bool,
-    /// Those of `reinvocationPolicy: IfNeeded` that have been asked.
-    asked: BTreeSet<(String, String)>,
-    again: BTreeSet<(String, String)>,
-}
-
-impl Round {
-    /// Whether a webhook changed the object.
-    pub fn changed(&self) -> bool {
-        self.changed
-    }
-
-    /// Begins the second round; `since`: whether anything else changed the object after the first.
-    pub fn second(&mut self, since: bool) {
-        self.second = true;
-        if since {
-            self.again.extend(self.asked.iter().cloned());
-        }
-    }
-
-    fn skips(&self, hook: &Hook) -> bool {
-        self.second && !self.again.contains(&(hook.configuration.clone(), hook.name.clone()))
-    }
-
-    fn note(&mut self, hook: &Hook, changed: bool) {
-        if changed {
-            self.changed = true;
-            self.again.extend(self.asked.iter().cloned());
-        }
-        if hook.reinvoke {
-            self.asked.insert((hook.configuration.clone(), hook.name.clone()));
-        }
-    }
-}
+/// Which webhooks are asked, once or again: by configuration and name.
+pub type Round = super::round::Round<(String, String)>;
 
 /// Asks the mutating webhooks, one after the other: each sees what those before it made of the object.
 pub async fn mutate(
@@ -116,7 +78,8 @@ pub async fn mutate(
     round: &mut Round,
 ) -> Result<(), ApiError> {
     for hook in call.core.hooks.mutating.hooks().iter() {
-        if round.skips(hook) {
+        let who = (hook.configuration.clone(), hook.name.clone());
+        if round.skips(&who) {
             continue;
         }
         let objects = Objects { new: subject.new.as_deref(), old: subject.old };
@@ -126,7 +89,7 @@ pub async fn mutate(
             Err(failure) => Err(failure),
         };
         match changed {
-            Ok(changed) => round.note(hook, changed),
+            Ok(changed) => round.note(who, changed, hook.reinvoke),
             Err(failure) => give_up(call, attributes, hook, failure)?,
         }
     }
@@ -232,8 +195,8 @@ async fn change(
     Ok(true)
 }
 
-/// What only the server writes is not for webhooks to change; who owns which field neither.
-fn keep_system_fields(changed: &mut Object, before: &Object) {
+/// What only the server writes is not for webhooks or policies to change; who owns which field neither.
+pub(super) fn keep_system_fields(changed: &mut Object, before: &Object) {
     for field in ["uid", "creationTimestamp", "resourceVersion", "generation", "managedFields", "selfLink"] {
         match before.metadata().and_then(|metadata| metadata.get(field)) {
             Some(value) if changed.metadata().and_then(|metadata| metadata.get(field)) != Some(value) => {
@@ -277,11 +240,13 @@ async fn ask(
     let body = review::review(version, &uid, request, Objects { new: new.as_ref(), old: old.as_ref() });
     let started = std::time::Instant::now();
     let answered = outgoing::post(call.core, client, hook.timeout, body.to_string().into()).await;
-    let outcome = answered.as_ref().map(|_| ()).map_err(CallError::to_string);
-    call.core.metrics.webhook_called(&hook.name, attributes.operation.name(), outcome.is_ok(), started.elapsed());
-    let body = answered.map_err(|error| Failure::Calling(format!("failed to call webhook: {error}")))?;
-    let answer = review::answer(&hook.name, version, &uid, &body, mutating)
-        .map_err(|why| Failure::Calling(format!("received invalid webhook response: {why}")))?;
+    let answer = answered.map_err(|error| format!("failed to call webhook: {error}")).and_then(|body| {
+        review::answer(&hook.name, version, &uid, &body, mutating)
+            .map_err(|why| format!("received invalid webhook response: {why}"))
+    });
+    let rejected = answer.as_ref().map_or(true, |answer| answer.verdict.is_err());
+    call.core.metrics.webhook_called(&hook.name, attributes.operation.name(), rejected, started.elapsed());
+    let answer = answer.map_err(Failure::Calling)?;
     answer.warnings.into_iter().for_each(|warning| call.warn(warning));
     for (key, value) in answer.annotations {
         call.request.trail.annotate(&format!("{}/{key}", hook.name), || value);

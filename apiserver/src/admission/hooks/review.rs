@@ -19,7 +19,7 @@ const SPOKEN: [&str; 2] = ["v1", "v1beta1"];
 
 /// The request of a review, without its uid and objects: what conditions see as `request`, too. `shown` is the resource
 /// the webhook asked for, which may be another version of the request's own.
-pub(super) fn request(attributes: &Attributes<'_>, shown: &Resource) -> Map<String, Value> {
+pub(in crate::admission) fn request(attributes: &Attributes<'_>, shown: &Resource) -> Map<String, Value> {
     let own = &attributes.resource.kind;
     let resource =
         |group: &str, version: &str, plural: &str| json!({"group": group, "version": version, "resource": plural});

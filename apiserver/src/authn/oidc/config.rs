@@ -2,7 +2,7 @@
 //! mean, and where one may come without any. Refuses in Kubernetes' words what makes no sense, and by name what is not
 //! supported here (egress selectors).
 
-use proa_apimachinery::schema::expression::Expression;
+use proa_apimachinery::cel::{Environment, Expression};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -356,7 +356,8 @@ fn https(url: &str, path: &str) -> Result<(), ConfigError> {
 }
 
 fn compiled(text: &str, variable: &str, path: String) -> Result<Expression, ConfigError> {
-    Expression::compile(text, &[variable]).map_err(|why| wrong(path, format!("Invalid value: {text:?}: {why}")))
+    let compiled = Expression::compile(text, &Environment::of(&[variable]), &[]);
+    compiled.map_err(|why| wrong(path, format!("Invalid value: {text:?}: {why}")))
 }
 
 fn condition(text: &str, variable: &str, path: String) -> Result<Expression, ConfigError> {

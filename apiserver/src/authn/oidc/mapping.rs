@@ -1,6 +1,6 @@
 //! What the claims of a token mean: who its bearer is, and whether that is one we let in. Pure.
 
-use proa_apimachinery::schema::expression::{Expression, REQUEST_BUDGET, Scope};
+use proa_apimachinery::cel::{CONDITIONS_BUDGET, Expression, Scope};
 use serde_json::{Value, json};
 
 use crate::user::{AUTHENTICATED, User};
@@ -49,7 +49,7 @@ impl Mapping {
     pub fn user(&self, claims: &Value) -> Result<User, String> {
         let mut scope = Scope::default();
         scope.bind("claims", claims);
-        let mut budget = REQUEST_BUDGET;
+        let mut budget = CONDITIONS_BUDGET;
         for rule in &self.claim_rules {
             rule.check(claims, &scope, &mut budget)?;
         }

@@ -3,6 +3,7 @@
 
 pub(crate) mod affinity;
 pub(crate) mod census;
+pub(crate) mod changes;
 pub(crate) mod node;
 pub(crate) mod owners;
 pub(crate) mod pod;
@@ -12,6 +13,7 @@ pub(crate) mod terms;
 pub(crate) mod topology;
 
 use census::{Census, Question};
+use changes::Changes;
 use node::{NodeChanges, NodeInfo, Slot};
 use owners::Owners;
 use pod::PodInfo;
@@ -64,6 +66,7 @@ pub(crate) struct Cluster {
     nominee: HashMap<Key, Slot>,
     /// How many of the nominated want to be apart from others.
     loners: usize,
+    changes: Changes,
 }
 
 impl Cluster {
@@ -84,6 +87,11 @@ impl Cluster {
     /// The nodes that are there.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
         self.nodes.iter().flatten().filter(|node| !node.absent)
+    }
+
+    /// Which nodes changed, or what is on them, or whom they are promised to.
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     pub(crate) fn census(&self) -> &Census {
@@ -138,6 +146,7 @@ impl Cluster {
     /// Takes in a node's object.
     pub(crate) fn put_node(&mut self, name: &str, node: &Node) -> (Slot, NodeChanges) {
         let slot = self.slot_for(name);
+        self.changes.add(slot);
         let Some(info) = self.nodes[slot as usize].as_mut() else { return (slot, NodeChanges::default()) };
         let (soft, zone) = (soft_taints(info), (info.zone().0.to_owned(), info.zone().1.to_owned()));
         for image in info.images.keys() {
@@ -158,6 +167,7 @@ impl Cluster {
     /// A node's object is gone.
     pub(crate) fn remove_node(&mut self, name: &str) {
         let Some(slot) = self.slot(name) else { return };
+        self.changes.add(slot);
         let Some(info) = self.nodes[slot as usize].as_mut() else { return };
         self.soft_taints -= soft_taints(info);
         for image in info.images.keys() {
@@ -176,6 +186,7 @@ impl Cluster {
     /// A pod came to a node, by decision or seen there.
     pub(crate) fn add_pod(&mut self, name: &str, pod: Arc<PodInfo>) -> Slot {
         let slot = self.slot_for(name);
+        self.changes.add(slot);
         self.census.moved(&pod, slot, 1, &self.namespaces);
         self.storage.moved(&pod, 1);
         if let Some(node) = self.nodes[slot as usize].as_mut() {
@@ -186,6 +197,7 @@ impl Cluster {
 
     /// A pod on a node, as it is now; it counts as before.
     pub(crate) fn refresh_pod(&mut self, slot: Slot, pod: Arc<PodInfo>) {
+        self.changes.add(slot);
         if let Some(node) = self.nodes.get_mut(slot as usize).and_then(Option::as_mut)
             && let Some(held) = node.pods.iter_mut().find(|held| held.key == pod.key)
         {
@@ -195,6 +207,7 @@ impl Cluster {
 
     /// A pod left its node.
     pub(crate) fn remove_pod(&mut self, slot: Slot, pod: &PodInfo) {
+        self.changes.add(slot);
         let node = self.nodes.get_mut(slot as usize).and_then(Option::as_mut);
         if node.is_some_and(|node| node.remove(pod)) {
             self.census.moved(pod, slot, -1, &self.namespaces);
@@ -218,6 +231,7 @@ impl Cluster {
     pub(crate) fn nominate(&mut self, pod: &Arc<PodInfo>, node: &str) {
         self.denominate(&pod.key);
         let Some(slot) = self.slot(node) else { return };
+        self.changes.add(slot);
         self.nominated.entry(slot).or_default().insert(pod.key.clone(), pod.clone());
         self.nominee.insert(pod.key.clone(), slot);
         self.loners += usize::from(!pod.company.apart.is_empty());
@@ -228,6 +242,7 @@ impl Cluster {
 
     pub(crate) fn denominate(&mut self, key: &Key) {
         let Some(slot) = self.nominee.remove(key) else { return };
+        self.changes.add(slot);
         let Some(pods) = self.nominated.get_mut(&slot) else { return };
         if let Some(pod) = pods.remove(key) {
             self.loners -= usize::from(!pod.company.apart.is_empty());

@@ -115,6 +115,19 @@ impl PodInfo {
         }
     }
 
+    /// The same pod as it is now. What follows from a spec and labels that are still the same is not read again.
+    pub(crate) fn now(&self, pod: &Arc<Pod>) -> PodInfo {
+        let (old, new) = (&self.pod.metadata, &pod.metadata);
+        let same = old.uid == new.uid
+            && old.generation.is_some()
+            && old.generation == new.generation
+            && new.labels.as_ref().map_or(self.labels.is_empty(), |labels| *labels == *self.labels);
+        if !same {
+            return PodInfo::of(pod.clone());
+        }
+        PodInfo { pod: pod.clone(), leaving: new.deletion_timestamp.is_some(), ..self.clone() }
+    }
+
     pub(crate) fn tolerations(&self) -> &[Toleration] {
         self.pod.spec.tolerations.as_deref().unwrap_or_default()
     }

@@ -80,6 +80,33 @@ impl Amounts {
     }
 }
 
+/// Which of the amounts: names are compared once for a pod, not for every node.
+#[derive(Clone, Copy)]
+pub(crate) enum Amount<'a> {
+    Cpu,
+    Memory,
+    Other(&'a str),
+}
+
+impl Amount<'_> {
+    pub(crate) fn named(name: &str) -> Amount<'_> {
+        match name {
+            "cpu" => Amount::Cpu,
+            "memory" => Amount::Memory,
+            name => Amount::Other(name),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn of(self, amounts: &Amounts) -> i64 {
+        match self {
+            Amount::Cpu => amounts.milli_cpu,
+            Amount::Memory => amounts.memory,
+            Amount::Other(name) => amounts.other.get(name).copied().unwrap_or(0),
+        }
+    }
+}
+
 /// What a pod asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Requests {

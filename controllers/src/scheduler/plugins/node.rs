@@ -22,6 +22,10 @@ impl Filter for Uncordoned {
     fn check(&self, node: &NodeInfo, why: &mut Reasons) -> Verdict {
         Verdict::never_if(node.unschedulable, why, "node(s) were unschedulable")
     }
+
+    fn judges_by_the_node_alone(&self) -> bool {
+        true
+    }
 }
 
 impl Plugin for Unschedulable {

@@ -34,6 +34,10 @@ impl Filter for Matching<'_> {
         let names = only_names(&self.cycle.pod.pod.spec)?;
         Some(names.into_iter().filter_map(|name| self.cycle.cluster.slot(name)).collect())
     }
+
+    fn judges_by_the_node_alone(&self) -> bool {
+        true
+    }
 }
 
 impl NodeAffinity {

@@ -17,6 +17,10 @@ impl Filter for Free<'_> {
         let taken = self.0.iter().any(|wanted| node.used.ports.keys().any(|held| held.collides(wanted)));
         Verdict::unless(taken, why, HostPort::TAKEN)
     }
+
+    fn judges_by_the_node_alone(&self) -> bool {
+        true
+    }
 }
 
 impl Plugin for NodePorts {

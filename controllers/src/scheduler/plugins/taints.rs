@@ -20,6 +20,10 @@ impl Filter for Tolerated<'_> {
         let bad = !node.taints.is_empty() && untolerated(&node.taints, self.0.tolerations(), &hard).is_some();
         Verdict::never_if(bad, why, "node(s) had untolerated taint(s)")
     }
+
+    fn judges_by_the_node_alone(&self) -> bool {
+        true
+    }
 }
 
 impl Plugin for TaintToleration {

@@ -1,5 +1,6 @@
 //! Stories and laws of placing pods, without a server.
 
+mod alike;
 mod company;
 mod laws;
 mod preemption;

@@ -103,7 +103,7 @@ pub(super) fn preempted(cluster: &mut Cluster, pod: &Arc<Pod>) -> Result<(String
     let (profile, pod) = (Profile::default_named(DEFAULT), PodInfo::of(pod.clone()));
     profile.prepare(cluster, &pod);
     let Decision::Nowhere(nowhere) = decide(&profile, cluster, &pod, &mut 0) else { panic!("it fits") };
-    match preempt(&profile, profile.preemption.unwrap(), cluster, &pod, &nowhere) {
+    match preempt(&profile, profile.preemption.unwrap(), cluster, &pod, &nowhere, None) {
         Preemption::Node(slot, victims) => {
             let mut victims: Vec<String> = victims.iter().map(|pod| pod.key.name.to_string()).collect();
             victims.sort();

@@ -8,12 +8,6 @@ use kube_cel::cel::extractors::This;
 use kube_cel::cel::objects::Opaque;
 use kube_cel::cel::{Context, ExecutionError, Value as Cel};
 
-/// What the functions are called, for those who check names.
-pub(crate) const FUNCTIONS: &str = " allowed check error errored fieldSelector group labelSelector name namespace path reason resource serviceAccount subresource ";
-
-/// The variable `authorizer.requestResource` is turned into: no expression can name it.
-pub(super) const REQUEST_RESOURCE: &str = "@authorizer.requestResource";
-
 /// Decides what expressions ask.
 pub trait Authorizer: Send + Sync {
     /// May they?
