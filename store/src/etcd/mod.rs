@@ -392,10 +392,11 @@ impl Shared {
             _ => messages::prefix_start(prefix.as_bytes()).to_vec(),
         };
         if start >= end && end != [0] {
-            let revision = match at {
-                Some(at) => at,
-                None => self.read_revision().await.map_err(|error| RangeError::Unavailable(error.to_string()))?,
-            };
+            // Nothing is there, at whatever revision: etcd says which, and whether it still knows it.
+            let request =
+                RangeRequest { key: prefix.as_bytes(), at: at.unwrap_or_default(), ..RangeRequest::default() };
+            let revision = self.range(request).await?.revision;
+            let revision = at.unwrap_or(revision);
             return Ok(Chunk { entries: Vec::new(), revision, more: false, remaining: 0 });
         }
         let request =

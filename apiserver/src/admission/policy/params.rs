@@ -51,12 +51,9 @@ pub(super) async fn collect(
         (true, own) => own,
     };
     let which = reference.which.as_ref().map_err(String::clone)?;
-    let mut found = look(resource, which, namespace);
-    if found.is_empty() {
-        // It may have been created an instant ago, on another connection.
-        core.caches.consistent().await.map_err(|error: ApiError| error.message)?;
-        found = look(resource, which, namespace);
-    }
+    // They may have been written an instant ago, on another connection.
+    core.caches.consistent().await.map_err(|error: ApiError| error.message)?;
+    let found = look(resource, which, namespace);
     if found.is_empty() && reference.deny_when_missing {
         return Err("no params found for policy binding with `Deny` parameterNotFoundAction".into());
     }

@@ -329,7 +329,7 @@ mod tests {
             judged(json!({"failurePolicy": policy, "auditAnnotations": annotations}), json!({"n": 1}))
         };
         assert_eq!(judged("Fail", "'n ' + string(object.n)").annotations, [("k".to_owned(), "n 1".to_owned())]);
-        assert_eq!(judged("Fail", "object.n > 1 ? 'many' : null"), Judged::default());
+        assert_eq!(judged("Fail", "object.n > 1 ? dyn('many') : null"), Judged::default());
         assert!(judged("Fail", "object.n").failures[0].contains("unsupported return type: int"));
         assert_eq!(judged("Ignore", "object.n"), Judged::default());
         assert_eq!(judged("Fail", "object.missing").failures.len(), 1);
