@@ -58,8 +58,10 @@ pub(super) fn apply(name: &str, member: bool, args: Vec<Cel>, meter: &mut Meter)
             _ => Err(Fault::Failed(format!("type conversion error from {word:?} to 'bool'"))),
         },
         ("bool", _) => Err(no_overload()),
-        // The library has the format itself, and an error for what is none.
-        ("format.named", [Cel::String(_)]) => Ok(optional(library(name, member, args).ok())),
+        // The library has the format itself, and null for what is none.
+        ("format.named", [Cel::String(_)]) => {
+            Ok(optional(library(name, member, args).ok().filter(|format| *format != Cel::Null)))
+        }
         ("string", [Cel::Bool(flag)]) => Ok(text(flag.to_string())),
         ("string", [Cel::String(_)]) | ("bytes", [Cel::Bytes(_)]) => Ok(args[0].clone()),
         ("contains", [Cel::String(all), Cel::String(part)]) => Ok(Cel::Bool(all.contains(part.as_str()))),

@@ -310,10 +310,22 @@ impl<'a> Guard<'a> {
         }
         let found = marks::to_retry(&self.seen.ward.meta, self.others(), of(self.current));
         let Some(failed) = found.and_then(|found| self.named(found)) else { return false };
+        if self.has_another_configuration_by_now(failed) {
+            for (name, changes) in marks::spent_wishes(&self.seen.ward.meta, self.others()) {
+                self.mark(name, changes);
+            }
+            return true;
+        }
         let message = format!("trying revision {} again", failed.revision);
         self.act(Action::Note(Note { kind: Kind::Normal, reason: reasons::ROLLOUT_RETRIED, message }));
         self.put_back(failed);
         true
+    }
+
+    /// Whether that revision failed by its configuration alone, and that is no longer the live one: there is nothing to try.
+    fn has_another_configuration_by_now(&self, failed: &ControllerRevision) -> bool {
+        template_of(failed).is_some_and(|recorded| same_template(&recorded, &self.template))
+            && configuration::live(self.seen).is_some_and(|live| configuration_of(failed) != Some(live.as_str()))
     }
 
     /// First says what is done, then puts the healthy template in the place of the failed one.
