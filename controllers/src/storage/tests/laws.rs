@@ -125,6 +125,10 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     cluster.agent();
     cluster.settle();
     invariants(&cluster)?;
+    for claim in cluster.claims().iter().filter(|claim| facts::claim_phase(claim) == "Bound") {
+        let volume = cluster.world.get::<PersistentVolume>(VOLUME, &Key::new("", facts::volume_name(claim)));
+        prop_assert!(volume.is_some(), "{} is bound to what is gone", claim.name_any());
+    }
     for volume in cluster.volumes() {
         let claim = volume_spec(&volume).claim_ref.as_ref().and_then(|reference| {
             let claim =
