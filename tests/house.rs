@@ -95,7 +95,7 @@ fn every_conformance_test_is_stated_by_tests_that_exist() {
     let page = fs::read_to_string(root().join("docs/conformance.md")).expect("the page");
     let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| [sig-")).collect();
     let titles: BTreeSet<&str> = rows.iter().filter_map(|row| row.split(" | ").next()).collect();
-    assert_eq!((rows.len(), titles.len()), (192, 192), "each once");
+    assert_eq!((rows.len(), titles.len()), (191, 191), "each once");
     for row in rows {
         let tests: Vec<&str> = quoted(row).collect();
         assert!(!tests.is_empty(), "nothing states {row}");

@@ -184,38 +184,3 @@ fn the_proxy_of_kubectl_serves_the_api_on_a_port_and_on_a_socket() {
         let _ = std::fs::remove_file(&path);
     });
 }
-
-/// The guestbook of the conformance suite, from our own image: a front end by its Service, a back end that keeps what it is
-/// told, each behind a name.
-#[test]
-fn a_guestbook_of_front_end_and_back_end_is_created_works_and_is_stopped() {
-    with_each_kubectl(|cluster, kubectl| {
-        cluster.load_busybox();
-        let namespace = namespace_of(kubectl);
-        let tier = |name: &str, replicas: u32, command: &str| {
-            format!(
-                "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: {replicas}\n  \
-                 selector: {{matchLabels: {{tier: {name}}}}}\n  template:\n    metadata: {{labels: {{tier: {name}}}}}\n    \
-                 spec: {{terminationGracePeriodSeconds: 0, containers: [{{name: main, image: 'test/busybox:1', command: [sh, -c, '{command}'], \
-                 readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}}}]}}\n---\napiVersion: v1\nkind: Service\n\
-                 metadata: {{name: {name}}}\nspec: {{selector: {{tier: {name}}}, ports: [{{port: 80, targetPort: 8080}}]}}\n---\n"
-            )
-        };
-        let back = "mkdir -p /tmp/w; echo a guest was here > /tmp/w/guests; exec httpd -f -p 8080 -h /tmp/w";
-        let front = "mkdir -p /tmp/w/cgi-bin; printf \"#!/bin/sh\\necho; wget -q -O - http://back/guests\\n\" > /tmp/w/cgi-bin/guests; \
-             chmod +x /tmp/w/cgi-bin/guests; exec httpd -f -p 8080 -h /tmp/w";
-        let manifest = tier("back", 1, back) + &tier("front", 2, front);
-        apply(cluster, &namespace, &manifest);
-        for name in ["back", "front"] {
-            kubectl(&["rollout", "status", &format!("deployment/{name}"), "--timeout=60s"]);
-        }
-        let address = kubectl(&["get", "service", "front", "-o", "jsonpath={.spec.clusterIP}"]);
-        let address = format!("{address}:80").parse().expect("an address");
-        crate::harness::eventually("the front end shows what the back end keeps", || {
-            let (_, said) = cluster.get(address, "/cgi-bin/guests").ok()?;
-            said.contains("a guest was here").then_some(())
-        });
-        cluster.kubectl_stdin(&["-n", &namespace, "delete", "--timeout=60s", "-f", "-"], &manifest);
-        kubectl(&["wait", "pods", "--all", "--for=delete", "--timeout=60s"]);
-    });
-}

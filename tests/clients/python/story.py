@@ -212,10 +212,12 @@ def pods(core):
     port.close()
 
     gone = threading.Event()
+    # From what is there now: the watch may well begin after the pod has gone.
+    since = core.list_namespaced_pod(NAMESPACE).metadata.resource_version
 
     def wait():
         waiting = watch.Watch()
-        for event in waiting.stream(core.list_namespaced_pod, NAMESPACE, timeout_seconds=30):
+        for event in waiting.stream(core.list_namespaced_pod, NAMESPACE, resource_version=since, timeout_seconds=30):
             if event["type"] == "DELETED":
                 gone.set()
                 waiting.stop()
