@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex};
 
 /// How many stories are told when nobody asks for more.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 900;
 
 static PREPARED: LazyLock<Prepared> = LazyLock::new(Prepared::new);
 
