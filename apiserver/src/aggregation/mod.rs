@@ -56,7 +56,9 @@ impl Remote {
     pub fn read(service: &Object) -> Option<Remote> {
         let endpoint =
             Endpoint::service(service.get(&["spec", "service"]).filter(|service| service.is_object())?).ok()?;
-        let bundle = STANDARD.decode(service.get_str(&["spec", "caBundle"]).unwrap_or_default()).unwrap_or_default();
+        // What cannot be decoded is no certificate either: then nobody is trusted, rather than the system's authorities.
+        let bundle = service.get_str(&["spec", "caBundle"]).unwrap_or_default();
+        let bundle = STANDARD.decode(bundle).unwrap_or_else(|_| bundle.as_bytes().to_vec());
         let trust = match (service.get_bool(&["spec", "insecureSkipTLSVerify"]), bundle.is_empty()) {
             (Some(true), _) => Trust::Anybody,
             (_, true) => Trust::System,
